@@ -1,0 +1,230 @@
+"""RFC 9421 signatures on requests between institutions.
+
+Covered: @method, @target-uri, with a body also content-digest (RFC 9530) and content-type, and idempotency-key where it
+is sent. Parameters: created, keyid (the key's thumbprint), alg, nonce (128 random bits), tag "jiaozi".
+The verifier finds the key by keyid and takes the algorithm from the key, before anything is verified.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NoReturn
+
+import http_message_signatures as hms
+import http_sf
+import httpx
+
+from kernel.clock import EPOCH, Clock, system_clock
+from kernel.crypto.keys import THUMBPRINT, PrivateKey, PublicKey, Suite, to_base64url
+from kernel.errors import ProblemError, RequestRefusal
+from kernel.limits import SIGNATURE_SECONDS_MAX, SIGNATURE_SKEW_SECONDS_MAX
+
+TAG = "jiaozi"
+_LABEL = "sig1"
+_NONCE = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)
+_CREATED_MAX = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRequest:
+    """Who signed, and what must be remembered so that nobody sends it again."""
+
+    key_id: str
+    nonce: str
+    created: datetime
+    expires: datetime
+    """Until then the nonce must be remembered; afterwards the signature is stale anyway."""
+
+
+def verify_request(
+    *,
+    method: str,
+    target_uri: str,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]],
+    body: bytes,
+    find_key: Callable[[str], PublicKey | None],
+    now: datetime,
+    max_age_seconds: int = SIGNATURE_SECONDS_MAX,
+) -> VerifiedRequest:
+    """Who signed this request. `target_uri` is the configured public origin + path and query as received, never Host.
+
+    `find_key` answers None for unknown and revoked keys. The caller then takes the nonce (kernel.crypto.nonces) and
+    refuses with SIGNATURE_REPLAYED if it was taken.
+    Raises: ProblemError(SIGNATURE_MISSING | SIGNATURE_INVALID | SIGNATURE_STALE).
+    """
+    fields = list(headers.items() if isinstance(headers, Mapping) else headers)
+    names = {name.lower() for name, _ in fields}
+    if not names & {"signature", "signature-input"}:
+        raise ProblemError(RequestRefusal.SIGNATURE_MISSING, "sign the request (RFC 9421) with a registered key")
+    # 1. The key, and with it the algorithm.
+    parameters = _parameters_of_ours(fields)
+    key_id, nonce, created = (parameters.get(name) for name in ("keyid", "nonce", "created"))
+    if not isinstance(key_id, str) or THUMBPRINT.fullmatch(key_id) is None:
+        _invalid("keyid must be the thumbprint (RFC 7638) of a registered key")
+    if not isinstance(nonce, str) or _NONCE.fullmatch(nonce) is None:
+        _invalid("nonce must be 22 to 64 characters of base64url: 128 random bits")
+    if type(created) is not int or not 0 <= created < _CREATED_MAX:
+        _invalid("created must be a time in Unix seconds")
+    key = find_key(key_id)
+    if key is None:
+        _invalid(f"no key {key_id} is registered and active")
+    # 2. The signature, and that it covers enough.
+    required = ["@method", "@target-uri"]
+    if body:
+        required += ["content-digest", "content-type"]
+    if "idempotency-key" in names:
+        required.append("idempotency-key")
+    verifier = _Verifier(signature_algorithm=_ALGORITHM_BY_SUITE[key.suite], key_resolver=_OneKey(key_id, public=key))
+    message = _Message(method, target_uri, _Fields(fields))
+    try:
+        verifier.verify(message, max_age=None, expect_tag=TAG, require_components=required, body=body)
+    except hms.HTTPMessageSignaturesException as error:
+        _invalid(str(error)[:200])
+    except Exception:  # the library's parser meets hostile bytes here; whatever it trips over is no valid signature
+        _invalid("the signature headers are malformed")
+    # 3. Only now its age: of a forged request nothing is believed, not even its time.
+    moment = EPOCH + timedelta(seconds=created)
+    expires = moment + timedelta(seconds=max_age_seconds)
+    stated = parameters.get("expires")
+    if now > expires or (type(stated) is int and now > EPOCH + timedelta(seconds=min(stated, _CREATED_MAX))):
+        raise ProblemError(RequestRefusal.SIGNATURE_STALE, f"sign anew: older than {max_age_seconds} seconds")
+    if moment > now + timedelta(seconds=SIGNATURE_SKEW_SECONDS_MAX):
+        raise ProblemError(RequestRefusal.SIGNATURE_STALE, "the signer's clock runs ahead: set it by NTP")
+    return VerifiedRequest(key_id, nonce, moment, expires)
+
+
+class RequestSigner(httpx.Auth):
+    """Signs every attempt anew (fresh nonce and created), so that a retry is never taken for a replay.
+
+    `origin` ("https://ledger.example") is signed instead of the dialled scheme and host when the two differ (Unix
+    sockets, private networks): it must be the public origin the service is configured with.
+    """
+
+    requires_request_body = True
+
+    def __init__(self, key: PrivateKey, *, clock: Clock = system_clock, origin: str | None = None) -> None:
+        self._key = key
+        self._clock = clock
+        self._origin = origin.rstrip("/") if origin is not None else None
+        self._signer = hms.HTTPMessageSigner(
+            signature_algorithm=_ALGORITHM_BY_SUITE[key.suite], key_resolver=_OneKey(key.thumbprint, private=key)
+        )
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        self.sign(request)
+        yield request
+
+    def sign(self, request: httpx.Request) -> None:
+        """Put Content-Digest (with a body), Signature-Input and Signature on a request whose body is read."""
+        for name in ("content-digest", "signature", "signature-input"):
+            request.headers.pop(name, None)
+        body = request.content
+        covered = ["@method", "@target-uri"]
+        if body:
+            covered.append("content-type")
+        if "idempotency-key" in request.headers:
+            covered.append("idempotency-key")
+        target = str(request.url)
+        if self._origin is not None:
+            target = self._origin + request.url.raw_path.decode("ascii")
+        self._signer.sign(
+            _Message(request.method, target, request.headers),
+            key_id=self._key.thumbprint,
+            created=self._clock(),
+            nonce=to_base64url(secrets.token_bytes(16)),
+            label=_LABEL,
+            tag=TAG,
+            covered_component_ids=covered,
+            body=body or None,
+        )
+
+
+@dataclass(slots=True)
+class _Message:
+    """What the library wants to see of a request."""
+
+    method: str
+    url: str
+    headers: Any
+
+
+class _Fields:
+    """All field lines in order, repeated ones included."""
+
+    def __init__(self, lines: list[tuple[str, str]]) -> None:
+        self._lines = lines
+
+    def items(self) -> list[tuple[str, str]]:
+        return self._lines
+
+
+class _Algorithm(hms.HTTPSignatureAlgorithm):
+    """Our keys do the arithmetic; the library builds the signature base."""
+
+    def __init__(self, public_key: Any = None, private_key: Any = None) -> None:
+        self._public: PublicKey | None = public_key
+        self._private: PrivateKey | None = private_key
+
+    def sign(self, message: bytes) -> bytes:
+        if self._private is None:
+            raise TypeError("no private key")
+        return self._private.sign(message)
+
+    def verify(self, signature: bytes, message: bytes) -> None:
+        if self._public is None or not self._public.verify(message, signature):
+            raise hms.InvalidSignature("the signature does not verify with the key")
+
+
+class _Ed25519(_Algorithm):
+    algorithm_id = Suite.ED25519.value
+
+
+class _EcdsaP256(_Algorithm):
+    algorithm_id = Suite.ECDSA_P256_SHA256.value
+
+
+_ALGORITHM_BY_SUITE: dict[Suite, type[_Algorithm]] = {
+    Suite.ED25519: _Ed25519,
+    Suite.ECDSA_P256_SHA256: _EcdsaP256,
+}
+
+
+class _OneKey(hms.HTTPSignatureKeyResolver):
+    """Knows exactly the key that was looked up before."""
+
+    def __init__(self, key_id: str, *, public: PublicKey | None = None, private: PrivateKey | None = None) -> None:
+        self._key_id = key_id
+        self._public = public
+        self._private = private
+
+    def resolve_public_key(self, key_id: str) -> Any:
+        return self._public if key_id == self._key_id else None
+
+    def resolve_private_key(self, key_id: str) -> Any:
+        return self._private if key_id == self._key_id else None
+
+
+class _Verifier(hms.HTTPMessageVerifier):
+    def validate_created_and_expires(self, sig_input: Any, max_age: Any = None) -> None:
+        """Left to verify_request, whose clock is a parameter; the library reads the system's."""
+
+
+def _parameters_of_ours(fields: list[tuple[str, str]]) -> dict[str, Any]:
+    """The parameters of the one signature tagged as ours."""
+    value = ", ".join(value for name, value in fields if name.lower() == "signature-input")
+    try:
+        parsed: Any = http_sf.parse(value.encode("ascii"), tltype="dictionary")
+        ours = [dict(parameters) for _, parameters in parsed.values() if parameters.get("tag") == TAG]
+    except Exception:  # see above: hostile bytes
+        _invalid("the Signature-Input header is malformed")
+    if len(ours) != 1:
+        _invalid(f'there must be exactly one signature with tag "{TAG}"')
+    return ours[0]
+
+
+def _invalid(detail: str) -> NoReturn:
+    raise ProblemError(RequestRefusal.SIGNATURE_INVALID, detail)

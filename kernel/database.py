@@ -1,0 +1,213 @@
+"""PostgreSQL for every service: SQLAlchemy Core over psycopg 3, explicit isolation, and commits that never lie.
+
+A COMMIT has three outcomes here. It returns: the transaction is durable. It raises a database error: nothing was
+written. It raises `OutcomeUnknown`: nobody can tell, and the caller reads back by its deterministic ids, never guesses.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import psycopg
+from psycopg import IsolationLevel, pq
+from psycopg.errors import Diagnostic
+from psycopg.rows import TupleRow
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError
+
+from kernel.postgres import EmbeddedPostgres, default_data_dir
+
+Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
+Result = TypeVar("Result")
+
+POOL_SIZE = 10
+"""Connections a service keeps at most; an embedded server has 200 for all of them."""
+POOL_WAIT_SECONDS_MAX = 10.0
+"""How long a request waits for a free connection before it is told that the service cannot answer now."""
+STATEMENT_TIMEOUT_MS = 30_000
+"""No statement of a request may run longer. It does not bound a wait for synchronous replication."""
+CONNECT_SECONDS_MAX = 10
+RETRY_ATTEMPTS_MAX = 10
+RETRY_PAUSE_SECONDS = 0.005
+RETRY_PAUSE_SECONDS_MAX = 0.5
+
+SERIALIZATION_FAILURE = "40001"
+DEADLOCK_DETECTED = "40P01"
+_RETRIABLE = frozenset({SERIALIZATION_FAILURE, DEADLOCK_DETECTED})
+
+
+class OutcomeUnknown(Exception):
+    """COMMIT was sent and its outcome is not known (or not as durable as asked): read back, never guess."""
+
+
+class TransactionAborted(Exception):
+    """COMMIT was asked for after an SQL error that was caught and forgotten. Nothing was written: the caller's bug.
+
+    PostgreSQL answers such a COMMIT with a ROLLBACK and no error, so without this check it would look like success.
+    """
+
+
+class CheckedConnection(psycopg.Connection[TupleRow]):
+    """A psycopg connection whose `commit()` keeps the promise of the module. SQLAlchemy's pool uses it too.
+
+    `with connection.transaction():` as the outermost block and pipelines send COMMIT on another way: not for money.
+    """
+
+    _replication_wait_cancelled: bool = False
+
+    def commit(self) -> None:
+        """Raises OutcomeUnknown, TransactionAborted, or a psycopg.Error if the server said that nothing was written."""
+        if self.pgconn.pipeline_status != pq.PipelineStatus.OFF:
+            raise TransactionAborted("commit() inside a pipeline would not wait for its outcome")
+        status = self.info.transaction_status
+        if status == pq.TransactionStatus.INERROR:
+            self.rollback()
+            raise TransactionAborted("an SQL error in this transaction was caught and forgotten; nothing was written")
+        self._replication_wait_cancelled = False
+        try:
+            super().commit()
+        except psycopg.Error as error:
+            if self.closed and status != pq.TransactionStatus.IDLE:
+                raise OutcomeUnknown("the connection died during COMMIT") from error
+            raise
+        if self._replication_wait_cancelled:
+            raise OutcomeUnknown("COMMIT is durable here, but its wait for the synchronous standby was cancelled")
+
+    def watch_notices(self) -> None:
+        """The server reports a cancelled replication wait as success with a WARNING: see it."""
+        self.add_notice_handler(self._on_notice)
+
+    def _on_notice(self, diagnostic: Diagnostic) -> None:
+        # The function's name is not translated; the English text is for servers that speak PostgreSQL but hide it.
+        if diagnostic.source_function == "SyncRepWaitForLSN" or "wait for synchronous replication" in (
+            diagnostic.message_primary or ""
+        ):
+            self._replication_wait_cancelled = True
+
+
+class Database:
+    """A service's connection pool. Times in the sessions are UTC. Broken connections are replaced when next taken."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        application_name: str,
+        pool_size: int = POOL_SIZE,
+        statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+    ) -> None:
+        parsed = parse_url(url)
+        options = [parsed.query.get("options"), f"-c statement_timeout={statement_timeout_ms}", "-c timezone=UTC"]
+        self.engine: Engine = create_engine(
+            parsed,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=POOL_WAIT_SECONDS_MAX,
+            pool_pre_ping=True,
+            pool_use_lifo=True,
+            use_native_hstore=False,
+            connect_args={
+                "application_name": application_name,
+                "connect_timeout": CONNECT_SECONDS_MAX,
+                "options": " ".join(str(option) for option in options if option),
+            },
+        )
+        event.listen(self.engine, "do_connect", _connect_checked)
+
+    @contextmanager
+    def transaction(self, *, isolation: Isolation) -> Iterator[Connection]:
+        """One transaction: committed at the block's end, rolled back if it raises.
+
+        Raises: OutcomeUnknown, TransactionAborted; sqlalchemy.exc.DBAPIError for what the server refuses.
+        """
+        with self.engine.connect() as connection:
+            connection.execution_options(isolation_level=isolation)
+            with connection.begin():
+                yield connection
+
+    def run(
+        self, work: Callable[[Connection], Result], *, isolation: Isolation, attempts: int = RETRY_ATTEMPTS_MAX
+    ) -> Result:
+        """`work` in a transaction, begun again after a serialization failure or deadlock, `attempts` times at most.
+
+        So `work` must have no effect but on the database. The last failure is raised as it is; OutcomeUnknown is never
+        retried.
+        """
+        if attempts < 1:
+            raise ValueError("attempts must be at least 1")
+        attempt = 1
+        while True:
+            try:
+                with self.transaction(isolation=isolation) as connection:
+                    return work(connection)
+            except DBAPIError as error:
+                if attempt == attempts or sqlstate(error) not in _RETRIABLE:
+                    raise
+            # Full jitter: two transactions that met once must not meet again in step.
+            pause = min(RETRY_PAUSE_SECONDS_MAX, RETRY_PAUSE_SECONDS * 2**attempt)
+            time.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, guards nothing
+            attempt += 1
+
+    @contextmanager
+    def raw(self, *, isolation: Isolation) -> Iterator[CheckedConnection]:
+        """A psycopg connection for COPY: outside the pool, autocommit off, the caller's for as long as he likes.
+
+        Commit each transaction with `commit()`. At the block's end what is open is committed, after an exception rolled
+        back (psycopg's rule); then the connection is closed.
+        """
+        pooled = self.engine.raw_connection()
+        connection = pooled.driver_connection
+        pooled.detach()
+        if not isinstance(connection, CheckedConnection):
+            raise TypeError("the pool made a connection of another kind")
+        connection.isolation_level = IsolationLevel[isolation.replace(" ", "_")]
+        with connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close the pool's idle connections. The object can be used again."""
+        self.engine.dispose()
+
+
+def resolve_url(
+    database_url: str | None, data_dir: Path | None, service: str
+) -> tuple[str, EmbeddedPostgres | None]:
+    """The URL of a service's database: the one given, or one on an embedded server that is now running.
+
+    The embedded server is the caller's to stop, or to leave running for the next start.
+    Raises: ValueError on a URL of another kind of database; EmbeddedPostgresError.
+    """
+    if database_url is not None:
+        parse_url(database_url)
+        return database_url, None
+    server = EmbeddedPostgres(data_dir if data_dir is not None else default_data_dir(service))
+    server.start()
+    server.ensure_database(service)
+    return server.url(service), server
+
+
+def parse_url(url: str) -> URL:
+    """A PostgreSQL URL, with psycopg 3 as its driver. Raises ValueError for any other database."""
+    parsed = make_url(url)
+    if parsed.drivername not in ("postgres", "postgresql", "postgresql+psycopg"):
+        raise ValueError(f"a database URL begins with postgresql://, not with {parsed.drivername}://")
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """The server's five-character error code, if a server said it."""
+    return error.orig.sqlstate if isinstance(error.orig, psycopg.Error) else None
+
+
+def _connect_checked(
+    dialect: Any, record: Any, arguments: list[Any], parameters: dict[str, Any]
+) -> psycopg.Connection[Any]:
+    """SQLAlchemy's hook `do_connect`."""
+    connection = CheckedConnection.connect(*arguments, **parameters)
+    connection.watch_notices()
+    return connection

@@ -1,0 +1,233 @@
+"""`jiaozi-ledger`: run a central bank's ledger, issue, look, verify."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kernel import ids, migrate
+from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel.clock import system_clock
+from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import KeyRefused, PrivateKey
+from kernel.database import resolve_url
+from kernel.money import Currency, Money, format_minor
+from kernel.settings import MisspeltSetting
+from ledger.client import LedgerClient
+from ledger.contract import (
+    Approval,
+    IssueAction,
+    MandateView,
+    Proposal,
+    RedeemAction,
+    sign_approval,
+    sign_proposal,
+)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="A central bank's issuance ledger. Settings come from JIAOZI_LEDGER_* (see `config`).",
+)
+console = Console()
+errors = Console(stderr=True)
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="JIAOZI_LEDGER_CLIENT_URL", help="The ledger's address.")]
+KeyOption = Annotated[Path, typer.Option("--key", help="Private key file (PEM, mode 0600) to sign with.")]
+DEFAULT_URL = "http://127.0.0.1:8100"
+
+
+@app.command()
+def serve() -> None:
+    """Run the ledger until SIGTERM: migrate, recover from the journal, then serve."""
+    from kernel.server import serve as run
+    from ledger.api.app import create
+    from ledger.settings import LedgerSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = LedgerSettings.load()
+    run(create(settings), host=settings.host, port=settings.port)
+
+
+@app.command(name="migrate")
+def migrate_command() -> None:
+    """Bring the ledger's database to the newest schema."""
+    from ledger.settings import LedgerSettings
+
+    settings = LedgerSettings.load()
+    url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
+    migrate.upgrade("ledger", url)
+    console.print(f"The database is at migration {migrate.head('ledger')}.")
+    if server is not None:
+        server.stop()
+
+
+@app.command()
+def config() -> None:
+    """Print every setting with its effective value."""
+    from ledger.settings import LedgerSettings
+
+    table = Table("setting", "value")
+    for name, value in LedgerSettings.load().describe().items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+@app.command()
+def keygen(path: Annotated[Path, typer.Argument(help="Where to write the private key (mode 0600).")]) -> None:
+    """Make an Ed25519 key; prints the public key (JWK) to give to others."""
+    key = PrivateKey.generate()
+    key.save(path)
+    console.print_json(json.dumps(key.public.to_jwk()))
+
+
+@app.command()
+def issue(
+    vault: Annotated[str, typer.Argument(help="The intermediary's vault account (acc_...).")],
+    amount: Annotated[str, typer.Argument(help="Amount in major units, e.g. 1000000.00.")],
+    maker: Annotated[Path, typer.Option(help="Private key of the maker: the asking institution, or an operator.")],
+    approver: Annotated[list[Path], typer.Option(help="Private key of an approving operator; give it M times.")],
+    url: UrlOption = DEFAULT_URL,
+    redeem: Annotated[bool, typer.Option("--redeem", help="Take currency back instead of issuing it.")] = False,
+) -> None:
+    """Issue currency (or redeem it): propose, approve with M operators' keys, execute.
+
+    In life each key is with another person, who uses `propose`, `approve` and `execute`.
+    """
+    with LedgerClient(url) as client:
+        view = _propose(client, vault, amount, PrivateKey.load(maker), redeem=redeem)
+        for path in approver:
+            view = _approve(client, view, PrivateKey.load(path))
+        view = client.execute(view.mandate)
+    _print_mandate(view)
+
+
+@app.command()
+def propose(
+    vault: Annotated[str, typer.Argument(help="The intermediary's vault account (acc_...).")],
+    amount: Annotated[str, typer.Argument(help="Amount in major units.")],
+    key: KeyOption,
+    url: UrlOption = DEFAULT_URL,
+    redeem: Annotated[bool, typer.Option("--redeem", help="Propose a redemption.")] = False,
+) -> None:
+    """Propose an issue or a redemption; prints the mandate that operators approve."""
+    with LedgerClient(url) as client:
+        _print_mandate(_propose(client, vault, amount, PrivateKey.load(key), redeem=redeem))
+
+
+@app.command()
+def approve(
+    mandate: Annotated[str, typer.Argument(help="mdt_...")], key: KeyOption, url: UrlOption = DEFAULT_URL
+) -> None:
+    """Approve a mandate as an operator: signs the hash of exactly what was proposed."""
+    with LedgerClient(url) as client:
+        view = client.get_mandate(ids.parse("mdt", mandate))
+        _print_mandate(_approve(client, view, PrivateKey.load(key)))
+
+
+@app.command()
+def execute(mandate: Annotated[str, typer.Argument(help="mdt_...")], url: UrlOption = DEFAULT_URL) -> None:
+    """Carry out an approved mandate; it acts once."""
+    with LedgerClient(url) as client:
+        _print_mandate(client.execute(ids.parse("mdt", mandate)))
+
+
+@app.command()
+def balance(
+    account: Annotated[str, typer.Argument(help="acc_...")], key: KeyOption, url: UrlOption = DEFAULT_URL
+) -> None:
+    """Show an account of the key's institution (operators see all)."""
+    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+        view = client.get_account(ids.parse_account(account))
+    currency = Currency.of(view.currency)
+    table = Table("account", "kind", "class", "status", "balance", "available", "as of seq")
+    table.add_row(
+        account,
+        view.kind.value,
+        view.rule_class,
+        view.status.value,
+        f"{currency} {format_minor(view.balance_minor, currency)}",
+        f"{currency} {format_minor(view.available_minor, currency)}",
+        str(view.as_of_seq),
+    )
+    console.print(table)
+
+
+@app.command()
+def supply(url: UrlOption = DEFAULT_URL) -> None:
+    """The supply identity (I2): issued - redeemed = vaults + wallets."""
+    with LedgerClient(url) as client:
+        view = client.supply()
+    currency = Currency.of(view.currency)
+    table = Table(f"supply of {currency}, at seq {view.as_of_seq}", "amount")
+    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "held"):
+        value = format_minor(getattr(view, f"{name}_minor"), currency)
+        table.add_row(name, value)
+    console.print(table)
+    console.print("[green]The identity holds.[/]" if view.identity_holds else "[red]The identity does NOT hold.[/]")
+    if not view.identity_holds:
+        raise typer.Exit(1)
+
+
+def _propose(client: LedgerClient, vault: str, amount: str, key: PrivateKey, *, redeem: bool) -> MandateView:
+    ledger = client.ledger()
+    money = Money.parse_major(amount, Currency.of(ledger.currency))
+    kind = RedeemAction if redeem else IssueAction
+    action = kind(
+        transfer=ids.new_uuid7(),
+        vault=ids.parse_account(vault),
+        amount_minor=money.amount_minor,
+        currency=ledger.currency,
+    )
+    proposal = Proposal(
+        ledger=ledger.ledger,
+        mandate=ids.new_uuid7(),
+        action=action,
+        valid_until=system_clock() + timedelta(days=1),
+    )
+    return client.propose(sign_proposal(proposal, key=key))
+
+
+def _approve(client: LedgerClient, view: MandateView, key: PrivateKey) -> MandateView:
+    approval = Approval(ledger=client.ledger().ledger, mandate=view.mandate, proposal_sha256=view.proposal_sha256)
+    return client.approve(view.mandate, sign_approval(approval, key=key))
+
+
+def _print_mandate(view: MandateView) -> None:
+    table = Table("mandate", "action", "amount", "approvals", "status")
+    action = view.action
+    amount = ""
+    if hasattr(action, "amount_minor") and hasattr(action, "currency"):
+        amount = str(Money(action.amount_minor, Currency.of(action.currency)))
+    table.add_row(
+        ids.show("mdt", UUID(str(view.mandate))),
+        action.action,
+        amount,
+        f"{len(view.approvers)} of {view.approvals_needed}",
+        view.status.value,
+    )
+    console.print(table)
+
+
+def main() -> None:
+    """Entry point: what goes wrong is one line that says what to do next."""
+    try:
+        app()
+    except ProblemResponse as error:
+        errors.print(f"[red]refused ({error.refusal}):[/] {error.detail}")
+        raise SystemExit(1) from None
+    except (ServiceUnreachable, MisspeltSetting, KeyRefused, ValueError, OSError) as error:
+        errors.print(f"[red]error:[/] {error}")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,459 @@
+"""The ledger's operations. Each parses, asks one use case, renders; none decides about money."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+from uuid import UUID
+
+import numpy as np
+from fastapi import Depends, Path, Query, Request, Response
+from pydantic import TypeAdapter, ValidationError
+
+from kernel import ids, pagination, strict_json
+from kernel.crypto.keys import PublicKey
+from kernel.errors import ProblemError, Refusal, RequestRefusal
+from kernel.http import problems, strict_router
+from kernel.limits import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX
+from kernel.pagination import Page
+from ledger.api.auth import optional_caller, required_caller
+from ledger.api.service import Service, service_of
+from ledger.contract import (
+    BATCH_TRANSFERS_MAX,
+    BINARY_MEDIA_TYPE,
+    STATUS_BY_REFUSAL,
+    AccountOpeningRequest,
+    AccountOpeningResponse,
+    AccountView,
+    ApprovalRequest,
+    BlockView,
+    HoldStatus,
+    HoldView,
+    LedgerView,
+    MandateStatus,
+    MandateView,
+    OperatorView,
+    ParticipantView,
+    ProposalRequest,
+    RuleClass,
+    StatementResponse,
+    SupplyView,
+    TransferBatchRequest,
+    TransferBatchResponse,
+    TransferView,
+)
+from ledger.domain.records import RESULT, SUBMISSION, Batch
+from ledger.domain.state import ISSUANCE_ACCOUNT, NO_CAP, LedgerState, RuleCaps
+from ledger.domain.vocabulary import KIND_CODE, TRANSFER_KINDS, LedgerRefusal, TransferKind, TransferRefusal
+from ledger.store import queries
+from ledger.store.queries import BookedTransfer, HoldRecord
+from ledger.usecases.keyring import Caller
+
+router = strict_router()
+Signed = Annotated[Caller, Depends(required_caller)]
+MaybeSigned = Annotated[Caller | None, Depends(optional_caller)]
+Running = Annotated[Service, Depends(service_of)]
+_BATCH = TypeAdapter(TransferBatchRequest)
+_SIGNATURE = (
+    RequestRefusal.SIGNATURE_MISSING,
+    RequestRefusal.SIGNATURE_INVALID,
+    RequestRefusal.SIGNATURE_STALE,
+    RequestRefusal.SIGNATURE_REPLAYED,
+)
+
+
+def _refusals(*refusals: Refusal) -> dict[int | str, dict[str, Any]]:
+    return problems(*refusals, statuses=STATUS_BY_REFUSAL)
+
+
+def _parsed(prefix: str, text: str) -> UUID:
+    try:
+        return ids.parse(prefix, text)
+    except ValueError as error:
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, str(error)) from None
+
+
+def _account(text: str) -> int:
+    try:
+        return ids.parse_account(text)
+    except ValueError as error:
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, str(error)) from None
+
+
+# --- transfers
+
+
+@router.post(
+    "/v1/transfer-batches",
+    operation_id="submit_transfers",
+    tags=["transfers"],
+    summary="Book up to 8,192 transfers, one result each",
+    response_model=TransferBatchResponse,
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.OUTCOME_UNKNOWN),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/TransferBatchRequest"}},
+                BINARY_MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
+)
+async def submit_transfers(request: Request, caller: MaybeSigned, service: Running) -> Response:
+    """Items are independent unless `linked`. An item carries either a signed `instruction`, or `terms`: then the
+    request must be signed by the institution that owns the debit account, or the terms be a post or void by secret.
+    Each result's refusal is one of `TransferRefusal` or of the envelope's (`instruction-invalid`, `wrong-ledger`,
+    `wrong-currency`, `instruction-expired`, `id-from-future`). Ids make retries safe for ever."""
+    body = await request.body()
+    if request.headers.get("content-type", "").partition(";")[0].strip() == BINARY_MEDIA_TYPE:
+        return await _submit_binary(body, caller, service)
+    try:
+        batch = _BATCH.validate_python(strict_json.loads(body))
+    except ValidationError as error:
+        raise _validation_problem(error) from None
+    results = await service.submitter.submit(batch.transfers, caller=caller)
+    return Response(
+        TransferBatchResponse(results=results).model_dump_json(exclude_none=True), media_type="application/json"
+    )
+
+
+async def _submit_binary(body: bytes, caller: Caller | None, service: Service) -> Response:
+    if caller is None:
+        raise ProblemError(RequestRefusal.SIGNATURE_MISSING, "a binary batch is signed by the institution")
+    if not body or len(body) % SUBMISSION.itemsize or len(body) // SUBMISSION.itemsize > BATCH_TRANSFERS_MAX:
+        detail = f"1 to {BATCH_TRANSFERS_MAX} records of {SUBMISSION.itemsize} bytes"
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, detail)
+    records = np.frombuffer(body, SUBMISSION)
+    if not _BINARY_KINDS[np.minimum(records["kind"], len(_BINARY_KINDS) - 1)].all() or records["flags"].any():
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, "binary records are unlinked plain transfers")
+    high = records["id_high"].astype(np.uint64)
+    is_uuid7 = ((high >> 12) & 0xF == 7) & (records["id_low"].astype(np.uint64) >> 62 == 2)
+    if not bool(is_uuid7.all()):
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, "every id must be a UUIDv7")
+    if ids.is_from_future(UUID(int=int(high.max()) << 64)):
+        raise ProblemError(LedgerRefusal.ID_FROM_FUTURE)
+    outcome = await service.submitter.book(Batch.of_institution(records, submitter=caller.participant))
+    results = np.zeros(len(records), RESULT)
+    results["code"], results["seq"], results["booked_at"] = outcome.codes, outcome.seqs, outcome.booked_at
+    for position, known in outcome.known.items():
+        results[position]["booked_at"] = known.booked_at
+    results["booked_at"][outcome.codes > 0] = 0
+    return Response(results.tobytes(), media_type=BINARY_MEDIA_TYPE)
+
+
+_BINARY_KINDS = np.zeros(len(TRANSFER_KINDS) + 1, np.bool_)
+for _kind in (TransferKind.PAYMENT, TransferKind.REFUND, TransferKind.INTEREST, TransferKind.EXCHANGE_IN):
+    _BINARY_KINDS[KIND_CODE[_kind]] = True
+
+
+def _validation_problem(error: ValidationError) -> ProblemError:
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    errors = [
+        {"pointer": "/body" + "".join(f"/{str(part)[:64]}" for part in item["loc"]), "message": item["msg"][:200]}
+        for item in found[:20]
+    ]
+    return ProblemError(RequestRefusal.VALIDATION_FAILED, "see errors", errors=errors, errors_total=len(found))
+
+
+@router.get(
+    "/v1/transfers/{transfer}",
+    operation_id="get_transfer",
+    tags=["transfers"],
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.TRANSFER_NOT_FOUND),
+)
+def get_transfer(transfer: Annotated[str, Path(max_length=64)], caller: Signed, service: Running) -> TransferView:
+    """A booked transfer, for the participants it concerns and for operators."""
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        found = queries.find_transfer(connection, _parsed("trf", transfer))
+    if found is None or not _may_see(service.state, caller, found):
+        raise ProblemError(LedgerRefusal.TRANSFER_NOT_FOUND)
+    return _transfer_view(service.state, found)
+
+
+@router.get(
+    "/v1/holds/{hold}",
+    operation_id="get_hold",
+    tags=["transfers"],
+    responses=_refusals(*_SIGNATURE, TransferRefusal.HOLD_NOT_FOUND),
+)
+def get_hold(hold: Annotated[str, Path(max_length=64)], caller: Signed, service: Running) -> HoldView:
+    """A hold, its terms and its end, for the participants it concerns, for whoever placed it, and for operators."""
+    hold_id = _parsed("trf", hold)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        found = queries.find_hold(connection, hold_id)
+    if found is None or (found.placed is not None and not _may_see(service.state, caller, found.placed)):
+        raise ProblemError(TransferRefusal.HOLD_NOT_FOUND)
+    return _hold_view(service.state, hold_id, found)
+
+
+def _may_see(state: LedgerState, caller: Caller, transfer: BookedTransfer) -> bool:
+    owners = {int(state.participant[account]) for account in (transfer.debit, transfer.credit) if account}
+    return caller.is_operator or caller.participant in owners or caller.participant == transfer.submitter
+
+
+def _transfer_view(state: LedgerState, found: BookedTransfer) -> TransferView:
+    submitter = state.participants[found.submitter]
+    return TransferView(
+        id=found.id,
+        seq=found.seq,
+        kind=TRANSFER_KINDS[found.kind],
+        debit=ids.AccountNumber(found.debit) if found.debit else None,
+        credit=ids.AccountNumber(found.credit) if found.credit else None,
+        amount_minor=found.amount,
+        currency=state.currency,
+        hold=found.hold,
+        reference=found.reference,
+        booked_at=found.booked_at,
+        submitter=ids.ParticipantId(submitter.code) if submitter is not None else None,
+    )
+
+
+_HOLD_STATUS = {
+    None: HoldStatus.HELD,
+    KIND_CODE[TransferKind.POST]: HoldStatus.POSTED,
+    KIND_CODE[TransferKind.VOID]: HoldStatus.VOIDED,
+    KIND_CODE[TransferKind.EXPIRE]: HoldStatus.EXPIRED,
+}
+
+
+def _hold_view(state: LedgerState, hold_id: UUID, found: HoldRecord) -> HoldView:
+    placed = found.placed
+    return HoldView(
+        hold=hold_id,
+        status=HoldStatus.TOMBSTONED if found.is_tombstoned else _HOLD_STATUS[found.ended_kind],
+        debit=ids.AccountNumber(placed.debit) if placed is not None else None,
+        credit=ids.AccountNumber(placed.credit) if placed is not None else None,
+        amount_minor=placed.amount if placed is not None else 0,
+        currency=state.currency,
+        commit_hash=found.commit_hash,
+        abort_hash=found.abort_hash,
+        expires_at=found.expires_at,
+        ended_by=found.ended_by,
+        secret=found.secret,
+    )
+
+
+# --- accounts
+
+
+@router.post(
+    "/v1/accounts",
+    operation_id="open_accounts",
+    tags=["accounts"],
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.ROLE_NOT_ALLOWED, LedgerRefusal.OUTCOME_UNKNOWN),
+)
+def open_accounts(body: AccountOpeningRequest, caller: Signed, service: Running) -> AccountOpeningResponse:
+    """Open accounts of the signing participant. Each opening's id makes a retry return the same account."""
+    return AccountOpeningResponse(results=service.accounts.open(body.openings, caller=caller))
+
+
+@router.get(
+    "/v1/accounts/{account}",
+    operation_id="get_account",
+    tags=["accounts"],
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.ACCOUNT_NOT_FOUND),
+)
+def get_account(account: Annotated[str, Path(max_length=32)], caller: Signed, service: Running) -> AccountView:
+    """Balance and status as of the last block, for the account's participant and for operators."""
+    return service.accounts.view(_account(account), caller=caller)
+
+
+@router.get(
+    "/v1/accounts/{account}/statement",
+    operation_id="get_statement",
+    tags=["accounts"],
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.ACCOUNT_NOT_FOUND),
+)
+def get_statement(
+    account: Annotated[str, Path(max_length=32)],
+    caller: Signed,
+    service: Running,
+    cursor: Annotated[str | None, Query(max_length=1024)] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS_DEFAULT,
+    newest_first: bool = False,
+) -> StatementResponse:
+    """Booked lines with the running balance, a page at a time."""
+    return service.accounts.statement(
+        _account(account), caller=caller, cursor=cursor, limit=limit, newest_first=newest_first
+    )
+
+
+# --- mandates
+
+_MANDATE_REFUSALS = (
+    LedgerRefusal.INSTRUCTION_INVALID,
+    LedgerRefusal.UNKNOWN_SIGNER,
+    LedgerRefusal.WRONG_LEDGER,
+    LedgerRefusal.MANDATE_EXPIRED,
+    RequestRefusal.NOT_PERMITTED,
+)
+
+
+@router.post(
+    "/v1/mandates",
+    operation_id="propose_mandate",
+    tags=["mandates"],
+    status_code=201,
+    responses=_refusals(*_MANDATE_REFUSALS, LedgerRefusal.MANDATE_EXISTS),
+)
+def propose_mandate(body: ProposalRequest, service: Running) -> MandateView:
+    """Propose an issue, a redemption or an operators' order. The proposal carries its maker's signature."""
+    return service.mandates.propose(body.proposal)
+
+
+@router.post(
+    "/v1/mandates/{mandate}/approvals",
+    operation_id="approve_mandate",
+    tags=["mandates"],
+    responses=_refusals(
+        *_MANDATE_REFUSALS,
+        LedgerRefusal.MANDATE_NOT_FOUND,
+        LedgerRefusal.MANDATE_EXECUTED,
+        LedgerRefusal.APPROVAL_MISMATCH,
+        LedgerRefusal.APPROVER_IS_MAKER,
+        LedgerRefusal.ALREADY_APPROVED,
+    ),
+)
+def approve_mandate(
+    mandate: Annotated[str, Path(max_length=64)], body: ApprovalRequest, service: Running
+) -> MandateView:
+    """An operator's signed approval of exactly this proposal; each operator counts once, its maker never."""
+    return service.mandates.approve(_parsed("mdt", mandate), body.approval)
+
+
+@router.post(
+    "/v1/mandates/{mandate}/execute",
+    operation_id="execute_mandate",
+    tags=["mandates"],
+    responses=_refusals(
+        LedgerRefusal.MANDATE_NOT_FOUND,
+        LedgerRefusal.MANDATE_EXECUTED,
+        LedgerRefusal.MANDATE_EXPIRED,
+        LedgerRefusal.APPROVALS_MISSING,
+        LedgerRefusal.OUTCOME_UNKNOWN,
+        LedgerRefusal.ROLE_NOT_ALLOWED,
+        LedgerRefusal.PARTICIPANT_EXISTS,
+        LedgerRefusal.PARTICIPANT_UNKNOWN,
+        LedgerRefusal.KEY_IN_USE,
+        LedgerRefusal.ACCOUNT_NOT_FOUND,
+        LedgerRefusal.WRONG_CURRENCY,
+        TransferRefusal.QUOTA_EXCEEDED,
+        TransferRefusal.INSUFFICIENT_FUNDS,
+    ),
+)
+def execute_mandate(mandate: Annotated[str, Path(max_length=64)], service: Running) -> MandateView:
+    """Carry out a mandate that enough operators have approved. It acts once."""
+    return service.mandates.execute(_parsed("mdt", mandate))
+
+
+@router.get(
+    "/v1/mandates/{mandate}",
+    operation_id="get_mandate",
+    tags=["mandates"],
+    responses=_refusals(LedgerRefusal.MANDATE_NOT_FOUND),
+)
+def get_mandate(mandate: Annotated[str, Path(max_length=64)], service: Running) -> MandateView:
+    return service.mandates.view(_parsed("mdt", mandate))
+
+
+@router.get("/v1/mandates", operation_id="list_mandates", tags=["mandates"], responses=_refusals(*_SIGNATURE))
+def list_mandates(
+    caller: Signed,
+    service: Running,
+    status: MandateStatus | None = None,
+    cursor: Annotated[str | None, Query(max_length=1024)] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS_DEFAULT,
+) -> Page[MandateView]:
+    """The maker-checker queue in the order of proposing, for operators."""
+    if not caller.is_operator:
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "the queue is the operators'")
+    filters = {"status": status.value if status is not None else None}
+    after = _parsed("mdt", str(pagination.decode(cursor, filters, shape=(str,))[0])) if cursor is not None else None
+    items = service.mandates.queue(status=filters["status"], after=after, limit=limit + 1)
+    more = len(items) > limit
+    last = ids.show("mdt", items[limit - 1].mandate) if more else ""
+    return Page(items=items[:limit], next_cursor=pagination.encode([last], filters) if more else None)
+
+
+# --- the ledger itself
+
+
+@router.get("/v1/ledger", operation_id="get_ledger", tags=["ledger"])
+def get_ledger(service: Running) -> LedgerView:
+    """What this ledger is, and who may order what on it."""
+    state, head = service.state, service.sequencer.head
+    return LedgerView(
+        ledger=state.ledger,
+        currency=state.currency,
+        time_zone=str(state.time_zone),
+        operators=[_operator_view(operator.name, operator.key) for operator in state.operators],
+        approvals_needed=state.approvals_needed,
+        rule_classes=[_class_view(caps) for caps in state.classes],
+        issuance_account=ids.AccountNumber(ISSUANCE_ACCOUNT),
+        head_block=head.number if head is not None else 0,
+        head_seq=head.first_seq + head.transfer_count - 1 if head is not None else 0,
+    )
+
+
+def _operator_view(name: str, key: bytes) -> OperatorView:
+    jwk = json.loads(key)
+    return OperatorView(name=name, key=jwk, thumbprint=PublicKey.from_jwk(jwk).thumbprint)
+
+
+def _class_view(caps: RuleCaps) -> RuleClass:
+    def cap(value: int) -> int | None:
+        return None if value == NO_CAP else value
+
+    return RuleClass(
+        name=caps.name,
+        balance_max_minor=cap(caps.balance_max),
+        single_max_minor=cap(caps.single_max),
+        day_max_minor=cap(caps.day_max),
+        year_max_minor=cap(caps.year_max),
+    )
+
+
+@router.get("/v1/participants", operation_id="list_participants", tags=["ledger"])
+def list_participants(service: Running) -> Page[ParticipantView]:
+    """Every registered participant, with quota and what is outstanding."""
+    return Page(
+        items=[
+            ParticipantView(
+                participant=ids.ParticipantId(item.code),
+                name=item.name,
+                role=item.role,
+                key=json.loads(item.key),
+                quota_minor=item.quota,
+                outstanding_minor=item.outstanding,
+            )
+            for item in service.state.participants
+            if item is not None
+        ],
+        next_cursor=None,
+    )
+
+
+@router.get("/v1/supply", operation_id="get_supply", tags=["ledger"])
+def get_supply(service: Running) -> SupplyView:
+    """I2: issued - redeemed = vaults + wallets, held money included."""
+    return service.accounts.supply()
+
+
+@router.get(
+    "/v1/blocks/{number}",
+    operation_id="get_block",
+    tags=["ledger"],
+    responses=_refusals(LedgerRefusal.BLOCK_NOT_FOUND),
+)
+def get_block(number: Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,17})$")], service: Running) -> BlockView:
+    """A block's header, or the latest."""
+    head = service.sequencer.head
+    if number == "latest":
+        found = head
+    else:
+        with service.database.transaction(isolation="READ COMMITTED") as connection:
+            found = queries.find_block(connection, int(number))
+    if found is None:
+        raise ProblemError(LedgerRefusal.BLOCK_NOT_FOUND)
+    return BlockView.of(found)

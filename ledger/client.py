@@ -1,0 +1,146 @@
+"""Typed client of the ledger: what the wallet and settlement services, the CLIs, the demo and the tests use.
+
+Requests of an institution are signed (RFC 9421) by the `signer` given; every write is idempotent by client-made
+ids, so the client retries it after a lost answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from kernel import ids
+from kernel.client import ServiceClient
+from kernel.crypto.http_signatures import RequestSigner
+from ledger.contract import (
+    BINARY_MEDIA_TYPE,
+    AccountOpening,
+    AccountOpeningRequest,
+    AccountOpeningResponse,
+    AccountOpeningResult,
+    AccountView,
+    BlockView,
+    HoldView,
+    LedgerView,
+    MandateView,
+    ParticipantView,
+    StatementLine,
+    StatementResponse,
+    SupplyView,
+    TransferBatchRequest,
+    TransferBatchResponse,
+    TransferItem,
+    TransferResult,
+    TransferTerms,
+    TransferView,
+)
+
+
+class LedgerClient:
+    """Sync client of one ledger. Raises `kernel.client.ProblemResponse` when the ledger refuses a whole request."""
+
+    def __init__(self, base_url: str, *, signer: RequestSigner | None = None, timeout_seconds: float = 30.0) -> None:
+        self._http = ServiceClient(base_url, auth=signer, timeout_seconds=timeout_seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- transfers
+
+    def transfer(self, terms: TransferTerms) -> TransferResult:
+        """One transfer of the signing institution's own account, or one post/void by secret."""
+        return self.submit([TransferItem(terms=terms)])[0]
+
+    def submit_instruction(self, token: str) -> TransferResult:
+        """One transfer that its debit account's owner has signed."""
+        return self.submit([TransferItem(instruction=token)])[0]
+
+    def submit(self, items: Sequence[TransferItem]) -> list[TransferResult]:
+        """Up to `BATCH_TRANSFERS_MAX` transfers; one result an item, in order. Only linked items are all-or-nothing."""
+        body = TransferBatchRequest(transfers=list(items)).model_dump(mode="json", exclude_none=True)
+        answer = self._http.post("/v1/transfer-batches", body, idempotent=True)
+        return TransferBatchResponse.model_validate(answer).results
+
+    def submit_binary(self, records: bytes) -> bytes:
+        """Plain transfers of the institution's own accounts as packed `ledger.domain.records.SUBMISSION` records
+        (88 bytes each); the answer is one packed `RESULT` record each (code, seq, booked_at)."""
+        response = self._http.request(
+            "POST", "/v1/transfer-batches", content=records, content_type=BINARY_MEDIA_TYPE, idempotent=True
+        )
+        return response.content
+
+    def get_transfer(self, transfer: UUID) -> TransferView:
+        return TransferView.model_validate(self._http.get(f"/v1/transfers/{ids.show('trf', transfer)}"))
+
+    def get_hold(self, hold: UUID) -> HoldView:
+        return HoldView.model_validate(self._http.get(f"/v1/holds/{ids.show('trf', hold)}"))
+
+    # --- accounts
+
+    def open_accounts(self, openings: Sequence[AccountOpening]) -> list[AccountOpeningResult]:
+        body = AccountOpeningRequest(openings=list(openings)).model_dump(mode="json", exclude_none=True)
+        answer = self._http.post("/v1/accounts", body, idempotent=True)
+        return AccountOpeningResponse.model_validate(answer).results
+
+    def get_account(self, account: int) -> AccountView:
+        return AccountView.model_validate(self._http.get(f"/v1/accounts/{ids.show_account(account)}"))
+
+    def statement(
+        self, account: int, *, cursor: str | None = None, limit: int = 1000, newest_first: bool = False
+    ) -> StatementResponse:
+        """Lines in booking order, or the newest first."""
+        params: dict[str, Any] = {"limit": limit, "newest_first": newest_first} | ({"cursor": cursor} if cursor else {})
+        path = f"/v1/accounts/{ids.show_account(account)}/statement"
+        return StatementResponse.model_validate(self._http.get(path, query=params))
+
+    def statement_lines(self, account: int) -> Iterator[StatementLine]:
+        """Every line, page by page."""
+        cursor: str | None = None
+        while True:
+            page = self.statement(account, cursor=cursor)
+            yield from page.lines
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    # --- mandates
+
+    def propose(self, proposal_token: str) -> MandateView:
+        answer = self._http.post("/v1/mandates", {"proposal": proposal_token}, idempotent=True)
+        return MandateView.model_validate(answer)
+
+    def approve(self, mandate: UUID, approval_token: str) -> MandateView:
+        path = f"/v1/mandates/{ids.show('mdt', mandate)}/approvals"
+        return MandateView.model_validate(self._http.post(path, {"approval": approval_token}))
+
+    def execute(self, mandate: UUID) -> MandateView:
+        """Carries out an approved mandate. Refuses: approvals-missing, mandate-executed, mandate-expired, ..."""
+        return MandateView.model_validate(self._http.post(f"/v1/mandates/{ids.show('mdt', mandate)}/execute", {}))
+
+    def get_mandate(self, mandate: UUID) -> MandateView:
+        return MandateView.model_validate(self._http.get(f"/v1/mandates/{ids.show('mdt', mandate)}"))
+
+    # --- the ledger
+
+    def ledger(self) -> LedgerView:
+        return LedgerView.model_validate(self._http.get("/v1/ledger"))
+
+    def participants(self) -> list[ParticipantView]:
+        return [ParticipantView.model_validate(item) for item in self._http.get("/v1/participants")["items"]]
+
+    def supply(self) -> SupplyView:
+        return SupplyView.model_validate(self._http.get("/v1/supply"))
+
+    def block(self, number: int | None = None) -> BlockView:
+        """A block's header; the latest by default."""
+        return BlockView.model_validate(self._http.get(f"/v1/blocks/{'latest' if number is None else number}"))

@@ -1,0 +1,620 @@
+"""What other services may know of the ledger: request and response models, signed documents, refusals.
+
+Amounts are strings of digits in minor units. Accounts wear `acc_` and check digits, transfers and holds `trf_`,
+mandates `mdt_`, account openings `opn_`. Times are RFC 3339 UTC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from kernel import ids, money
+from kernel.clock import from_micros
+from kernel.crypto import jws
+from kernel.crypto.keys import PrivateKey
+from kernel.errors import Refusal
+from kernel.ids import AccountNumber, ParticipantId
+from ledger.domain.blocks import BlockHeader
+from ledger.domain.vocabulary import (
+    AccountKind,
+    AccountStatus,
+    LedgerRefusal,
+    ParticipantRole,
+    TransferKind,
+    TransferRefusal,
+)
+
+BATCH_TRANSFERS_MAX = 8192
+"""Transfers in one request and in one block: big enough to amortise an fsync, small enough to bound latency."""
+OPENINGS_MAX = 4096
+INSTRUCTION_TYP = "jiaozi-instruction+jws"
+MANDATE_TYP = "jiaozi-mandate+jws"
+APPROVAL_TYP = "jiaozi-approval+jws"
+BINARY_MEDIA_TYPE = "application/vnd.jiaozi.transfers"
+"""The fixed binary record of a bulk submission: see `ledger.records`."""
+
+
+STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
+    **dict.fromkeys(TransferRefusal, 422),
+    **dict.fromkeys(LedgerRefusal, 422),
+    TransferRefusal.ID_ALREADY_USED: 409,
+    TransferRefusal.NOT_AUTHORISED: 403,
+    TransferRefusal.HOLD_NOT_FOUND: 404,
+    TransferRefusal.HOLD_ALREADY_POSTED: 409,
+    TransferRefusal.HOLD_ALREADY_VOIDED: 409,
+    TransferRefusal.HOLD_EXPIRED: 409,
+    LedgerRefusal.INSTRUCTION_INVALID: 401,
+    LedgerRefusal.INSTRUCTION_EXPIRED: 401,
+    LedgerRefusal.WRONG_LEDGER: 401,
+    LedgerRefusal.ACCOUNT_NOT_FOUND: 404,
+    LedgerRefusal.TRANSFER_NOT_FOUND: 404,
+    LedgerRefusal.BLOCK_NOT_FOUND: 404,
+    LedgerRefusal.MANDATE_NOT_FOUND: 404,
+    LedgerRefusal.MANDATE_EXISTS: 409,
+    LedgerRefusal.MANDATE_EXECUTED: 409,
+    LedgerRefusal.APPROVER_IS_MAKER: 403,
+    LedgerRefusal.ALREADY_APPROVED: 409,
+    LedgerRefusal.APPROVALS_MISSING: 409,
+    LedgerRefusal.UNKNOWN_SIGNER: 401,
+    LedgerRefusal.PARTICIPANT_UNKNOWN: 404,
+    LedgerRefusal.PARTICIPANT_EXISTS: 409,
+    LedgerRefusal.ROLE_NOT_ALLOWED: 403,
+    LedgerRefusal.KEY_IN_USE: 409,
+    LedgerRefusal.OUTCOME_UNKNOWN: 503,
+}
+"""One table for single and bulk endpoints; a test holds it total."""
+
+
+# --- wire types ------------------------------------------------------------------------------------------------------
+
+
+def _parsed_by(parse: Any) -> BeforeValidator:
+    def validate(value: Any) -> Any:
+        return parse(value) if isinstance(value, str) else value
+
+    return BeforeValidator(validate)
+
+
+def _parse_prefixed(prefix: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: value if isinstance(value, UUID) else ids.parse(prefix, _text(value)))
+
+
+def _show_prefixed(prefix: str) -> PlainSerializer:
+    return PlainSerializer(lambda value: ids.show(prefix, value), return_type=str)
+
+
+def _prefixed_schema(prefix: str) -> WithJsonSchema:
+    return WithJsonSchema({"type": "string", "examples": [f"{prefix}_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"]})
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected a string")
+    return value
+
+
+def _reference(value: Any) -> UUID:
+    text = value if isinstance(value, UUID) else _text(value)
+    parsed = UUID(str(text))
+    if str(parsed) != str(text) or parsed.int == 0:
+        raise ValueError("expected a lower-case UUID that is not nil")
+    return parsed
+
+
+def _amount(value: Any) -> int:
+    return value if type(value) is int else money.parse_minor(_text(value))
+
+
+_HEX32 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def _hex32(value: Any) -> bytes:
+    if isinstance(value, bytes) and len(value) == 32:
+        return value
+    if _HEX32.fullmatch(_text(value)) is None:
+        raise ValueError("expected 64 lower-case hexadecimal digits")
+    return bytes.fromhex(value)
+
+
+TransferRef = Annotated[UUID, _parse_prefixed("trf"), _show_prefixed("trf"), _prefixed_schema("trf")]
+HoldRef = Annotated[UUID, _parse_prefixed("trf"), _show_prefixed("trf"), _prefixed_schema("trf")]
+"""A hold is known by the id of the transfer that placed it."""
+MandateRef = Annotated[UUID, _parse_prefixed("mdt"), _show_prefixed("mdt"), _prefixed_schema("mdt")]
+OpeningRef = Annotated[UUID, _parse_prefixed("opn"), _show_prefixed("opn"), _prefixed_schema("opn")]
+AccountRef = Annotated[
+    AccountNumber,
+    BeforeValidator(lambda value: value if type(value) is int else ids.parse_account(_text(value))),
+    PlainSerializer(ids.show_account, return_type=str),
+    WithJsonSchema({"type": "string", "examples": [ids.show_account(17)]}),
+]
+Amount = Annotated[
+    int,
+    BeforeValidator(_amount),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^(0|[1-9][0-9]{0,18})$", "examples": ["123450"]}),
+]
+SignedAmount = Annotated[int, PlainSerializer(str, return_type=str), WithJsonSchema({"type": "string"})]
+Hash32 = Annotated[
+    bytes,
+    BeforeValidator(_hex32),
+    PlainSerializer(lambda value: value.hex(), return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^[0-9a-f]{64}$"}),
+]
+Reference = Annotated[UUID, BeforeValidator(_reference), WithJsonSchema({"type": "string", "format": "uuid"})]
+ParticipantRef = Annotated[
+    ParticipantId, _parsed_by(ids.parse_participant), WithJsonSchema({"type": "string", "examples": ["BKCHCNBJ"]})
+]
+
+
+def _utc(value: datetime) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _moment(value: Any) -> datetime:
+    moment = value if isinstance(value, datetime) else datetime.fromisoformat(_text(value))
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its zone: end it in Z")
+    return moment.astimezone(UTC)
+
+
+Moment = Annotated[
+    datetime,
+    BeforeValidator(_moment),
+    PlainSerializer(_utc, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-23T08:00:00.000000Z"]}),
+]
+CurrencyCode = Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["CNY"])]
+Token = Annotated[str, Field(min_length=20, max_length=16_384, description="A compact JWS (RFC 7515).")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- transfers -------------------------------------------------------------------------------------------------------
+
+
+class TransferTerms(Model):
+    """One transfer as it will be booked. The same members, signed, are the payload of an instruction.
+
+    A hold carries either `expires_at` (plain) or both hashes (conditional; then `expires_at` is an optional far
+    deadline). A post or void names `hold` and takes its accounts from it: `debit` and `credit` are then left out;
+    `amount_minor` of a post may be smaller than a plain hold's, the rest returns.
+    """
+
+    id: TransferRef
+    kind: TransferKind
+    debit: AccountRef | None = None
+    credit: AccountRef | None = None
+    amount_minor: Amount | None = None
+    currency: CurrencyCode
+    reference: Reference | None = None
+    hold: HoldRef | None = None
+    expires_at: Moment | None = None
+    commit_hash: Hash32 | None = None
+    abort_hash: Hash32 | None = None
+    secret: Hash32 | None = None
+
+
+class SignedInstruction(Model):
+    """The payload that a holder (or a payer institution) signs: the terms, the ledger they are for, an expiry."""
+
+    ledger: str
+    terms: TransferTerms
+    valid_until: Moment
+
+
+class TransferItem(Model):
+    """Exactly one of: `instruction` (signed by the debit account's owner, carried by anybody) or `terms`
+    (the institution's own account, authorised by the request's signature; or a post/void by its secret)."""
+
+    instruction: Token | None = None
+    terms: TransferTerms | None = None
+    linked: bool = False
+    """Chained to the next item: the chain is booked whole or not at all."""
+
+
+class TransferBatchRequest(Model):
+    transfers: Annotated[list[TransferItem], Field(min_length=1, max_length=BATCH_TRANSFERS_MAX)]
+
+
+class TransferOutcome(StrEnum):
+    BOOKED = "booked"
+    ALREADY_BOOKED = "already-booked"
+    """The same transfer was booked before: a retry's answer."""
+    REFUSED = "refused"
+
+
+class TransferResult(Model):
+    id: TransferRef | None = None
+    """Absent where the instruction could not be read."""
+    outcome: TransferOutcome
+    seq: int | None = None
+    booked_at: Moment | None = None
+    refusal: str | None = None
+    transient: bool | None = None
+    detail: str | None = None
+
+
+class TransferBatchResponse(Model):
+    results: list[TransferResult]
+
+
+class TransferView(Model):
+    """A booked transfer."""
+
+    id: TransferRef
+    seq: int
+    kind: TransferKind
+    debit: AccountRef | None
+    credit: AccountRef | None
+    amount_minor: Amount
+    currency: CurrencyCode
+    hold: HoldRef | None
+    reference: Reference | None
+    booked_at: Moment
+    submitter: ParticipantRef | None
+
+
+class HoldStatus(StrEnum):
+    HELD = "held"
+    POSTED = "posted"
+    VOIDED = "voided"
+    EXPIRED = "expired"
+    TOMBSTONED = "tombstoned"
+
+
+class HoldView(Model):
+    hold: HoldRef
+    status: HoldStatus
+    debit: AccountRef | None
+    credit: AccountRef | None
+    amount_minor: Amount
+    currency: CurrencyCode
+    commit_hash: Hash32 | None
+    abort_hash: Hash32 | None
+    expires_at: Moment | None
+    ended_by: TransferRef | None
+    secret: Hash32 | None
+    """The secret that ended it: once one leg is posted, anybody can post the others."""
+
+
+# --- accounts --------------------------------------------------------------------------------------------------------
+
+Jwk = Annotated[
+    dict[str, str],
+    Field(
+        description="A public key as JWK: OKP/Ed25519 or EC/P-256.",
+        examples=[{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}],
+    ),
+]
+
+
+class AccountOpening(Model):
+    """Opens one account. `opening` is client-made and makes the request idempotent."""
+
+    opening: OpeningRef
+    kind: Literal[AccountKind.VAULT, AccountKind.WALLET]
+    rule_class: Annotated[str, Field(max_length=32)] = "none"
+    holder_key: Jwk | None = None
+    """Wallets only: the key whose signature the ledger will ask for (I8)."""
+
+
+class AccountOpeningRequest(Model):
+    openings: Annotated[list[AccountOpening], Field(min_length=1, max_length=OPENINGS_MAX)]
+
+
+class AccountOpeningResult(Model):
+    opening: OpeningRef
+    account: AccountRef | None = None
+    refusal: str | None = None
+    transient: bool | None = None
+    detail: str | None = None
+
+
+class AccountOpeningResponse(Model):
+    results: list[AccountOpeningResult]
+
+
+class AccountView(Model):
+    """An account and its balance at `as_of_seq`. available = credits - debits - debits_pending (wallets, vaults)."""
+
+    account: AccountRef
+    kind: AccountKind
+    participant: ParticipantRef | None
+    status: AccountStatus
+    rule_class: str
+    currency: CurrencyCode
+    balance_minor: SignedAmount
+    available_minor: SignedAmount
+    debits_posted_minor: Amount
+    credits_posted_minor: Amount
+    debits_pending_minor: Amount
+    credits_pending_minor: Amount
+    spent_today_minor: Amount
+    spent_this_year_minor: Amount
+    holder_key: str | None
+    """RFC 7638 thumbprint of the holder's key."""
+    as_of_seq: int
+    as_of: Moment
+
+
+class StatementLine(Model):
+    """One booked transfer from an account's point of view; holds and their ends appear with amount and kind."""
+
+    seq: int
+    transfer: TransferRef
+    kind: TransferKind
+    direction: Literal["debit", "credit"]
+    amount_minor: Amount
+    """What it moved in the posted balance: 0 for a hold, void or expiry."""
+    counterparty: AccountRef | None
+    reference: Reference | None
+    booked_at: Moment
+    balance_minor: SignedAmount
+    """The posted balance after this line."""
+
+
+class StatementResponse(Model):
+    account: AccountRef
+    currency: CurrencyCode
+    opening_balance_minor: SignedAmount
+    closing_balance_minor: SignedAmount
+    """Balance before the first and after the last line of this page."""
+    lines: list[StatementLine]
+    next_cursor: str | None
+
+
+# --- mandates --------------------------------------------------------------------------------------------------------
+
+
+class IssueAction(Model):
+    action: Literal["issue"] = "issue"
+    transfer: TransferRef
+    vault: AccountRef
+    amount_minor: Amount
+    currency: CurrencyCode
+
+
+class RedeemAction(Model):
+    action: Literal["redeem"] = "redeem"
+    transfer: TransferRef
+    vault: AccountRef
+    amount_minor: Amount
+    currency: CurrencyCode
+
+
+class RegisterParticipantAction(Model):
+    action: Literal["register-participant"] = "register-participant"
+    participant: ParticipantRef
+    name: Annotated[str, Field(min_length=1, max_length=140)]
+    role: ParticipantRole
+    key: Jwk
+    quota_minor: Amount = 0
+
+
+class RotateParticipantKeyAction(Model):
+    action: Literal["rotate-participant-key"] = "rotate-participant-key"
+    participant: ParticipantRef
+    key: Jwk
+
+
+class SetQuotaAction(Model):
+    action: Literal["set-quota"] = "set-quota"
+    participant: ParticipantRef
+    quota_minor: Amount
+
+
+class FreezeAction(Model):
+    action: Literal["freeze", "unfreeze"]
+    account: AccountRef
+    case: Annotated[str, Field(min_length=1, max_length=140)]
+    """The legal order's case number."""
+
+
+class AdjustmentAction(Model):
+    """A legal order moves money without the holder's signature (I8's only other door)."""
+
+    action: Literal["adjustment"] = "adjustment"
+    transfer: TransferRef
+    debit: AccountRef
+    credit: AccountRef
+    amount_minor: Amount
+    currency: CurrencyCode
+    case: Annotated[str, Field(min_length=1, max_length=140)]
+
+
+class RuleClass(Model):
+    """Caps of a class in minor units; null = none. Day and year roll over in the ledger's time zone."""
+
+    name: Annotated[str, Field(min_length=1, max_length=32)]
+    balance_max_minor: Amount | None = None
+    single_max_minor: Amount | None = None
+    day_max_minor: Amount | None = None
+    year_max_minor: Amount | None = None
+
+
+class SetRuleClassAction(Model):
+    action: Literal["set-rule-class"] = "set-rule-class"
+    rule_class: RuleClass
+
+
+Action = Annotated[
+    IssueAction
+    | RedeemAction
+    | RegisterParticipantAction
+    | RotateParticipantKeyAction
+    | SetQuotaAction
+    | FreezeAction
+    | AdjustmentAction
+    | SetRuleClassAction,
+    Field(discriminator="action"),
+]
+
+
+class Proposal(Model):
+    """What a maker signs (typ `jiaozi-mandate+jws`) and operators approve. It acts once, when M have approved."""
+
+    ledger: str
+    mandate: MandateRef
+    action: Action
+    reason: Annotated[str, Field(max_length=280)] = ""
+    valid_until: Moment
+
+
+class Approval(Model):
+    """What an operator signs (typ `jiaozi-approval+jws`): the hash binds it to the proposal's exact text."""
+
+    ledger: str
+    mandate: MandateRef
+    proposal_sha256: Hash32
+
+
+class ProposalRequest(Model):
+    proposal: Token
+
+
+class ApprovalRequest(Model):
+    approval: Token
+
+
+class MandateStatus(StrEnum):
+    PROPOSED = "proposed"
+    EXECUTED = "executed"
+    REFUSED = "refused"
+
+
+class MandateView(Model):
+    mandate: MandateRef
+    status: MandateStatus
+    action: Action
+    reason: str
+    maker: str
+    """Thumbprint of the maker's key."""
+    approvers: list[str]
+    approvals_needed: int
+    proposal_sha256: Hash32
+    valid_until: Moment
+    directive: int | None = None
+    """Number of the journal's directive that carries proposal and approvals, once executed."""
+    refusal: str | None = None
+
+
+# --- the ledger itself -----------------------------------------------------------------------------------------------
+
+
+class OperatorView(Model):
+    name: str
+    key: Jwk
+    thumbprint: str
+
+
+class ParticipantView(Model):
+    participant: ParticipantRef
+    name: str
+    role: ParticipantRole
+    key: Jwk
+    quota_minor: Amount
+    outstanding_minor: SignedAmount
+    """Issued to it less redeemed by it."""
+
+
+class LedgerView(Model):
+    ledger: str
+    currency: CurrencyCode
+    time_zone: str
+    operators: list[OperatorView]
+    approvals_needed: int
+    rule_classes: list[RuleClass]
+    issuance_account: AccountRef
+    head_block: int
+    head_seq: int
+
+
+class SupplyView(Model):
+    """I2: issued - redeemed = vaults + wallets, held money included, at `as_of_seq`."""
+
+    currency: CurrencyCode
+    issued_minor: Amount
+    redeemed_minor: Amount
+    circulation_minor: SignedAmount
+    vaults_minor: SignedAmount
+    wallets_minor: SignedAmount
+    held_minor: Amount
+    """Part of vaults and wallets that is reserved by holds."""
+    identity_holds: bool
+    as_of_block: int
+    as_of_seq: int
+    as_of: Moment
+
+
+class BlockView(Model):
+    """A block's header; `hash` = SHA-256 of its other members, `previous_hash` chains it."""
+
+    number: int
+    epoch: int
+    booked_at: Moment
+    first_seq: int
+    transfer_count: int
+    transfers_digest: Hash32
+    evidence_digest: Hash32
+    first_directive: int
+    directive_count: int
+    directives_digest: Hash32
+    first_account: AccountNumber
+    account_count: int
+    accounts_digest: Hash32
+    previous_hash: Hash32
+    hash: Hash32
+
+    @staticmethod
+    def of(header: BlockHeader) -> BlockView:
+        members = {name: getattr(header, name) for name in BlockView.model_fields if name != "booked_at"}
+        return BlockView(booked_at=from_micros(header.booked_at), **members)
+
+
+# --- signed documents ------------------------------------------------------------------------------------------------
+
+
+def sign_instruction(terms: TransferTerms, *, ledger: str, valid_until: datetime, key: PrivateKey) -> str:
+    """A compact JWS by which the debit account's owner authorises exactly these terms on exactly this ledger."""
+    document = SignedInstruction(ledger=ledger, terms=terms, valid_until=valid_until)
+    return jws.sign(_canonical(document), key, typ=INSTRUCTION_TYP)
+
+
+def sign_proposal(proposal: Proposal, *, key: PrivateKey) -> str:
+    return jws.sign(_canonical(proposal), key, typ=MANDATE_TYP)
+
+
+def sign_approval(approval: Approval, *, key: PrivateKey) -> str:
+    return jws.sign(_canonical(approval), key, typ=APPROVAL_TYP)
+
+
+def _canonical(document: Model) -> bytes:
+    return jws.canonical_json(document.model_dump(mode="json", exclude_none=True, exclude_defaults=False))
+
+
+# --- genesis ---------------------------------------------------------------------------------------------------------
+
+
+class GenesisOperator(Model):
+    name: Annotated[str, Field(min_length=1, max_length=140)]
+    key: Jwk
+
+
+class Genesis(Model):
+    """The first directive of a journal: which currency, and who may order what. A JSON file at first start."""
+
+    ledger: Annotated[str, Field(pattern="^[a-z0-9][a-z0-9.-]{1,62}$")]
+    currency: CurrencyCode
+    time_zone: Annotated[str, Field(max_length=64)]
+    operators: Annotated[list[GenesisOperator], Field(min_length=1, max_length=32)]
+    approvals_needed: Annotated[int, Field(ge=1, le=32)]
+    rule_classes: Annotated[list[RuleClass], Field(max_length=250)] = []

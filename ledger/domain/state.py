@@ -1,0 +1,300 @@
+"""The ledger's state: every account's running totals, open holds, participants, rule classes. Pure memory, no I/O.
+
+Two things change it, both after the journal has them: `absorb` (a decided block of transfers) and the functions of
+`ledger.domain.directives` (who may do what). The same records in the same order give the same state, bit for bit:
+that is what recovery, the verifier and every auditor rely on.
+
+Accounts are dense: the account number is the index into the arrays, and index 0 is nobody.
+A balance is credits_posted - debits_posted; available leaves out debits_pending. The issuance account alone may be
+overdrawn: its debit balance is the circulation (I2).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from kernel.clock import from_micros
+from kernel.errors import InvariantBroken
+from kernel.money import AMOUNT_MINOR_MAX
+from ledger.domain.vocabulary import ACCOUNT_KIND_CODE, AccountKind, ParticipantRole
+
+Int64s = npt.NDArray[np.int64]
+
+ISSUANCE_ACCOUNT = 1
+NO_CAP = AMOUNT_MINOR_MAX
+HOLDER_KEY_BYTES = 34
+"""One byte for the suite and the key: 32 bytes (Ed25519) or a compressed point of 33 (P-256)."""
+ENDED_HOLDS_KEPT = 200_000
+"""Ended holds kept in memory for retries; older ones are looked up in the journal."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleCaps:
+    """Caps of a rule class in minor units; `NO_CAP` = none."""
+
+    name: str
+    balance_max: int = NO_CAP
+    single_max: int = NO_CAP
+    day_max: int = NO_CAP
+    year_max: int = NO_CAP
+
+
+@dataclass(slots=True)
+class Participant:
+    """An institution known to the ledger. `outstanding` = issued to it less redeemed by it, held to its quota."""
+
+    number: int
+    code: str
+    name: str
+    role: ParticipantRole
+    key: bytes
+    """Its public key as canonical JWK JSON."""
+    key_version: int
+    quota: int
+    outstanding: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    name: str
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """An open reservation. Plain: `expires_at`. Conditional: both hashes, and then a deadline only if given."""
+
+    id: bytes
+    debit: int
+    credit: int
+    amount: int
+    commit_hash: bytes | None
+    abort_hash: bytes | None
+    expires_at: int
+    """Microseconds since 1970; 0 = never."""
+    counted: bool
+    """Counted towards the payer's day and year caps, to be given back if it ends unposted."""
+    day: int
+    year: int
+
+    @property
+    def is_conditional(self) -> bool:
+        return self.commit_hash is not None
+
+
+class HoldEnd(StrEnum):
+    POSTED = "posted"
+    VOIDED = "voided"
+    EXPIRED = "expired"
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a block changes: deltas, so that the plain and the ordered part of a block add up."""
+
+    debit: Int64s
+    credit: Int64s
+    amount: Int64s
+    spent: npt.NDArray[np.bool_]
+    """Plain part: parallel arrays of account indexes, amounts, and whether the amount counts as spent."""
+    running: dict[int, list[int]] = field(default_factory=dict)
+    """Ordered part: account -> deltas in the order of `COLUMNS`."""
+    placed: dict[bytes, Hold] = field(default_factory=dict)
+    ended: dict[bytes, HoldEnd] = field(default_factory=dict)
+    tombstones: set[tuple[bytes, bytes]] = field(default_factory=set)
+    """(hold id, guard): guard is the abort hash, or the submitter's number for a plain hold."""
+    outstanding: dict[int, int] = field(default_factory=dict)
+    issued: int = 0
+    redeemed: int = 0
+
+
+COLUMNS = ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "spent_day", "spent_year")
+DEBITS_POSTED, CREDITS_POSTED, DEBITS_PENDING, CREDITS_PENDING, SPENT_DAY, SPENT_YEAR = range(6)
+
+
+class LedgerState:
+    """See the module's docstring. Arrays grow by doubling; `size` counts used entries, index 0 included."""
+
+    def __init__(self, *, time_zone: tzinfo) -> None:
+        self.time_zone = time_zone
+        self.size = 1
+        capacity = 1024
+        self.debits_posted: Int64s = np.zeros(capacity, np.int64)
+        self.credits_posted: Int64s = np.zeros(capacity, np.int64)
+        self.debits_pending: Int64s = np.zeros(capacity, np.int64)
+        self.credits_pending: Int64s = np.zeros(capacity, np.int64)
+        self.spent_day: Int64s = np.zeros(capacity, np.int64)
+        self.spent_year: Int64s = np.zeros(capacity, np.int64)
+        self.kind: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
+        self.frozen: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        self.rule_class: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
+        self.participant: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self.key_version: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self.holder_key: npt.NDArray[np.void] = np.zeros(capacity, f"V{HOLDER_KEY_BYTES}")
+        self.dirty: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
+        # scratch sums of one batch by account; all zero between batches
+        self.scratch_debit: Int64s = np.zeros(capacity, np.int64)
+        self.scratch_credit: Int64s = np.zeros(capacity, np.int64)
+
+        self.classes: list[RuleCaps] = []
+        self.class_by_name: dict[str, int] = {}
+        self.class_caps: Int64s = np.zeros((0, 4), np.int64)
+        self.participants: list[Participant | None] = [None]
+        self.participant_by_code: dict[str, Participant] = {}
+        self.participant_key_version: npt.NDArray[np.int32] = np.zeros(1, np.int32)
+        self.operators: list[Operator] = []
+        self.approvals_needed = 0
+        self.ledger = ""
+        self.currency = ""
+
+        self.holds: dict[bytes, Hold] = {}
+        self.ended_holds: OrderedDict[bytes, HoldEnd] = OrderedDict()
+        self.tombstones: set[tuple[bytes, bytes]] = set()
+        self.issued = 0
+        self.redeemed = 0
+        self.next_seq = 1
+        self.booked_at = 0
+        self.day = 0
+        self.year = 0
+
+    # --- accounts
+
+    def open_account(
+        self, *, kind: AccountKind, participant: int, rule_class: int, holder_key: bytes | None = None
+    ) -> int:
+        """Adds an account and returns its number."""
+        if self.size == len(self.kind):
+            self._grow()
+        number = self.size
+        self.kind[number] = ACCOUNT_KIND_CODE[kind]
+        self.participant[number] = participant
+        self.rule_class[number] = rule_class
+        if holder_key is not None:
+            self.holder_key[number] = holder_key.ljust(HOLDER_KEY_BYTES, b"\0")
+            self.key_version[number] = 1
+        self.size += 1
+        return number
+
+    def _grow(self) -> None:
+        for name in (*COLUMNS, "kind", "frozen", "rule_class", "participant", "key_version", "holder_key", "dirty"):
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
+        self.scratch_debit = np.zeros(len(self.kind), np.int64)
+        self.scratch_credit = np.zeros(len(self.kind), np.int64)
+
+    def exists(self, account: int) -> bool:
+        return 0 < account < self.size
+
+    def balance(self, account: int) -> int:
+        return int(self.credits_posted[account]) - int(self.debits_posted[account])
+
+    def available(self, account: int) -> int:
+        return self.balance(account) - int(self.debits_pending[account])
+
+    # --- rule classes and participants
+
+    def set_class(self, caps: RuleCaps) -> int:
+        """Adds or replaces a class by name; returns its code."""
+        code = self.class_by_name.get(caps.name)
+        if code is None:
+            code = len(self.classes)
+            self.class_by_name[caps.name] = code
+            self.classes.append(caps)
+        else:
+            self.classes[code] = caps
+        self.class_caps = np.array(
+            [(c.balance_max, c.single_max, c.day_max, c.year_max) for c in self.classes], np.int64
+        )
+        return code
+
+    def add_participant(self, *, code: str, name: str, role: ParticipantRole, key: bytes, quota: int) -> Participant:
+        participant = Participant(len(self.participants), code, name, role, key, 1, quota)
+        self.participants.append(participant)
+        self.participant_by_code[code] = participant
+        self.participant_key_version = np.append(self.participant_key_version, np.int32(1))
+        return participant
+
+    def rotate_participant_key(self, participant: Participant, key: bytes) -> None:
+        participant.key = key
+        participant.key_version += 1
+        self.participant_key_version[participant.number] = participant.key_version
+
+    # --- time
+
+    def local_date(self, booked_at: int) -> tuple[int, int]:
+        """(day as proleptic ordinal, year) of a booking time in the scheme's time zone."""
+        local = from_micros(booked_at).astimezone(self.time_zone)
+        return local.date().toordinal(), local.year
+
+    def roll_to(self, booked_at: int) -> None:
+        """Start a new day or year of the class caps. Time never runs backwards: `booked_at` is monotonic."""
+        if booked_at < self.booked_at:
+            raise InvariantBroken("I4", "booked_at went backwards")
+        day, year = self.local_date(booked_at)
+        if day != self.day:
+            self.spent_day[: self.size] = 0
+            self.day = day
+        if year != self.year:
+            self.spent_year[: self.size] = 0
+            self.year = year
+
+    # --- blocks
+
+    def absorb(self, effects: Effects, *, transfer_count: int, booked_at: int) -> None:
+        """Apply a block that the journal has made durable."""
+        np.add.at(self.debits_posted, effects.debit, effects.amount)
+        np.add.at(self.credits_posted, effects.credit, effects.amount)
+        spent_by, spent = effects.debit[effects.spent], effects.amount[effects.spent]
+        np.add.at(self.spent_day, spent_by, spent)
+        np.add.at(self.spent_year, spent_by, spent)
+        self.dirty[effects.debit] = True
+        self.dirty[effects.credit] = True
+        for account, deltas in effects.running.items():
+            for column, delta in zip(COLUMNS, deltas, strict=True):
+                getattr(self, column)[account] += delta
+            self.dirty[account] = True
+        self.holds.update(effects.placed)
+        for hold, end in effects.ended.items():
+            self.holds.pop(hold, None)
+            self.ended_holds[hold] = end
+        while len(self.ended_holds) > ENDED_HOLDS_KEPT:
+            self.ended_holds.popitem(last=False)
+        if len(self.tombstones) > ENDED_HOLDS_KEPT:
+            self.tombstones.clear()  # a cache: the sequencer asks the journal before a hold is placed
+        self.tombstones |= effects.tombstones
+        for number, delta in effects.outstanding.items():
+            participant = self.participants[number]
+            if participant is None:
+                raise InvariantBroken("I2", f"participant {number} does not exist")
+            participant.outstanding += delta
+        self.issued += effects.issued
+        self.redeemed += effects.redeemed
+        self.next_seq += transfer_count
+        self.booked_at = booked_at
+
+    # --- what must always hold
+
+    def circulation(self) -> int:
+        return self.issued - self.redeemed
+
+    def broken_invariant(self) -> str | None:
+        """A sentence naming the first invariant that does not hold, or None. O(accounts), vectorised."""
+        used = slice(1, self.size)
+        balances = self.credits_posted[used] - self.debits_posted[used]
+        pending = self.debits_pending[used]
+        holders = self.kind[used] != ACCOUNT_KIND_CODE[AccountKind.ISSUANCE]
+        if int(balances.sum()) != 0:
+            return "I1: debits and credits do not add up"
+        if int(balances[holders].sum()) != self.circulation():
+            return "I2: issued - redeemed is not the sum of the holders' balances"
+        if bool(((balances - pending)[holders] < 0).any()):
+            return "I3: a holder's available balance is below zero"
+        if int(pending.sum()) != sum(hold.amount for hold in self.holds.values()):
+            return "I6: pending totals are not the sum of the open holds"
+        return None

@@ -1,0 +1,658 @@
+"""The sequencer: one thread that decides batches and appends them. Nothing is acknowledged before it is durable.
+
+1. Take what waits in the queue, merged up to `BLOCK_TRANSFERS_MAX`.
+2. Decide it against the state (pure, `ledger.domain.decide`).
+3. Append the block in one fenced transaction (`ledger.store.journal`).
+4. Apply it to the state, answer the waiting requests.
+
+If an id turns out to be in the journal already, the block was not written: the ids are read back and the batch is
+decided again with them known (I7). If a connection dies, the outcome is read back, never guessed: the lease is taken
+again (which waits for the old transaction's end) and the block is looked for by number and hash.
+Reads of balances go through the same thread between blocks, so they never see what is not durable.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+from psycopg import errors
+from sqlalchemy.exc import SQLAlchemyError
+
+from kernel.clock import Clock, to_micros
+from kernel.database import Database, OutcomeUnknown
+from kernel.errors import InvariantBroken, ProblemError
+from kernel.ids import derive_uuid7
+from ledger.domain import directives
+from ledger.domain.blocks import (
+    EVIDENCE_HOLD_TERMS,
+    EVIDENCE_TOMBSTONE,
+    GENESIS_HASH,
+    BlockHeader,
+    Directive,
+    Evidence,
+    OpenedAccount,
+    digest_accounts,
+    digest_directives,
+    digest_evidence,
+    hold_terms_body,
+)
+from ledger.domain.decide import Decision, Known, decide
+from ledger.domain.records import SUBMISSION, Authority, Batch, EvidenceKind, Extra, uuid_bytes
+from ledger.domain.state import LedgerState
+from ledger.domain.vocabulary import (
+    ACCOUNT_KINDS,
+    KIND_CODE,
+    LedgerRefusal,
+    TransferKind,
+    TransferRefusal,
+)
+from ledger.engine.recovery import recover
+from ledger.store.journal import Block, BlockMismatch, Deposed, DuplicateId, Journal
+
+BLOCK_TRANSFERS_MAX = 8192
+"""One fsync for so many; also the largest request."""
+QUEUE_OPERATIONS_MAX = 10_000
+"""Requests that may wait; beyond it a request is refused at once instead of waiting for ever."""
+SNAPSHOT_BLOCKS = 5_000
+SNAPSHOT_TRANSFERS = 1_000_000
+"""Replay after a crash is bounded by both."""
+RECONNECT_PAUSE_SECONDS_MAX = 0.5
+STORAGE_ATTEMPTS_MAX = 5
+"""A disk that stays full refuses the batch (nothing was written); the next one tries again."""
+
+log = logging.getLogger("jiaozi.ledger.sequencer")
+T = TypeVar("T")
+
+
+class SequencerUnavailable(RuntimeError):
+    """Nothing was written: not started, stepped down, halted, storage refused, or the queue is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOutcome:
+    """A submitted batch's answer, parallel to it. See `Decision` for codes."""
+
+    codes: npt.NDArray[np.int16]
+    seqs: npt.NDArray[np.int64]
+    booked_at: int
+    known: Mapping[int, Known] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Transfers:
+    batch: Batch
+    future: Future[BatchOutcome]
+
+
+@dataclass(slots=True)
+class _Openings:
+    accounts: Sequence[OpenedAccount]
+    future: Future[list[OpenedAccount | None]]
+
+
+@dataclass(slots=True)
+class _Order:
+    """A directive to carry out; `transfer` is what it books, if it moves money."""
+
+    kind: str
+    mandate_id: bytes | None
+    body: bytes
+    action: Mapping[str, Any] | None
+    future: Future[tuple[int, LedgerRefusal | TransferRefusal | None]]
+
+
+@dataclass(slots=True)
+class _Read:
+    read: Callable[[LedgerState], Any]
+    future: Future[Any]
+
+
+_Operation = _Transfers | _Openings | _Order | _Read
+
+
+class Sequencer:
+    """Owns the state and the journal's only writing connection. Thread-safe: every method may be called from any."""
+
+    def __init__(self, database: Database, *, node: str, clock: Clock) -> None:
+        self._database = database
+        self._node = node
+        self._clock = clock
+        self._queue: queue.Queue[_Operation | None] = queue.Queue(QUEUE_OPERATIONS_MAX)
+        self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
+        self._started: Future[None] = Future()
+        self._stopping = threading.Event()
+        self._connections = ExitStack()
+        self._journal: Journal
+        self._state: LedgerState
+        self._head: BlockHeader | None = None
+        self._next_directive = 1
+        self._mandates: dict[bytes, int] = {}
+        self._holds_written: set[bytes] = set()
+        self._expiries: list[tuple[int, bytes]] = []
+        self._blocks_since_snapshot = 0
+        self._transfers_since_snapshot = 0
+        self.failure: str | None = None
+        """Why it no longer writes, if so."""
+
+    # --- from other threads
+
+    def start(self) -> None:
+        """Take the lease, recover, serve. A ledger that cannot prove its past stays down: recovery raises."""
+        self._thread.start()
+        self._started.result()
+
+    def stop(self) -> None:
+        """Finish what was taken, write a snapshot, end. Waiting operations are refused."""
+        self._stopping.set()
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+        self._thread.join()
+
+    def submit(self, batch: Batch) -> Future[BatchOutcome]:
+        """Book transfers. At most BLOCK_TRANSFERS_MAX; chains must close within the batch."""
+        if not 0 < len(batch) <= BLOCK_TRANSFERS_MAX:
+            raise ValueError("a batch holds 1 to BLOCK_TRANSFERS_MAX transfers")
+        future: Future[BatchOutcome] = Future()
+        self._put(_Transfers(batch, future))
+        return future
+
+    def open_accounts(self, accounts: Sequence[OpenedAccount]) -> Future[list[OpenedAccount | None]]:
+        """Open accounts (numbers are given here). The account an opening id has already opened is returned again;
+        None where the id opened an account with other content."""
+        future: Future[list[OpenedAccount | None]] = Future()
+        self._put(_Openings(accounts, future))
+        return future
+
+    def carry_out(
+        self, *, kind: str, mandate_id: bytes | None, body: bytes, action: Mapping[str, Any] | None
+    ) -> Future[tuple[int, LedgerRefusal | TransferRefusal | None]]:
+        """Carry out a directive, with the transfer it implies, in one block. Returns its number, or the refusal."""
+        future: Future[tuple[int, LedgerRefusal | TransferRefusal | None]] = Future()
+        self._put(_Order(kind, mandate_id, body, action, future))
+        return future
+
+    def read(self, read: Callable[[LedgerState], T]) -> Future[T]:
+        """Run a function on the state between two blocks. It must be quick and return plain values."""
+        future: Future[T] = Future()
+        self._put(_Read(read, future))
+        return future
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    @property
+    def head(self) -> BlockHeader | None:
+        return self._head
+
+    def _put(self, operation: _Operation) -> None:
+        if self.failure is not None or self._stopping.is_set():
+            raise SequencerUnavailable(self.failure or "the ledger is stopping")
+        try:
+            self._queue.put_nowait(operation)
+        except queue.Full:
+            raise SequencerUnavailable("the ledger's queue is full") from None
+
+    # --- the thread
+
+    def _run(self) -> None:
+        try:
+            self._connect()
+            self._journal.take_lease(self._node)
+            self._recover()
+        except BaseException as error:
+            self._connections.close()
+            self._started.set_exception(error)
+            return
+        self._started.set_result(None)
+        carried: _Operation | None = None
+        try:
+            while not self._stopping.is_set():
+                operation, carried = (carried or self._next()), None
+                if operation is None:
+                    self._expire_due_holds()
+                    continue
+                group: list[_Operation] = [operation]
+                if isinstance(operation, _Transfers):
+                    carried = self._merge(group)
+                self._serve(group)
+                if self.failure is not None:
+                    break
+        finally:
+            self._leave(carried)
+
+    def _next(self) -> _Operation | None:
+        """The next operation, or None when it is time to look at the expiries."""
+        timeout = 1.0
+        if self._expiries:
+            due_in = (self._expiries[0][0] - to_micros(self._clock())) / 1e6
+            timeout = min(timeout, max(0.0, due_in))
+        try:
+            return self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _merge(self, group: list[_Operation]) -> _Operation | None:
+        """Add waiting transfers to the group while they fit; returns the first operation that does not."""
+        count = sum(len(item.batch) for item in group if isinstance(item, _Transfers))
+        while True:
+            try:
+                operation = self._queue.get_nowait()
+            except queue.Empty:
+                return None
+            if operation is None:
+                return None
+            if not isinstance(operation, _Transfers) or count + len(operation.batch) > BLOCK_TRANSFERS_MAX:
+                return operation
+            group.append(operation)
+            count += len(operation.batch)
+
+    def _serve(self, group: list[_Operation]) -> None:
+        try:
+            first = group[0]
+            if isinstance(first, _Transfers):
+                self._serve_transfers([item for item in group if isinstance(item, _Transfers)])
+            elif isinstance(first, _Openings):
+                first.future.set_result(self._open(first.accounts))
+            elif isinstance(first, _Order):
+                first.future.set_result(self._carry_out(first))
+            else:
+                first.future.set_result(first.read(self._state))
+        except (Deposed, InvariantBroken, BlockMismatch) as error:
+            # Another writer, or a rule that does not hold: no write may follow. A person is needed.
+            self.failure = f"{type(error).__name__}: {error}"
+            log.critical("the ledger stopped writing: %s", self.failure)
+            _fail(group, SequencerUnavailable(self.failure))
+        except ProblemError as error:  # a read that was refused
+            _fail(group, error)
+        except Exception as error:
+            log.exception("an operation failed")
+            _fail(group, error if isinstance(error, SequencerUnavailable) else SequencerUnavailable(str(error)))
+
+    def _leave(self, carried: _Operation | None) -> None:
+        reason = SequencerUnavailable(self.failure or "the ledger is stopping")
+        waiting: list[_Operation] = [carried] if carried is not None else []
+        self._stopping.set()
+        while True:
+            try:
+                operation = self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if operation is not None:
+                waiting.append(operation)
+        _fail(waiting, reason)
+        try:
+            if self.failure is None and self._head is not None:
+                self._write_snapshot()
+        except (Deposed, OutcomeUnknown, psycopg.Error) as error:
+            log.warning("no snapshot on the way out: %s", error)
+        self._connections.close()
+
+    # --- operations
+
+    def _serve_transfers(self, group: list[_Transfers]) -> None:
+        decision = self._book(Batch.concatenate([item.batch for item in group]))
+        offset = 0
+        for item in group:
+            end = offset + len(item.batch)
+            known = {p - offset: k for p, k in decision.known.items() if offset <= p < end} if decision.known else {}
+            outcome = BatchOutcome(decision.codes[offset:end], decision.seqs[offset:end], decision.booked_at, known)
+            offset = end
+            if not item.future.cancelled():
+                item.future.set_result(outcome)
+
+    def _book(self, batch: Batch, order: Directive | None = None) -> Decision:
+        """Decide and append until the journal agrees about every id. Refused whole orders write nothing."""
+        state = self._state
+        known: dict[bytes, Known] = {}
+        asked: set[bytes] = set()
+        self._fetch_hold_fates(batch)
+        while True:
+            booked_at = self._now()
+            state.roll_to(booked_at)
+            decision = decide(state, batch, booked_at=booked_at, known=known)
+            # A retry of a booked transfer may now look refused (the money is gone): ask before saying so.
+            suspects = [item for item in _ids(batch, np.flatnonzero(decision.codes > 0)) if item not in asked]
+            if suspects:
+                asked.update(suspects)
+                found = self._journal_call(lambda journal, ids=suspects: journal.known(ids))  # type: ignore[misc]
+                if found:
+                    known |= found
+                    continue
+            if not len(decision.positions):
+                return decision
+            evidence = _evidence(batch, decision)
+            block = self._seal(booked_at, decision=decision, evidence=evidence, orders=[order] if order else [])
+            try:
+                self._append(block)
+            except DuplicateId:
+                ids = [item for item in _ids(batch, np.arange(len(batch))) if item not in known]
+                found = self._journal_call(lambda journal, ids=ids: journal.known(ids))  # type: ignore[misc]
+                asked.update(ids)
+                if not found:
+                    raise InvariantBroken("I7", "the journal refused an id that it does not have") from None
+                known |= found
+                continue
+            state.absorb(decision.effects, transfer_count=len(decision.positions), booked_at=booked_at)
+            self._after_block(block, len(decision.positions))
+            for hold in decision.hold_terms.values():
+                if hold.expires_at:
+                    heapq.heappush(self._expiries, (hold.expires_at, hold.id))
+            return decision
+
+    def _open(self, accounts: Sequence[OpenedAccount]) -> list[OpenedAccount | None]:
+        state = self._state
+        existing = self._journal_call(lambda journal: journal.openings([item.opening_id for item in accounts]))
+        opened: dict[bytes, OpenedAccount] = {}
+        number = state.size
+        for item in accounts:
+            if item.opening_id not in existing and item.opening_id not in opened:
+                opened[item.opening_id] = OpenedAccount(
+                    number, item.opening_id, item.kind, item.participant, item.rule_class, item.holder_key
+                )
+                number += 1
+        if opened:
+            booked_at = self._now()
+            state.roll_to(booked_at)
+            block = self._seal(booked_at, accounts=list(opened.values()))
+            self._append(block)
+            for item in opened.values():
+                state.open_account(
+                    kind=ACCOUNT_KINDS[item.kind],
+                    participant=item.participant,
+                    rule_class=state.class_by_name[item.rule_class],
+                    holder_key=item.holder_key,
+                )
+            state.booked_at = booked_at
+            self._after_block(block, 0)
+        results: list[OpenedAccount | None] = []
+        for item in accounts:
+            found = existing.get(item.opening_id) or opened[item.opening_id]
+            results.append(found if _same_opening(found, item) else None)
+        return results
+
+    def _carry_out(self, order: _Order) -> tuple[int, LedgerRefusal | TransferRefusal | None]:
+        state = self._state
+        directive = Directive(self._next_directive, order.kind, order.mandate_id, order.body)
+        if order.action is not None:
+            done = self._mandates.get(order.mandate_id or b"")
+            if done is not None:  # it was carried out, and the answer lost
+                return done, None
+            refusal = directives.check(state, order.action)
+            if refusal is not None:
+                return 0, refusal
+            if order.action["action"] in directives.TRANSFER_ACTIONS:
+                decision = self._book(_mandated_batch(order.action, directive.number), directive)
+                if decision.refusal(0) is not None:
+                    return 0, decision.refusal(0)
+                if not len(decision.positions):
+                    return 0, TransferRefusal.ID_ALREADY_USED  # another mandate has issued under this transfer id
+                self._next_directive += 1
+                return directive.number, None
+        booked_at = self._now()
+        block = self._seal(booked_at, orders=[directive])
+        self._append(block)
+        if order.kind == "genesis":  # brings its time zone, currency and operators: recover it as any restart would
+            self._recover()
+            return directive.number, None
+        directives.apply(state, order.body)
+        state.roll_to(booked_at)
+        state.booked_at = booked_at
+        self._next_directive += 1
+        self._after_block(block, 0)
+        return directive.number, None
+
+    def _expire_due_holds(self) -> None:
+        now = to_micros(self._clock())
+        due: list[bytes] = []
+        while self._expiries and self._expiries[0][0] <= now and len(due) < BLOCK_TRANSFERS_MAX:
+            hold = heapq.heappop(self._expiries)[1]
+            if hold in self._state.holds:
+                due.append(hold)
+        if not due:
+            return
+        records = np.zeros(len(due), SUBMISSION)
+        for row, hold in zip(records, due, strict=True):
+            own = derive_uuid7(UUID(bytes=hold), "expire")
+            row["id_high"], row["id_low"] = own.int >> 64, own.int & (2**64 - 1)
+            row["hold_high"], row["hold_low"] = (int.from_bytes(hold[:8], "big"), int.from_bytes(hold[8:], "big"))
+            row["kind"] = KIND_CODE[TransferKind.EXPIRE]
+        batch = Batch.of_institution(records, submitter=0)
+        batch.authority[:] = Authority.ENGINE
+        future: Future[BatchOutcome] = Future()
+        self._serve([_Transfers(batch, future)])
+
+    # --- blocks
+
+    def _now(self) -> int:
+        """Booking time never runs backwards, whatever the clock does."""
+        return max(to_micros(self._clock()), self._state.booked_at)
+
+    def _seal(
+        self,
+        booked_at: int,
+        *,
+        decision: Decision | None = None,
+        evidence: Sequence[Evidence] = (),
+        orders: Sequence[Directive] = (),
+        accounts: Sequence[OpenedAccount] = (),
+    ) -> Block:
+        head, state = self._head, self._state
+        journal = decision.journal.tobytes() if decision is not None else b""
+        header = BlockHeader(
+            number=head.number + 1 if head is not None else 1,
+            epoch=self._journal.epoch,
+            booked_at=booked_at,
+            first_seq=state.next_seq,
+            transfer_count=len(decision.positions) if decision is not None else 0,
+            transfers_digest=hashlib.sha256(journal).digest(),
+            evidence_digest=digest_evidence([*evidence, *(_terms_evidence(decision) if decision else ())]),
+            first_directive=self._next_directive,
+            directive_count=len(orders),
+            directives_digest=digest_directives(orders),
+            first_account=state.size,
+            account_count=len(accounts),
+            accounts_digest=digest_accounts(accounts),
+            previous_hash=head.hash if head is not None else GENESIS_HASH,
+        )
+        return Block(header, decision, evidence, orders, accounts)
+
+    def _append(self, block: Block) -> None:
+        """Append until the outcome is known. Raises DuplicateId, Deposed, InvariantBroken, SequencerUnavailable."""
+        attempts = 0
+        while True:
+            try:
+                self._journal.append(block)
+                return
+            except errors.CheckViolation as error:
+                # The database's own copy of a money rule disagrees with the engine: stop, do not argue.
+                raise InvariantBroken(str(error.diag.constraint_name), "a CHECK refused what was decided") from error
+            except (OutcomeUnknown, psycopg.OperationalError, psycopg.InterfaceError) as error:
+                connection_lost = self._connection_is_lost() or isinstance(error, OutcomeUnknown)
+                log.warning("block %d: %s", block.header.number, error)
+                if not connection_lost:
+                    attempts += 1
+                    if attempts >= STORAGE_ATTEMPTS_MAX:
+                        raise SequencerUnavailable(f"storage refuses to write: {error}") from error
+                    time.sleep(0.1 * attempts)
+                    continue
+                self._reconnect()
+                written = self._journal.block(block.header.number)
+                if written is not None:
+                    if written.hash == block.header.hash:
+                        return
+                    raise Deposed(f"block {block.header.number} was written by another sequencer") from error
+
+    def _connection_is_lost(self) -> bool:
+        return self._connection.closed
+
+    def _connect(self) -> None:
+        self._connections.close()
+        self._connection = self._connections.enter_context(self._database.raw(isolation="READ COMMITTED"))
+        epoch = self._journal.epoch if hasattr(self, "_journal") else 0
+        self._journal = Journal(self._connection)
+        self._journal.epoch = epoch
+
+    def _reconnect(self) -> None:
+        """A new connection and the lease again, unless another sequencer has it. Waits while the database is down."""
+        pause = 0.02
+        while True:
+            try:
+                self._connect()
+                self._journal.renew_lease()
+                return
+            except Deposed:
+                raise
+            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown) as error:
+                if self._stopping.is_set():
+                    raise SequencerUnavailable("stopping while the database is away") from error
+                log.warning("waiting for the database: %s", str(error).splitlines()[0] if str(error) else error)
+                time.sleep(pause)
+                pause = min(pause * 2, RECONNECT_PAUSE_SECONDS_MAX)
+
+    def _journal_call(self, call: Callable[[Journal], T]) -> T:
+        """A read that survives a lost connection."""
+        while True:
+            try:
+                return call(self._journal)
+            except (OutcomeUnknown, psycopg.OperationalError, psycopg.InterfaceError) as error:
+                if not self._connection_is_lost():
+                    raise SequencerUnavailable(str(error)) from error
+                self._reconnect()
+
+    def _after_block(self, block: Block, transfer_count: int) -> None:
+        self._head = block.header
+        for directive in block.directives:
+            if directive.mandate_id is not None:
+                self._mandates[directive.mandate_id] = directive.number
+        self._blocks_since_snapshot += 1
+        self._transfers_since_snapshot += transfer_count
+        if (
+            self._blocks_since_snapshot >= SNAPSHOT_BLOCKS
+            or self._transfers_since_snapshot >= SNAPSHOT_TRANSFERS
+        ):
+            try:
+                self._write_snapshot()
+            except (OutcomeUnknown, psycopg.Error) as error:  # a snapshot only shortens recovery: the block stands
+                log.warning("snapshot put off: %s", error)
+
+    def _write_snapshot(self) -> None:
+        if self._head is None:
+            return
+        broken = self._state.broken_invariant()
+        if broken is not None:
+            raise InvariantBroken(broken[:2], broken)
+        self._holds_written = self._journal.write_snapshot(
+            self._state, block=self._head.number, holds_written=self._holds_written
+        )
+        self._blocks_since_snapshot = self._transfers_since_snapshot = 0
+
+    def _recover(self) -> None:
+        began = time.monotonic()
+        self._state, self._head = recover(self._journal)
+        found = self._journal.directives()
+        self._next_directive = len(found) + 1
+        self._mandates = {item.mandate_id: item.number for item in found if item.mandate_id is not None}
+        self._holds_written = {hold.id for hold in self._journal.open_holds()}
+        self._expiries = [(hold.expires_at, hold.id) for hold in self._state.holds.values() if hold.expires_at]
+        heapq.heapify(self._expiries)
+        log.info(
+            "recovered %d accounts, seq %d, block %d in %.2f s",
+            self._state.size - 1,
+            self._state.next_seq - 1,
+            self._head.number if self._head else 0,
+            time.monotonic() - began,
+        )
+
+    def _fetch_hold_fates(self, batch: Batch) -> None:
+        """Bring to memory what the journal knows of a batch's holds: ended long ago, or voided before they came."""
+        state, records = self._state, batch.records
+        wanted: set[bytes] = set()
+        ends = np.flatnonzero((records["hold_high"] != 0) | (records["hold_low"] != 0))
+        for row in records[ends]:
+            hold = uuid_bytes(int(row["hold_high"]), int(row["hold_low"]))
+            if hold not in state.holds and hold not in state.ended_holds:
+                wanted.add(hold)
+        for row in records[records["kind"] == KIND_CODE[TransferKind.HOLD]]:
+            wanted.add(uuid_bytes(int(row["id_high"]), int(row["id_low"])))
+        if wanted:
+            ended, tombstones = self._journal_call(lambda journal: journal.hold_fates(wanted))
+            state.ended_holds.update(ended)
+            state.tombstones |= tombstones
+
+
+def _fail(operations: Sequence[_Operation], error: Exception) -> None:
+    for operation in operations:
+        if not operation.future.done():
+            operation.future.set_exception(error)
+
+
+def _ids(batch: Batch, positions: npt.NDArray[np.intp]) -> list[bytes]:
+    raw = np.ascontiguousarray(batch.records[["id_high", "id_low"]][positions])
+    return [uuid_bytes(int(row["id_high"]), int(row["id_low"])) for row in raw]
+
+
+def _evidence(batch: Batch, decision: Decision) -> list[Evidence]:
+    """What is kept beside the booked transfers of a batch (I8)."""
+    found: list[Evidence] = []
+    for position, extra in batch.extras.items():
+        if decision.codes[position] != 0:
+            continue
+        row = batch.records[position]
+        transfer = uuid_bytes(int(row["id_high"]), int(row["id_low"]))
+        seq = int(decision.seqs[position])
+        if extra.instruction is not None:
+            found.append(Evidence(seq, transfer, EvidenceKind.INSTRUCTION, extra.instruction))
+        if extra.secret is not None:
+            found.append(Evidence(seq, transfer, EvidenceKind.SECRET, extra.secret))
+        if extra.directive is not None:
+            found.append(Evidence(seq, transfer, EvidenceKind.MANDATE, extra.directive.to_bytes(8, "big")))
+    return found
+
+
+def _terms_evidence(decision: Decision) -> list[Evidence]:
+    """Hold terms and tombstones have tables of their own, and are hashed with the evidence."""
+    terms = [
+        Evidence(int(decision.seqs[position]), hold.id, EVIDENCE_HOLD_TERMS, hold_terms_body(hold))
+        for position, hold in decision.hold_terms.items()
+    ]
+    buried = [
+        Evidence(int(decision.seqs[position]), hold, EVIDENCE_TOMBSTONE, hold + guard)
+        for position, (hold, guard) in decision.tombstones.items()
+    ]
+    return terms + buried
+
+
+def _mandated_batch(action: Mapping[str, Any], directive: int) -> Batch:
+    transfer, debit, credit, amount = directives.transfer_of(action)
+    records = np.zeros(1, SUBMISSION)
+    row = records[0]
+    row["id_high"], row["id_low"] = transfer.int >> 64, transfer.int & (2**64 - 1)
+    row["debit"], row["credit"], row["amount"] = debit, credit, amount
+    row["kind"] = KIND_CODE[TransferKind(action["action"])]
+    batch = Batch.of_institution(records, submitter=0)
+    batch.authority[:] = Authority.MANDATE
+    return Batch(batch.records, batch.authority, batch.submitter, batch.key_version, {0: Extra(directive=directive)})
+
+
+def _same_opening(found: OpenedAccount, wanted: OpenedAccount) -> bool:
+    return (found.kind, found.participant, found.rule_class, found.holder_key) == (
+        wanted.kind,
+        wanted.participant,
+        wanted.rule_class,
+        wanted.holder_key,
+    )

@@ -1,0 +1,546 @@
+"""The journal in PostgreSQL: one transaction a block, one fenced writer. Nothing else in the project writes to it.
+
+`append` is the only door: COPY of the rows, then one statement that inserts the block's header if and only if the
+lease's epoch is still the writer's. What it raises says what to do: `Deposed` (stop), `DuplicateId` (read the ids
+back and decide again), `kernel.database.OutcomeUnknown` (take the lease and read the block back), any other database
+error (nothing was written).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import psycopg
+from psycopg import errors, sql
+
+from kernel.clock import from_micros, to_micros
+from kernel.database import CheckedConnection
+from ledger.domain.blocks import BlockHeader, Directive, Evidence, OpenedAccount
+from ledger.domain.decide import Decision, Known
+from ledger.domain.records import JOURNAL, Records
+from ledger.domain.state import Hold, HoldEnd, LedgerState
+from ledger.domain.vocabulary import KIND_CODE, TRANSFER_KINDS, TransferKind
+
+_PG_EPOCH_MICROS = 946_684_800_000_000
+"""2000-01-01T00:00Z, where PostgreSQL's binary timestamps begin."""
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_TRAILER = b"\xff\xff"
+TAIL_PAGE = 200_000
+"""Rows a recovery reads at a time."""
+
+
+class Deposed(RuntimeError):
+    """Another sequencer holds the lease: this one must not write again."""
+
+
+class DuplicateId(RuntimeError):
+    """An id of the block is in the journal already: I7's second lock."""
+
+
+class BlockMismatch(RuntimeError):
+    """The journal's chain of blocks is broken: rows were changed, lost or added behind the ledger's back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Everything one block's transaction writes."""
+
+    header: BlockHeader
+    decision: Decision | None = None
+    evidence: Sequence[Evidence] = ()
+    directives: Sequence[Directive] = ()
+    accounts: Sequence[OpenedAccount] = ()
+
+
+@dataclass(slots=True)
+class Tail:
+    """The journal after a snapshot: what recovery applies."""
+
+    transfers: Records
+    holds: dict[bytes, tuple[bytes | None, bytes | None, int]] = field(default_factory=dict)
+
+
+class Journal:
+    """One database connection, owned by the sequencer's thread."""
+
+    def __init__(self, connection: CheckedConnection) -> None:
+        self._connection = connection
+        self.epoch = 0
+
+    # --- the lease
+
+    def take_lease(self, node: str) -> int:
+        """Become the writer: every earlier epoch is fenced off, and a commit still under way has ended before this
+        returns (it holds the row's lock)."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO lease (id, epoch, node, renewed_at) VALUES (1, 1, %s, now())"
+                " ON CONFLICT (id) DO UPDATE SET epoch = lease.epoch + 1, node = EXCLUDED.node, renewed_at = now()"
+                " RETURNING epoch",
+                (node,),
+            )
+            row = cursor.fetchone()
+        self._connection.commit()
+        if row is None:
+            raise Deposed("the lease could not be taken")
+        self.epoch = int(row[0])
+        return self.epoch
+
+    def renew_lease(self) -> int:
+        """Take the lease again after a lost connection, unless somebody else has taken it since. Waits, by the row's
+        lock, until a transaction of the lost connection has ended. Raises Deposed."""
+        with self._connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE lease SET epoch = epoch + 1, renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING epoch",
+                (self.epoch,),
+            )
+            row = cursor.fetchone()
+        if row is None:
+            self._connection.rollback()
+            raise Deposed(f"epoch {self.epoch} lost the lease")
+        self._connection.commit()
+        self.epoch = int(row[0])
+        return self.epoch
+
+    # --- writing
+
+    def append(self, block: Block) -> None:
+        """Make a block durable. Returns only after COMMIT."""
+        connection = self._connection
+        try:
+            with connection.cursor() as cursor:
+                if block.decision is not None:
+                    self._copy_transfers(cursor, block.decision.journal)
+                    self._copy_holds(cursor, block.decision)
+                _copy_rows(
+                    cursor,
+                    "evidence (transfer_id, kind, seq, body)",
+                    ("uuid", "int2", "int8", "bytea"),
+                    ((UUID(bytes=item.transfer_id), item.kind, item.seq, item.body) for item in block.evidence),
+                )
+                moment = from_micros(block.header.booked_at)
+                _copy_rows(
+                    cursor,
+                    "directive (number, kind, mandate_id, body, booked_at)",
+                    ("int8", "text", "uuid", "bytea", "timestamptz"),
+                    ((d.number, d.kind, _uuid(d.mandate_id), d.body, moment) for d in block.directives),
+                )
+                _copy_rows(
+                    cursor,
+                    "account (number, opening_id, kind, participant, rule_class, holder_key, opened_at)",
+                    ("int8", "uuid", "int2", "int4", "text", "bytea", "timestamptz"),
+                    (
+                        (a.number, _uuid(a.opening_id), a.kind, a.participant, a.rule_class, a.holder_key, moment)
+                        for a in block.accounts
+                    ),
+                )
+                self._insert_header(cursor, block.header)
+            connection.commit()
+        except errors.UniqueViolation as error:
+            connection.rollback()
+            raise DuplicateId(error.diag.constraint_name or "unknown constraint") from error
+        except BaseException:
+            if not connection.closed:
+                connection.rollback()
+            raise
+
+    def _insert_header(self, cursor: psycopg.Cursor[Any], header: BlockHeader) -> None:
+        """The compare-and-set: no row of the lease with our epoch, no header, no block."""
+        cursor.execute(
+            "WITH fenced AS (UPDATE lease SET renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING 1)"
+            " INSERT INTO block (number, epoch, booked_at, first_seq, transfer_count, transfers_digest,"
+            " evidence_digest, first_directive, directive_count, directives_digest, first_account, account_count,"
+            " accounts_digest, previous_hash, hash)"
+            " SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
+            (
+                self.epoch,
+                header.number,
+                header.epoch,
+                from_micros(header.booked_at),
+                header.first_seq,
+                header.transfer_count,
+                header.transfers_digest,
+                header.evidence_digest,
+                header.first_directive,
+                header.directive_count,
+                header.directives_digest,
+                header.first_account,
+                header.account_count,
+                header.accounts_digest,
+                header.previous_hash,
+                header.hash,
+            ),
+        )
+        if cursor.rowcount != 1:
+            raise Deposed(f"epoch {self.epoch} lost the lease")
+
+    def _copy_transfers(self, cursor: psycopg.Cursor[Any], journal: Records) -> None:
+        """Binary COPY straight from the record array. The order of rows does not matter: `seq` carries it."""
+        if not len(journal):
+            return
+        columns = "id, seq, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter, booked_at"
+        has_hold = (journal["hold_high"] != 0) | (journal["hold_low"] != 0)
+        has_reference = (journal["reference_high"] != 0) | (journal["reference_low"] != 0)
+        with cursor.copy(f"COPY transfer ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
+            copy.write(_COPY_HEADER)
+            for hold in (False, True):
+                for reference in (False, True):
+                    part = journal[(has_hold == hold) & (has_reference == reference)]
+                    if len(part):
+                        copy.write(_copy_body(part, hold=hold, reference=reference))
+            copy.write(_COPY_TRAILER)
+
+    def _copy_holds(self, cursor: psycopg.Cursor[Any], decision: Decision) -> None:
+        seqs, batch_ids = decision.seqs, decision.journal
+        first = int(batch_ids[0]["seq"]) if len(batch_ids) else 0
+
+        def id_at(position: int) -> UUID:
+            row = batch_ids[int(seqs[position]) - first]
+            return UUID(int=int(row["id_high"]) << 64 | int(row["id_low"]))
+
+        def hold_at(position: int) -> UUID:
+            row = batch_ids[int(seqs[position]) - first]
+            return UUID(int=int(row["hold_high"]) << 64 | int(row["hold_low"]))
+
+        def events() -> Iterator[tuple[object, ...]]:
+            for position, hold in decision.hold_terms.items():
+                expires = from_micros(hold.expires_at) if hold.expires_at else None
+                seq, kind = int(seqs[position]), KIND_CODE[TransferKind.HOLD]
+                yield (_uuid(hold.id), 0, seq, id_at(position), kind, hold.commit_hash, hold.abort_hash, expires)
+            for position, end in decision.hold_ends.items():
+                seq, kind = int(seqs[position]), _KIND_OF_END[end]
+                yield (hold_at(position), 1, seq, id_at(position), kind, None, None, None)
+
+        if decision.hold_terms or decision.hold_ends:
+            _copy_rows(
+                cursor,
+                "hold_event (hold_id, phase, seq, transfer_id, kind, commit_hash, abort_hash, expires_at)",
+                ("uuid", "int2", "int8", "uuid", "int2", "bytea", "bytea", "timestamptz"),
+                events(),
+            )
+        if decision.tombstones:
+            _copy_rows(
+                cursor,
+                "hold_tombstone (hold_id, guard, seq, transfer_id)",
+                ("uuid", "bytea", "int8", "uuid"),
+                (
+                    (_uuid(hold), guard, int(seqs[position]), id_at(position))
+                    for position, (hold, guard) in decision.tombstones.items()
+                ),
+            )
+
+    def write_snapshot(self, state: LedgerState, *, block: int, holds_written: set[bytes]) -> set[bytes]:
+        """Bring the balance tables to the state after `block`, in one transaction. Returns the holds now written.
+
+        Only accounts that changed since the last snapshot are written; recovery replays the journal after it.
+        """
+        connection = self._connection
+        dirty = np.flatnonzero(state.dirty[: state.size])
+        columns = (
+            state.debits_posted,
+            state.credits_posted,
+            state.debits_pending,
+            state.credits_pending,
+            state.spent_day,
+            state.spent_year,
+        )
+        now_open = set(state.holds)
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "CREATE TEMPORARY TABLE IF NOT EXISTS balance_in (LIKE account_balance) ON COMMIT DELETE ROWS"
+                )
+                values = np.column_stack([dirty, *(column[dirty] for column in columns)])
+                with cursor.copy("COPY balance_in FROM STDIN (FORMAT BINARY)") as copy:
+                    copy.write(_COPY_HEADER)
+                    copy.write(_copy_int8_body(values))
+                    copy.write(_COPY_TRAILER)
+                cursor.execute(
+                    "INSERT INTO account_balance SELECT * FROM balance_in ORDER BY account"
+                    " ON CONFLICT (account) DO UPDATE SET"
+                    " debits_posted = EXCLUDED.debits_posted, credits_posted = EXCLUDED.credits_posted,"
+                    " debits_pending = EXCLUDED.debits_pending, credits_pending = EXCLUDED.credits_pending,"
+                    " spent_day = EXCLUDED.spent_day, spent_year = EXCLUDED.spent_year"
+                )
+                cursor.executemany(
+                    "INSERT INTO participant_balance VALUES (%s, %s)"
+                    " ON CONFLICT (participant) DO UPDATE SET outstanding = EXCLUDED.outstanding",
+                    [(p.number, p.outstanding) for p in state.participants if p is not None],
+                )
+                gone = [UUID(bytes=hold) for hold in holds_written - now_open]
+                if gone:
+                    cursor.execute("DELETE FROM open_hold WHERE hold_id = ANY(%s)", (gone,))
+                _copy_rows(
+                    cursor,
+                    "open_hold (hold_id, debit_account, credit_account, amount_minor, commit_hash, abort_hash,"
+                    " expires_at, counted, day, year)",
+                    ("uuid", "int8", "int8", "int8", "bytea", "bytea", "int8", "bool", "int4", "int4"),
+                    (_hold_row(state.holds[hold]) for hold in now_open - holds_written),
+                )
+                cursor.execute(
+                    "WITH fenced AS (UPDATE lease SET renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING 1)"
+                    " INSERT INTO snapshot (id, block, seq, booked_at, issued, redeemed)"
+                    " SELECT 1, %s, %s, %s, %s, %s FROM fenced"
+                    " ON CONFLICT (id) DO UPDATE SET block = EXCLUDED.block, seq = EXCLUDED.seq,"
+                    " booked_at = EXCLUDED.booked_at, issued = EXCLUDED.issued, redeemed = EXCLUDED.redeemed",
+                    (self.epoch, block, state.next_seq - 1, from_micros(state.booked_at), state.issued, state.redeemed),
+                )
+                if cursor.rowcount != 1:
+                    raise Deposed(f"epoch {self.epoch} lost the lease")
+            connection.commit()
+        except BaseException:
+            if not connection.closed:
+                connection.rollback()
+            raise
+        state.dirty[: state.size] = False
+        return now_open
+
+    # --- reading back
+
+    def last_block(self) -> BlockHeader | None:
+        return self.block(None)
+
+    def block(self, number: int | None) -> BlockHeader | None:
+        """A header as written, the last one for None. Raises BlockMismatch if its hash is not its content's."""
+        where = "ORDER BY number DESC LIMIT 1" if number is None else "WHERE number = %s"
+        rows = self._all(f"SELECT {BLOCK_COLUMNS} FROM block {where}", None if number is None else (number,))
+        if not rows:
+            return None
+        return header_of(rows[0])
+
+    def known(self, ids: Iterable[bytes]) -> dict[bytes, Known]:
+        """Which of these transfer ids the journal has, with their content (I7)."""
+        wanted = [UUID(bytes=item) for item in ids]
+        rows = self._all(
+            "SELECT t.id, t.seq, t.booked_at, t.kind, t.debit_account, t.credit_account, t.amount_minor, t.hold_id,"
+            " t.reference, h.commit_hash, h.abort_hash, h.expires_at FROM transfer t"
+            " LEFT JOIN hold_event h ON h.hold_id = t.id AND h.phase = 0 WHERE t.id = ANY(%s)",
+            (wanted,),
+        )
+        nil = UUID(int=0)
+        return {
+            row[0].bytes: Known(
+                seq=row[1],
+                booked_at=to_micros(row[2]),
+                kind=row[3],
+                debit=row[4],
+                credit=row[5],
+                amount=row[6],
+                hold=(row[7] or nil).bytes,
+                reference=(row[8] or nil).bytes,
+                terms=(row[9], row[10], to_micros(row[11]) if row[11] else 0),
+            )
+            for row in rows
+        }
+
+    def hold_fates(self, holds: Iterable[bytes]) -> tuple[dict[bytes, HoldEnd], set[tuple[bytes, bytes]]]:
+        """Which of these holds have ended, and which ids have tombstones."""
+        wanted = [UUID(bytes=item) for item in holds]
+        ended = self._all("SELECT hold_id, kind FROM hold_event WHERE phase = 1 AND hold_id = ANY(%s)", (wanted,))
+        buried = self._all("SELECT hold_id, guard FROM hold_tombstone WHERE hold_id = ANY(%s)", (wanted,))
+        ends = {row[0].bytes: _END_OF_KIND[row[1]] for row in ended}
+        return ends, {(row[0].bytes, row[1]) for row in buried}
+
+    def openings(self, opening_ids: Iterable[bytes]) -> dict[bytes, OpenedAccount]:
+        rows = self._all(
+            "SELECT number, opening_id, kind, participant, rule_class, holder_key FROM account"
+            " WHERE opening_id = ANY(%s)",
+            ([UUID(bytes=item) for item in opening_ids],),
+        )
+        return {row[1].bytes: OpenedAccount(row[0], row[1].bytes, *row[2:]) for row in rows}
+
+    def directives(self) -> list[Directive]:
+        rows = self._all("SELECT number, kind, mandate_id, body FROM directive ORDER BY number", None)
+        return [Directive(row[0], row[1], row[2].bytes if row[2] else None, row[3]) for row in rows]
+
+    def accounts(self) -> Iterator[OpenedAccount]:
+        """All opened accounts in number order."""
+        after = 0
+        while True:
+            rows = self._all(
+                "SELECT number, opening_id, kind, participant, rule_class, holder_key FROM account"
+                " WHERE number > %s ORDER BY number LIMIT %s",
+                (after, TAIL_PAGE),
+            )
+            if not rows:
+                return
+            after = int(rows[-1][0])
+            for row in rows:
+                yield OpenedAccount(row[0], row[1].bytes, *row[2:])
+
+    def snapshot(self) -> tuple[int, int, int, int, int] | None:
+        """(block, seq, booked_at, issued, redeemed) of the balance tables."""
+        rows = self._all("SELECT block, seq, booked_at, issued, redeemed FROM snapshot", None)
+        return (rows[0][0], rows[0][1], to_micros(rows[0][2]), rows[0][3], rows[0][4]) if rows else None
+
+    def balances(self) -> Iterator[list[tuple[int, ...]]]:
+        """Pages of (account, totals in the order of `COLUMNS`)."""
+        after = 0
+        while True:
+            rows = self._all(
+                "SELECT account, debits_posted, credits_posted, debits_pending, credits_pending, spent_day, spent_year"
+                " FROM account_balance WHERE account > %s ORDER BY account LIMIT %s",
+                (after, TAIL_PAGE),
+            )
+            if not rows:
+                return
+            after = int(rows[-1][0])
+            yield rows
+
+    def outstanding(self) -> dict[int, int]:
+        return dict(self._all("SELECT participant, outstanding FROM participant_balance", None))
+
+    def open_holds(self) -> list[Hold]:
+        rows = self._all(
+            "SELECT hold_id, debit_account, credit_account, amount_minor, commit_hash, abort_hash, expires_at, counted,"
+            " day, year FROM open_hold",
+            None,
+        )
+        return [Hold(row[0].bytes, *row[1:]) for row in rows]
+
+    def blocks_after(self, number: int) -> list[BlockHeader]:
+        rows = self._all(f"SELECT {BLOCK_COLUMNS} FROM block WHERE number > %s ORDER BY number", (number,))
+        return [header_of(row) for row in rows]
+
+    def tail(self, first_seq: int, last_seq: int) -> Tail:
+        """Booked transfers of a seq range, in order, with the terms of the holds among them."""
+        rows = self._all(
+            "SELECT seq, id, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter,"
+            " booked_at FROM transfer WHERE seq BETWEEN %s AND %s ORDER BY seq",
+            (first_seq, last_seq),
+        )
+        if len(rows) != last_seq - first_seq + 1:
+            raise BlockMismatch(f"seq {first_seq}..{last_seq}: {len(rows)} transfers found")
+        journal = np.zeros(len(rows), JOURNAL)
+        mask = 2**64 - 1
+        for index, row in enumerate(rows):
+            hold, reference = (row[6].int if row[6] else 0), (row[7].int if row[7] else 0)
+            journal[index] = (
+                *(row[0], row[1].int >> 64, row[1].int & mask, row[2], row[3], row[4], row[5]),
+                *(hold >> 64, hold & mask, reference >> 64, reference & mask, row[8], to_micros(row[9])),
+            )
+        terms = self._all(
+            "SELECT hold_id, commit_hash, abort_hash, expires_at FROM hold_event"
+            " WHERE phase = 0 AND seq BETWEEN %s AND %s",
+            (first_seq, last_seq),
+        )
+        holds = {row[0].bytes: (row[1], row[2], to_micros(row[3]) if row[3] else 0) for row in terms}
+        return Tail(journal, holds)
+
+    def _all(self, query: str, parameters: tuple[object, ...] | None) -> list[tuple[Any, ...]]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql.SQL(query), parameters)
+            rows = cursor.fetchall()
+        self._connection.commit()
+        return rows
+
+
+BLOCK_COLUMNS = (
+    "number, epoch, booked_at, first_seq, transfer_count, transfers_digest, evidence_digest, first_directive, "
+    "directive_count, directives_digest, first_account, account_count, accounts_digest, previous_hash, hash"
+)
+
+
+_BLOCK_FIELDS = BLOCK_COLUMNS.split(", ")
+
+
+def header_of(row: Sequence[Any]) -> BlockHeader:
+    """A block header from its row. Raises BlockMismatch if the stored hash is not its content's."""
+    values = dict(zip(_BLOCK_FIELDS, row, strict=True))
+    stored = values.pop("hash")
+    header = BlockHeader(**{**values, "booked_at": to_micros(values["booked_at"])})
+    if header.hash != stored:
+        raise BlockMismatch(f"block {header.number}: its hash is not that of its content")
+    return header
+
+
+_KIND_OF_END = {
+    HoldEnd.POSTED: KIND_CODE[TransferKind.POST],
+    HoldEnd.VOIDED: KIND_CODE[TransferKind.VOID],
+    HoldEnd.EXPIRED: KIND_CODE[TransferKind.EXPIRE],
+}
+_END_OF_KIND = {kind: end for end, kind in _KIND_OF_END.items()}
+END_OF_TRANSFER = {TRANSFER_KINDS[kind]: end for kind, end in _END_OF_KIND.items()}
+
+
+def _uuid(value: bytes | None) -> UUID | None:
+    return UUID(bytes=value) if value is not None else None
+
+
+def _hold_row(hold: Hold) -> tuple[object, ...]:
+    return (
+        UUID(bytes=hold.id),
+        *(hold.debit, hold.credit, hold.amount, hold.commit_hash, hold.abort_hash, hold.expires_at),
+        *(hold.counted, hold.day, hold.year),
+    )
+
+
+def _copy_rows(
+    cursor: psycopg.Cursor[Any],
+    target: str,
+    types: tuple[str, ...],
+    rows: Iterable[tuple[object, ...]],
+) -> None:
+    """COPY a few rows, if there are any."""
+    iterator = iter(rows)
+    first = next(iterator, None)
+    if first is None:
+        return
+    with cursor.copy(f"COPY {target} FROM STDIN (FORMAT BINARY)") as copy:
+        copy.set_types(types)
+        copy.write_row(first)
+        for row in iterator:
+            copy.write_row(row)
+
+
+def _copy_body(journal: Records, *, hold: bool, reference: bool) -> bytes:
+    """Rows of `transfer` in PostgreSQL's binary COPY format: field count, then length and value of each field."""
+    fields: list[tuple[str, str]] = [("fields", ">i2")]
+
+    def add(name: str, *kinds: str) -> None:
+        fields.append((f"{name}_length", ">i4"))
+        fields.extend((name if len(kinds) == 1 else f"{name}_{part}", kind) for part, kind in enumerate(kinds))
+
+    add("id", ">u8", ">u8")
+    add("seq", ">i8")
+    add("kind", ">i2")
+    add("debit", ">i8")
+    add("credit", ">i8")
+    add("amount", ">i8")
+    add("hold", *([">u8", ">u8"] if hold else []))
+    add("reference", *([">u8", ">u8"] if reference else []))
+    add("submitter", ">i4")
+    add("booked_at", ">i8")
+    rows = np.zeros(len(journal), np.dtype(fields))
+    rows["fields"] = 10
+    for name, length in (("id", 16), ("seq", 8), ("kind", 2), ("debit", 8), ("credit", 8), ("amount", 8)):
+        rows[f"{name}_length"] = length
+    rows["submitter_length"], rows["booked_at_length"] = 4, 8
+    rows["hold_length"], rows["reference_length"] = (16 if hold else -1), (16 if reference else -1)
+    rows["id_0"], rows["id_1"] = journal["id_high"], journal["id_low"]
+    for name in ("seq", "kind", "debit", "credit", "amount", "submitter"):
+        rows[name] = journal[name]
+    if hold:
+        rows["hold_0"], rows["hold_1"] = journal["hold_high"], journal["hold_low"]
+    if reference:
+        rows["reference_0"], rows["reference_1"] = journal["reference_high"], journal["reference_low"]
+    rows["booked_at"] = journal["booked_at"] - _PG_EPOCH_MICROS
+    return rows.tobytes()
+
+
+def _copy_int8_body(values: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> bytes:
+    """Rows of 64-bit integers in binary COPY format."""
+    width = values.shape[1]
+    fields = [("fields", ">i2")]
+    for column in range(width):
+        fields += [(f"length_{column}", ">i4"), (f"value_{column}", ">i8")]
+    rows = np.zeros(len(values), np.dtype(fields))
+    rows["fields"] = width
+    for column in range(width):
+        rows[f"length_{column}"] = 8
+        rows[f"value_{column}"] = values[:, column]
+    return rows.tobytes()

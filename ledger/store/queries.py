@@ -1,0 +1,107 @@
+"""Read models over the journal, for the API. Each query names an id, an account with a seq range, or a block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from ledger.domain.blocks import BlockHeader
+from ledger.store.journal import BLOCK_COLUMNS, header_of
+from ledger.store.tables import block, evidence, hold_event, hold_tombstone, transfer
+
+
+@dataclass(frozen=True, slots=True)
+class BookedTransfer:
+    seq: int
+    id: UUID
+    kind: int
+    debit: int
+    credit: int
+    amount: int
+    hold: UUID | None
+    reference: UUID | None
+    submitter: int
+    booked_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRecord:
+    placed: BookedTransfer | None
+    commit_hash: bytes | None
+    abort_hash: bytes | None
+    expires_at: datetime | None
+    ended_kind: int | None
+    ended_by: UUID | None
+    secret: bytes | None
+    is_tombstoned: bool
+
+
+_TRANSFER = sa.select(
+    transfer.c.seq,
+    transfer.c.id,
+    transfer.c.kind,
+    transfer.c.debit_account.label("debit"),
+    transfer.c.credit_account.label("credit"),
+    transfer.c.amount_minor.label("amount"),
+    transfer.c.hold_id.label("hold"),
+    transfer.c.reference,
+    transfer.c.submitter,
+    transfer.c.booked_at,
+)
+
+
+def find_transfer(connection: sa.Connection, transfer_id: UUID) -> BookedTransfer | None:
+    row = connection.execute(_TRANSFER.where(transfer.c.id == transfer_id)).first()
+    return BookedTransfer(**row._mapping) if row is not None else None
+
+
+def find_hold(connection: sa.Connection, hold_id: UUID) -> HoldRecord | None:
+    """A hold with its terms and end; also an id that only has a tombstone."""
+    rows = connection.execute(sa.select(hold_event).where(hold_event.c.hold_id == hold_id)).all()
+    placed = next((row for row in rows if row.phase == 0), None)
+    ended = next((row for row in rows if row.phase == 1), None)
+    tombstone = connection.execute(
+        sa.select(hold_tombstone.c.transfer_id).where(hold_tombstone.c.hold_id == hold_id).limit(1)
+    ).scalar()
+    if placed is None and tombstone is None:
+        return None
+    ended_by = ended.transfer_id if ended is not None else tombstone
+    secret = connection.execute(
+        sa.select(evidence.c.body).where(evidence.c.transfer_id == ended_by, evidence.c.kind == 2)
+    ).scalar()
+    return HoldRecord(
+        placed=find_transfer(connection, hold_id) if placed is not None else None,
+        commit_hash=placed.commit_hash if placed is not None else None,
+        abort_hash=placed.abort_hash if placed is not None else None,
+        expires_at=placed.expires_at if placed is not None else None,
+        ended_kind=ended.kind if ended is not None else None,
+        ended_by=ended_by,
+        secret=secret,
+        is_tombstoned=placed is None,
+    )
+
+
+def account_page(
+    connection: sa.Connection, account: int, *, after_seq: int, through_seq: int, limit: int, newest_first: bool = False
+) -> Sequence[BookedTransfer]:
+    """Transfers that name the account with after_seq < seq <= through_seq, from two index ranges."""
+    rows: list[Any] = []
+    for side in (transfer.c.debit_account, transfer.c.credit_account):
+        order = transfer.c.seq.desc() if newest_first else transfer.c.seq.asc()
+        query = _TRANSFER.where(side == account, transfer.c.seq > after_seq, transfer.c.seq <= through_seq)
+        rows.extend(connection.execute(query.order_by(order).limit(limit)))
+    return [BookedTransfer(**row._mapping) for row in sorted(rows, reverse=newest_first)[:limit]]
+
+
+def find_block(connection: sa.Connection, number: int) -> BlockHeader | None:
+    row = connection.execute(
+        sa.select(*(block.c[name] for name in BLOCK_COLUMNS.split(", "))).where(block.c.number == number)
+    ).first()
+    return header_of(row) if row is not None else None
+
+

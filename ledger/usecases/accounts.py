@@ -1,0 +1,250 @@
+"""Accounts: opening them, and reading balances and statements at one point of the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TypeVar
+
+from kernel import pagination
+from kernel.clock import from_micros
+from kernel.crypto.keys import KeyRefused, PublicKey
+from kernel.database import Database
+from kernel.errors import ProblemError, Refusal, RequestRefusal
+from kernel.ids import AccountNumber, ParticipantId
+from ledger.contract import (
+    AccountOpening,
+    AccountOpeningResult,
+    AccountView,
+    StatementLine,
+    StatementResponse,
+    SupplyView,
+)
+from ledger.domain.blocks import OpenedAccount
+from ledger.domain.directives import key_bytes
+from ledger.domain.state import ISSUANCE_ACCOUNT, LedgerState
+from ledger.domain.vocabulary import (
+    ACCOUNT_KIND_CODE,
+    ACCOUNT_KINDS,
+    KIND_CODE,
+    TRANSFER_KINDS,
+    AccountKind,
+    AccountStatus,
+    LedgerRefusal,
+    ParticipantRole,
+    TransferKind,
+    TransferRefusal,
+)
+from ledger.engine.sequencer import Sequencer, SequencerUnavailable
+from ledger.store import queries
+from ledger.usecases.keyring import Caller, Keyring, decode_holder_key
+
+T = TypeVar("T")
+UNPOSTED_CODES = frozenset(
+    KIND_CODE[kind] for kind in (TransferKind.HOLD, TransferKind.VOID, TransferKind.EXPIRE, TransferKind.TOMBSTONE)
+)
+"""Kinds that do not move the posted balance."""
+
+
+class Accounts:
+    def __init__(
+        self,
+        sequencer: Sequencer,
+        keyring: Keyring,
+        database: Database,
+        *,
+        state: LedgerState,
+        answer_seconds_max: float,
+    ) -> None:
+        self._sequencer = sequencer
+        self._keyring = keyring
+        self._database = database
+        self._state = state
+        self._answer_seconds_max = answer_seconds_max
+
+    # --- opening
+
+    def open(self, openings: Sequence[AccountOpening], *, caller: Caller) -> list[AccountOpeningResult]:
+        """Open accounts of the calling participant; one result an item, in order."""
+        participant = self._keyring.participant(caller.participant)
+        if participant is None or participant.role is ParticipantRole.BRIDGE:
+            raise ProblemError(LedgerRefusal.ROLE_NOT_ALLOWED, "intermediaries and foreign participants open accounts")
+        accepted: list[OpenedAccount] = []
+        checked: list[Refusal | None] = []
+        for item in openings:
+            refusal, key = self._check_opening(item, participant.role)
+            checked.append(refusal)
+            if refusal is None:
+                accepted.append(
+                    OpenedAccount(
+                        number=0,
+                        opening_id=item.opening.bytes,
+                        kind=ACCOUNT_KIND_CODE[item.kind],
+                        participant=participant.number,
+                        rule_class=item.rule_class,
+                        holder_key=key,
+                    )
+                )
+        numbered = self._wait(lambda: self._sequencer.open_accounts(accepted)) if accepted else []
+        opened = iter(numbered)
+        results = []
+        for item, refusal in zip(openings, checked, strict=True):
+            account = next(opened) if refusal is None else None
+            if refusal is None and account is None:
+                refusal = TransferRefusal.ID_ALREADY_USED
+            results.append(
+                AccountOpeningResult(
+                    opening=item.opening,
+                    account=AccountNumber(account.number) if account is not None else None,
+                    refusal=refusal.value if refusal is not None else None,
+                    transient=refusal.transient if refusal is not None else None,
+                    detail=refusal.title if refusal is not None else None,
+                )
+            )
+        return results
+
+    def _check_opening(self, item: AccountOpening, role: ParticipantRole) -> tuple[Refusal | None, bytes | None]:
+        if item.rule_class not in self._state.class_by_name:
+            return LedgerRefusal.CLASS_UNKNOWN, None
+        is_wallet = item.kind is AccountKind.WALLET
+        if is_wallet and role is not ParticipantRole.INTERMEDIARY:
+            return LedgerRefusal.ROLE_NOT_ALLOWED, None
+        if is_wallet != (item.holder_key is not None):
+            return LedgerRefusal.HOLDER_KEY_MISMATCH, None
+        if item.holder_key is None:
+            return None, None
+        try:
+            PublicKey.from_jwk(item.holder_key)
+        except KeyRefused:
+            return LedgerRefusal.HOLDER_KEY_MISMATCH, None
+        return None, key_bytes(item.holder_key)
+
+    # --- reading
+
+    def view(self, account: int, *, caller: Caller) -> AccountView:
+        """The account as of the last block. Its participant and operators may look."""
+        return self._wait(lambda: self._sequencer.read(lambda state: self._view(state, account, caller)))
+
+    def _view(self, state: LedgerState, account: int, caller: Caller) -> AccountView:
+        self._check_may_read(state, account, caller)
+        participant = state.participants[int(state.participant[account])]
+        kind = ACCOUNT_KINDS[int(state.kind[account])]
+        has_key = kind is AccountKind.WALLET
+        return AccountView(
+            account=AccountNumber(account),
+            kind=kind,
+            participant=ParticipantId(participant.code) if participant is not None else None,
+            status=AccountStatus.FROZEN if state.frozen[account] else AccountStatus.ACTIVE,
+            rule_class=state.classes[int(state.rule_class[account])].name,
+            currency=state.currency,
+            balance_minor=state.balance(account),
+            available_minor=state.available(account),
+            debits_posted_minor=int(state.debits_posted[account]),
+            credits_posted_minor=int(state.credits_posted[account]),
+            debits_pending_minor=int(state.debits_pending[account]),
+            credits_pending_minor=int(state.credits_pending[account]),
+            spent_today_minor=int(state.spent_day[account]),
+            spent_this_year_minor=int(state.spent_year[account]),
+            holder_key=decode_holder_key(state.holder_key[account].tobytes()).thumbprint if has_key else None,
+            as_of_seq=state.next_seq - 1,
+            as_of=from_micros(state.booked_at),
+        )
+
+    def _check_may_read(self, state: LedgerState, account: int, caller: Caller) -> None:
+        """An account of another participant is answered like one that does not exist."""
+        if not state.exists(account) or not (
+            caller.is_operator or int(state.participant[account]) == caller.participant
+        ):
+            raise ProblemError(LedgerRefusal.ACCOUNT_NOT_FOUND)
+
+    def statement(
+        self, account: int, *, caller: Caller, cursor: str | None, limit: int, newest_first: bool
+    ) -> StatementResponse:
+        """A page of booked lines with the running balance, exact at each line."""
+        filters = {"account": account, "newest_first": newest_first}
+
+        def head(state: LedgerState) -> tuple[int, int]:
+            self._check_may_read(state, account, caller)
+            return state.next_seq - 1, state.balance(account)
+
+        through, balance = self._wait(lambda: self._sequencer.read(head))
+        after = 0
+        if cursor is not None:
+            position = pagination.decode(cursor, filters, shape=(int, int))
+            at, balance = int(position[0]), int(position[1])
+            after, through = (0, at - 1) if newest_first else (at, through)
+        elif not newest_first:
+            balance = 0
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            rows = queries.account_page(
+                connection, account, after_seq=after, through_seq=through, limit=limit + 1, newest_first=newest_first
+            )
+        lines: list[StatementLine] = []
+        first = balance
+        for row in rows[:limit]:
+            is_debit = row.debit == account
+            moved = 0 if row.kind in UNPOSTED_CODES else row.amount
+            signed = -moved if is_debit else moved
+            if not newest_first:
+                balance += signed
+            lines.append(
+                StatementLine(
+                    seq=row.seq,
+                    transfer=row.id,
+                    kind=TRANSFER_KINDS[row.kind],
+                    direction="debit" if is_debit else "credit",
+                    amount_minor=moved,
+                    counterparty=AccountNumber(row.credit if is_debit else row.debit),
+                    reference=row.reference,
+                    booked_at=row.booked_at,
+                    balance_minor=balance,
+                )
+            )
+            if newest_first:
+                balance -= signed
+        has_more = len(rows) > limit
+        opening, closing = (balance, first) if newest_first else (first, balance)
+        return StatementResponse(
+            account=AccountNumber(account),
+            currency=self._state.currency,
+            opening_balance_minor=opening,
+            closing_balance_minor=closing,
+            lines=lines,
+            next_cursor=pagination.encode([lines[-1].seq, balance], filters) if has_more else None,
+        )
+
+    def supply(self) -> SupplyView:
+        """I2 from the sequencer's own totals, at one seq."""
+        return self._wait(lambda: self._sequencer.read(self._supply))
+
+    def _supply(self, state: LedgerState) -> SupplyView:
+        used = slice(1, state.size)
+        balances = state.credits_posted[used] - state.debits_posted[used]
+        kinds = state.kind[used]
+        vaults = int(balances[kinds == ACCOUNT_KIND_CODE[AccountKind.VAULT]].sum())
+        wallets = int(balances[kinds == ACCOUNT_KIND_CODE[AccountKind.WALLET]].sum())
+        held = int(state.debits_pending[used].sum())
+        head = self._sequencer.head
+        circulation = -state.balance(ISSUANCE_ACCOUNT)
+        return SupplyView(
+            currency=state.currency,
+            issued_minor=state.issued,
+            redeemed_minor=state.redeemed,
+            circulation_minor=state.circulation(),
+            vaults_minor=vaults,
+            wallets_minor=wallets,
+            held_minor=held,
+            identity_holds=state.circulation() == vaults + wallets == circulation,
+            as_of_block=head.number if head is not None else 0,
+            as_of_seq=state.next_seq - 1,
+            as_of=from_micros(state.booked_at),
+        )
+
+    def _wait(self, ask: Callable[[], Future[T]]) -> T:
+        try:
+            return ask().result(self._answer_seconds_max)
+        except FutureTimeout:
+            raise ProblemError(LedgerRefusal.OUTCOME_UNKNOWN, "retry with the same ids") from None
+        except SequencerUnavailable as error:
+            raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the ledger is not serving; retry") from error

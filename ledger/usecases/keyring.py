@@ -1,0 +1,94 @@
+"""Whose key is this? Participants and operators by thumbprint, account owners by account number.
+
+Read by verifier threads while the sequencer writes: accounts only ever appear, and a key that changed in between is
+caught by the state machine, which compares the key's version when it decides.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from kernel.crypto.keys import PublicKey
+from ledger.domain.state import LedgerState, Participant
+from ledger.domain.vocabulary import ACCOUNT_KIND_CODE, AccountKind
+
+_KEYS_CACHED_MAX = 100_000
+_VAULT = ACCOUNT_KIND_CODE[AccountKind.VAULT]
+_WALLET = ACCOUNT_KIND_CODE[AccountKind.WALLET]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who signed a request: a participant (its number) or an operator (number 0)."""
+
+    thumbprint: str
+    participant: int
+    is_operator: bool
+
+
+class Keyring:
+    def __init__(self, state: LedgerState) -> None:
+        self._state = state
+        self._institutions: dict[bytes, PublicKey] = {}
+        self._holders: OrderedDict[bytes, PublicKey] = OrderedDict()
+
+    def find_caller(self, thumbprint: str) -> tuple[Caller, PublicKey] | None:
+        """The operator or participant with this active key."""
+        for operator in self._state.operators:
+            key = self._institution_key(operator.key)
+            if key.thumbprint == thumbprint:
+                return Caller(thumbprint, 0, True), key
+        for participant in self._state.participants:
+            if participant is not None:
+                key = self._institution_key(participant.key)
+                if key.thumbprint == thumbprint:
+                    return Caller(thumbprint, participant.number, False), key
+        return None
+
+    def operator_thumbprints(self) -> set[str]:
+        return {self._institution_key(operator.key).thumbprint for operator in self._state.operators}
+
+    def owner_key(self, account: int) -> tuple[PublicKey, int] | None:
+        """The key that must sign for an account, and its version; None where no signature would do."""
+        state = self._state
+        if not state.exists(account):
+            return None
+        kind = int(state.kind[account])
+        if kind == _VAULT:
+            participant = state.participants[int(state.participant[account])]
+            if participant is None:
+                return None
+            return self._institution_key(participant.key), participant.key_version
+        if kind == _WALLET:
+            version = int(state.key_version[account])
+            return self._holder_key(state.holder_key[account].tobytes()), version
+        return None
+
+    def participant(self, number: int) -> Participant | None:
+        participants = self._state.participants
+        return participants[number] if 0 < number < len(participants) else None
+
+    def _institution_key(self, jwk: bytes) -> PublicKey:
+        key = self._institutions.get(jwk)
+        if key is None:
+            key = self._institutions[jwk] = PublicKey.from_jwk(json.loads(jwk))
+        return key
+
+    def _holder_key(self, stored: bytes) -> PublicKey:
+        key = self._holders.get(stored)
+        if key is None:
+            key = self._holders[stored] = decode_holder_key(stored)
+            if len(self._holders) > _KEYS_CACHED_MAX:
+                self._holders.popitem(last=False)
+        return key
+
+
+def decode_holder_key(stored: bytes) -> PublicKey:
+    """The key behind the bytes that `ledger.domain.directives.key_bytes` made (padding allowed)."""
+    if stored[0] == 1:
+        return PublicKey(ed25519.Ed25519PublicKey.from_public_bytes(stored[1:33]))
+    return PublicKey(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), stored[1:34]))

@@ -1,0 +1,421 @@
+"""Settlement instructions: what a participant asks the bridge to settle, and every way a batch of them is refused.
+
+An instruction is payment versus payment (PvP): the *debtor* pays `amount` to the *creditor* on the ledger of that
+currency, and the creditor pays the counter amount back on the ledger of `counter_currency`; both or neither.
+
+A batch is read whole or not at all: `Intake` takes raw lines from any reader (pacs.009, CSV), decides each, and
+hands out
+instructions only if no line and no total was refused. Pure: no I/O, no clock. Whether a value date is still open
+is the calendar's question, and whether a participant exists is the participant register's; neither is asked here.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+from fractions import Fraction
+from uuid import UUID
+
+from kernel.errors import Refusal
+from kernel.ids import ParticipantId, parse_participant
+from kernel.money import Currency, Money
+
+PROBLEMS_MAX = 100
+"""A refused file is reported up to this many problems; the sender mends those first."""
+
+AMOUNT_DIGITS_MAX = 18
+"""ActiveCurrencyAndAmount has totalDigits 18: one digit less than a bigint, so a larger amount cannot be reported."""
+
+REFERENCE_LENGTH_MAX = 35
+"""Max35Text."""
+
+REASON_LENGTH_MAX = 300
+"""A reason quotes the sender's text, so it is cut: a hostile file must not become a hostile answer."""
+
+_REFERENCE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9/?:().,'+ -]{0,33}[A-Za-z0-9/?:().,'+-])?", re.ASCII)
+_UETR = re.compile(r"[a-f0-9]{8}-[a-f0-9]{4}-4[a-f0-9]{3}-[89ab][a-f0-9]{3}-[a-f0-9]{12}", re.ASCII)
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", re.ASCII)
+_CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
+_AMOUNT = re.compile(r"(?:0|[1-9][0-9]*)(?:\.([0-9]+))?", re.ASCII)
+
+
+class InstructionRefusal(Refusal):
+    """Every way a batch or one of its lines is refused, in order of precedence: first the file, then lines, then
+    totals."""
+
+    FILE_TOO_LARGE = "file-too-large", False, "The file is larger than this service takes."
+    ENCODING_NOT_UTF8 = "encoding-not-utf8", False, "The file is not UTF-8."
+    DOCTYPE_FORBIDDEN = "doctype-forbidden", False, "An ISO 20022 message has no DOCTYPE and declares no entities."
+    NOT_XML = "not-xml", False, "The file is not well-formed XML."
+    WRONG_NAMESPACE = "wrong-namespace", False, "The file is another message or version than the one expected."
+    SCHEMA_INVALID = "schema-invalid", False, "The file does not match the message's schema."
+    NUL_CHARACTER = "nul-character", False, "Text may not contain the NUL character."
+    CSV_MALFORMED = "csv-malformed", False, "The line is not CSV as in RFC 4180 with as many fields as the header."
+    CSV_COLUMN_DUPLICATE = "csv-column-duplicate", False, "The header names a column twice."
+    CSV_COLUMN_UNKNOWN = "csv-column-unknown", False, "The header names a column that this service does not know."
+    CSV_COLUMN_MISSING = "csv-column-missing", False, "The header lacks a required column."
+    NO_INSTRUCTIONS = "no-instructions", False, "The file holds no instruction."
+    TOO_MANY_INSTRUCTIONS = "too-many-instructions", False, "The file holds more instructions than one batch takes."
+    FIELD_TOO_LONG = "field-too-long", False, "A field is longer than the standard lets it be."
+    FORMULA_TEXT = "formula-text", False, "A CSV field may not begin like a spreadsheet formula."
+    FIELD_MISSING = "field-missing", False, "A field that settlement needs is absent."
+    REFERENCE_INVALID = "reference-invalid", False, "A reference must be 1 to 35 characters of the SWIFT X set."
+    UETR_INVALID = "uetr-invalid", False, "A UETR is a lower-case UUID of version 4."
+    PARTICIPANT_INVALID = "participant-invalid", False, "A participant is named by a code in the shape of a BIC."
+    PARTICIPANTS_MUST_DIFFER = "participants-must-differ", False, "Debtor and creditor are the same participant."
+    CURRENCY_UNKNOWN = "currency-unknown", False, "The currency is not one of ISO 4217 that can be booked."
+    AMOUNT_INVALID = "amount-invalid", False, "An amount is digits with at most one decimal point, without sign."
+    AMOUNT_TOO_MANY_DECIMALS = "amount-too-many-decimals", False, "The amount has more decimals than its currency."
+    AMOUNT_ZERO = "amount-zero", False, "An amount of zero settles nothing."
+    AMOUNT_TOO_LARGE = "amount-too-large", False, "The amount has more than the 18 digits that ISO 20022 can carry."
+    COUNTER_TERMS_INVALID = "counter-terms-invalid", False, "The counter leg's terms cannot be read."
+    COUNTER_CURRENCY_SAME = "counter-currency-same", False, "The counter currency must differ from the first leg's."
+    VALUE_DATE_INVALID = (
+        "value-date-invalid",
+        False,
+        "A value date is one calendar date YYYY-MM-DD without a time zone.",
+    )
+    PRIORITY_UNKNOWN = "priority-unknown", False, "A priority is URGT, HIGH or NORM."
+    DUPLICATE_INSTRUCTION_ID = "duplicate-instruction-id", False, "An instruction id occurs twice in the file."
+    DUPLICATE_UETR = "duplicate-uetr", False, "A UETR occurs twice in the file."
+    NUMBER_OF_TRANSACTIONS_MISMATCH = "nb-of-txs-mismatch", False, "NbOfTxs is not the number of transactions."
+    CONTROL_SUM_MISMATCH = "control-sum-mismatch", False, "CtrlSum is not the sum of the amounts."
+    TOTAL_AMOUNT_MISMATCH = "total-amount-mismatch", False, "TtlIntrBkSttlmAmt is not the total in one currency."
+
+
+class Priority(StrEnum):
+    """Order of settlement within a queue. Source: ISO 20022 Priority3Code."""
+
+    URGENT = "URGT"
+    HIGH = "HIGH"
+    NORMAL = "NORM"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """One PvP instruction. The counter leg is None until a quote fixes it, or as stated by the sender."""
+
+    instruction_id: str
+    """InstrId, Max35Text, unique within a batch; with the batch's message id it names the instruction for ever."""
+    end_to_end_id: str
+    uetr: UUID
+    """Unique end-to-end transaction reference, a UUID of version 4; both legs carry it."""
+    debtor: ParticipantId
+    creditor: ParticipantId
+    amount: Money
+    """The first leg: what the debtor pays."""
+    counter_currency: Currency | None
+    counter_amount: Money | None
+    """The second leg: what the creditor pays. Given only if the parties agreed the rate outside the bridge."""
+    value_date: date
+    priority: Priority = Priority.NORMAL
+
+
+@dataclass(frozen=True, slots=True)
+class RawInstruction:
+    """One line as a reader found it: text, with "" for an absent field. Nothing in it is checked yet."""
+
+    line: int
+    """Line of the file, from 1; 0 if unknown."""
+    instruction_id: str
+    end_to_end_id: str
+    uetr: str
+    debtor: str
+    creditor: str
+    currency: str
+    amount: str
+    counter_currency: str
+    counter_amount: str
+    value_date: str
+    priority: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionProblem:
+    """One refusal with its place: `index` counts instructions from 1 (0 = the file as a whole), `line` lines of
+    text."""
+
+    refusal: InstructionRefusal
+    index: int
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        place = (
+            f"instruction {self.index}, line {self.line}"
+            if self.index
+            else f"line {self.line}"
+            if self.line
+            else "file"
+        )
+        return f"{place}: {self.refusal.value}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """A batch that was read. `instructions` is empty unless `problems` is: a batch is accepted whole or not at all."""
+
+    message_id: str
+    """MsgId of the file; "" for CSV, which has none."""
+    instructions: tuple[Instruction, ...]
+    problems: tuple[InstructionProblem, ...]
+    problems_truncated: bool
+    """More than PROBLEMS_MAX were found."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredTotals:
+    """What a file says about itself; a None is not declared."""
+
+    count: int | None = None
+    control_sum: Fraction | None = None
+    """Sum of all amounts in major units, irrespective of currency (CtrlSum)."""
+    total: tuple[str, Fraction] | None = None
+    """Currency code and amount in major units (TtlIntrBkSttlmAmt)."""
+
+
+class Intake:
+    """Collects the lines of one batch, and says at the end whether it is accepted.
+
+    Memory is bounded by `instructions_max`: lines beyond it are refused and not kept.
+    """
+
+    def __init__(self, *, instructions_max: int, problems_max: int = PROBLEMS_MAX) -> None:
+        self._instructions_max = instructions_max
+        self._problems_max = problems_max
+        self._instructions: list[Instruction] = []
+        self._problems: list[InstructionProblem] = []
+        self._truncated = False
+        self._seen = 0
+        self._index_by_instruction_id: dict[str, int] = {}
+        self._index_by_uetr: dict[UUID, int] = {}
+
+    @property
+    def seen(self) -> int:
+        """Lines taken so far, refused ones included."""
+        return self._seen
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing that follows can change the answer: too many lines, or no room for another problem."""
+        return self._truncated or self._seen > self._instructions_max
+
+    def add(self, raw: RawInstruction) -> None:
+        """Decide one line."""
+        self._seen += 1
+        if self._seen > self._instructions_max:
+            if self._seen == self._instructions_max + 1:
+                self.refuse(
+                    InstructionRefusal.TOO_MANY_INSTRUCTIONS,
+                    f"a batch takes at most {self._instructions_max:,}",
+                    line=raw.line,
+                )
+            return
+        decided = decide_instruction(raw, index=self._seen)
+        if isinstance(decided, InstructionProblem):
+            self._append(decided)
+            return
+        first = self._index_by_instruction_id.setdefault(decided.instruction_id, self._seen)
+        if first != self._seen:
+            reason = f"{decided.instruction_id} was already instruction {first}"
+            self.refuse_line(InstructionRefusal.DUPLICATE_INSTRUCTION_ID, reason, line=raw.line)
+            return
+        first = self._index_by_uetr.setdefault(decided.uetr, self._seen)
+        if first != self._seen:
+            self.refuse_line(
+                InstructionRefusal.DUPLICATE_UETR, f"{decided.uetr} was already in instruction {first}", line=raw.line
+            )
+            return
+        self._instructions.append(decided)
+
+    def skip(self) -> None:
+        """A line that was refused already by its place: it counts as seen and is not decided again."""
+        self._seen += 1
+
+    def refuse_raw(self, refusal: InstructionRefusal, reason: str, *, line: int) -> None:
+        """A line that its reader could not even take apart: it counts as seen."""
+        self._seen += 1
+        self.refuse_line(refusal, reason, line=line)
+
+    def refuse_line(self, refusal: InstructionRefusal, reason: str, *, line: int) -> None:
+        """Refuse the line taken last."""
+        self._append(InstructionProblem(refusal, self._seen, line, reason[:REASON_LENGTH_MAX]))
+
+    def refuse(self, refusal: InstructionRefusal, reason: str, *, line: int = 0, index: int = 0) -> None:
+        """Refuse the file, or one place in it."""
+        self._append(InstructionProblem(refusal, index, line, reason[:REASON_LENGTH_MAX]))
+
+    def finish(self, *, message_id: str = "", declared: DeclaredTotals | None = None) -> ReadResult:
+        """The answer. Totals are compared only when every line was read: otherwise they would repeat what is said
+        already."""
+        if not self._problems:
+            if self._seen == 0:
+                self.refuse(InstructionRefusal.NO_INSTRUCTIONS, "there is nothing to settle")
+            else:
+                self._check_totals(declared or DeclaredTotals())
+        problems = tuple(sorted(self._problems, key=_precedence))
+        return ReadResult(message_id, () if problems else tuple(self._instructions), problems, self._truncated)
+
+    def _check_totals(self, declared: DeclaredTotals) -> None:
+        if declared.count is not None and declared.count != self._seen:
+            reason = f"NbOfTxs says {declared.count}, the file holds {self._seen}"
+            self.refuse(InstructionRefusal.NUMBER_OF_TRANSACTIONS_MISMATCH, reason)
+        if declared.control_sum is None and declared.total is None:
+            return
+        found = control_sum(self._instructions)
+        if declared.control_sum is not None and declared.control_sum != found:
+            reason = f"CtrlSum says {show_sum(declared.control_sum)}, the amounts add up to {show_sum(found)}"
+            self.refuse(InstructionRefusal.CONTROL_SUM_MISMATCH, reason)
+        if declared.total is not None:
+            code, amount = declared.total
+            codes = sorted({instruction.amount.currency.code for instruction in self._instructions})
+            if codes != [code] or amount != found:
+                holds = f"{'+'.join(codes)} {show_sum(found)}"
+                reason = f"TtlIntrBkSttlmAmt says {code} {show_sum(amount)}, the file holds {holds}"
+                self.refuse(InstructionRefusal.TOTAL_AMOUNT_MISMATCH, reason)
+
+    def _append(self, problem: InstructionProblem) -> None:
+        if len(self._problems) < self._problems_max:
+            self._problems.append(problem)
+        else:
+            self._truncated = True
+
+
+def decide_instruction(raw: RawInstruction, *, index: int) -> Instruction | InstructionProblem:
+    """One line on its own: an instruction, or the first refusal in order of precedence."""
+
+    def refuse(refusal: InstructionRefusal, reason: str) -> InstructionProblem:
+        return InstructionProblem(refusal, index, raw.line, reason[:REASON_LENGTH_MAX])
+
+    required = (
+        ("instruction id", raw.instruction_id),
+        ("end-to-end id", raw.end_to_end_id),
+        ("UETR", raw.uetr),
+        ("debtor's BIC", raw.debtor),
+        ("creditor's BIC", raw.creditor),
+        ("currency", raw.currency),
+        ("amount", raw.amount),
+        ("value date", raw.value_date),
+    )
+    for name, text in required:
+        if not text:
+            return refuse(InstructionRefusal.FIELD_MISSING, f"the {name} is absent")
+    for name, text in required[:2]:
+        if _REFERENCE.fullmatch(text) is None:
+            return refuse(InstructionRefusal.REFERENCE_INVALID, f"{name} {text[:40]!r}")
+    if _UETR.fullmatch(raw.uetr) is None:
+        return refuse(InstructionRefusal.UETR_INVALID, f"{raw.uetr[:40]!r}")
+    try:
+        debtor, creditor = parse_participant(raw.debtor), parse_participant(raw.creditor)
+    except ValueError as error:
+        return refuse(InstructionRefusal.PARTICIPANT_INVALID, f"{raw.debtor[:20]!r}, {raw.creditor[:20]!r}: {error}")
+    if debtor == creditor:
+        return refuse(InstructionRefusal.PARTICIPANTS_MUST_DIFFER, f"{debtor} would pay itself")
+    amount = parse_amount(raw.amount, raw.currency)
+    if not isinstance(amount, Money):
+        return refuse(*amount)
+    if raw.counter_amount and not raw.counter_currency:
+        return refuse(InstructionRefusal.COUNTER_TERMS_INVALID, "a counter amount needs a counter currency")
+    counter_currency: Currency | None = None
+    counter_amount: Money | None = None
+    if raw.counter_currency:
+        currency = parse_currency(raw.counter_currency)
+        if currency is None:
+            return refuse(InstructionRefusal.CURRENCY_UNKNOWN, f"counter currency {raw.counter_currency[:10]!r}")
+        if currency == amount.currency:
+            return refuse(InstructionRefusal.COUNTER_CURRENCY_SAME, f"both legs are in {currency}")
+        counter_currency = currency
+        if raw.counter_amount:
+            counter = parse_amount(raw.counter_amount, raw.counter_currency)
+            if not isinstance(counter, Money):
+                return refuse(counter[0], f"counter amount: {counter[1]}")
+            counter_amount = counter
+    value_date = parse_date(raw.value_date)
+    if value_date is None:
+        return refuse(InstructionRefusal.VALUE_DATE_INVALID, f"{raw.value_date[:30]!r}")
+    try:
+        priority = Priority(raw.priority or "NORM")
+    except ValueError:
+        return refuse(InstructionRefusal.PRIORITY_UNKNOWN, f"{raw.priority[:10]!r}")
+    return Instruction(
+        raw.instruction_id,
+        raw.end_to_end_id,
+        UUID(raw.uetr),
+        debtor,
+        creditor,
+        amount,
+        counter_currency,
+        counter_amount,
+        value_date,
+        priority,
+    )
+
+
+def parse_currency(code: str) -> Currency | None:
+    """The ISO 4217 currency that can be booked, or None."""
+    if _CURRENCY.fullmatch(code) is None:
+        return None
+    try:
+        return Currency.of(code)
+    except ValueError:
+        return None
+
+
+def parse_amount(text: str, code: str) -> Money | tuple[InstructionRefusal, str]:
+    """An amount in major units greater than zero, or the refusal and its reason."""
+    currency = parse_currency(code)
+    if currency is None:
+        return InstructionRefusal.CURRENCY_UNKNOWN, f"{code[:10]!r}"
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        return InstructionRefusal.AMOUNT_INVALID, f"{text[:40]!r}"
+    if len(match[1] or "") > currency.exponent:
+        return InstructionRefusal.AMOUNT_TOO_MANY_DECIMALS, f"{code} has {currency.exponent} decimals: {text[:40]!r}"
+    # The length is looked at before the conversion: int() of a megabyte of digits is slow by design.
+    if len(text) > 40 or len(text.partition(".")[0]) + currency.exponent > AMOUNT_DIGITS_MAX:
+        return InstructionRefusal.AMOUNT_TOO_LARGE, f"{text[:40]!r}"
+    money = Money.parse_major(text, currency)
+    if money.amount_minor == 0:
+        return InstructionRefusal.AMOUNT_ZERO, f"{code} {text}"
+    return money
+
+
+def parse_date(text: str) -> date | None:
+    """`YYYY-MM-DD` and nothing else (an xs:date may carry a time zone: which day that is here would be a guess)."""
+    if _DATE.fullmatch(text) is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def control_sum(instructions: list[Instruction] | tuple[Instruction, ...]) -> Fraction:
+    """Sum of the first legs in major units, irrespective of currency. Source: ISO 20022 GroupHeader93/ControlSum."""
+    minor_by_exponent: dict[int, int] = {}
+    for instruction in instructions:
+        exponent = instruction.amount.currency.exponent
+        minor_by_exponent[exponent] = minor_by_exponent.get(exponent, 0) + instruction.amount.amount_minor
+    return sum((Fraction(minor, 10**exponent) for exponent, minor in minor_by_exponent.items()), Fraction(0))
+
+
+def show_sum(value: Fraction) -> str:
+    """A sum of decimal amounts as exact decimal text (no exponent, no rounding; at most 17 decimals, as
+    DecimalNumber)."""
+    digits = 0
+    while digits < 17 and (value * 10**digits).denominator != 1:
+        digits += 1
+    scaled = int(value * 10**digits)
+    units, fraction = divmod(abs(scaled), 10**digits)
+    sign = "-" if scaled < 0 else ""
+    return f"{sign}{units}.{fraction:0{digits}d}" if digits else f"{sign}{units}"
+
+
+_PRECEDENCE = {refusal: rank for rank, refusal in enumerate(InstructionRefusal)}
+
+
+def _precedence(problem: InstructionProblem) -> tuple[int, int, int]:
+    """What concerns the file first, then the lines in their order."""
+    return (0 if problem.index == 0 else 1, problem.index, _PRECEDENCE[problem.refusal])

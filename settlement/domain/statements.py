@@ -1,0 +1,149 @@
+"""Account statements: what happened on one account between two moments, as camt.053 carries it.
+
+Balances are signed minor units from the account owner's view: positive = credit balance. Amounts of entries are
+`Money` and never
+negative; their direction says credit or debit of *this* account. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from enum import StrEnum
+from uuid import UUID
+
+from kernel.errors import Refusal
+from kernel.ids import ParticipantId
+from kernel.money import Currency, Money
+
+NOT_PROVIDED = "NOTPROVIDED"
+"""What senders without an end-to-end id write; it identifies nothing."""
+
+
+class StatementRefusal(Refusal):
+    """Every way a statement file is refused, in order of precedence."""
+
+    FILE_TOO_LARGE = "file-too-large", False, "The file is larger than this service takes."
+    ENCODING_NOT_UTF8 = "encoding-not-utf8", False, "The file is not UTF-8."
+    DOCTYPE_FORBIDDEN = "doctype-forbidden", False, "An ISO 20022 message has no DOCTYPE and declares no entities."
+    NOT_XML = "not-xml", False, "The file is not well-formed XML."
+    WRONG_NAMESPACE = "wrong-namespace", False, "The file is another message or version than the one expected."
+    SCHEMA_INVALID = "schema-invalid", False, "The file does not match the message's schema."
+    TOO_MANY_ENTRIES = "too-many-entries", False, "The statement holds more entries than this service takes."
+    TOO_MANY_STATEMENTS = "too-many-statements", False, "The file holds more than one statement."
+    PAGES_INCOMPLETE = "pages-incomplete", False, "The file is one page of several; send the statement whole."
+    FIELD_MISSING = "field-missing", False, "A field that reconciliation needs is absent."
+    CURRENCY_UNKNOWN = "currency-unknown", False, "The currency is not one of ISO 4217 that can be booked."
+    AMOUNT_INVALID = "amount-invalid", False, "An amount does not fit its currency."
+    DATE_INVALID = "date-invalid", False, "A date or moment cannot be placed in time without a guess."
+    STATUS_UNKNOWN = "status-unknown", False, "An entry's status is neither BOOK nor PDNG."
+
+
+class Direction(StrEnum):
+    """Effect on the account's balance. Source: ISO 20022 CreditDebitCode."""
+
+    CREDIT = "CRDT"
+    DEBIT = "DBIT"
+
+    @property
+    def opposite(self) -> Direction:
+        return Direction.DEBIT if self is Direction.CREDIT else Direction.CREDIT
+
+
+class EntryStatus(StrEnum):
+    """Source: ISO 20022 ExternalEntryStatus1Code. A pending entry is in no booked balance."""
+
+    BOOKED = "BOOK"
+    PENDING = "PDNG"
+
+
+@dataclass(frozen=True, slots=True)
+class StatementEntry:
+    """One line of a statement."""
+
+    reference: str
+    """The account servicer's reference, unique on the account: for our ledgers `reference_of(transfer id)`."""
+    end_to_end_id: str | None
+    uetr: UUID | None
+    amount: Money
+    direction: Direction
+    booked_at: datetime
+    value_date: date
+    status: EntryStatus = EntryStatus.BOOKED
+    counterparty: ParticipantId | None = None
+    counterparty_account: str | None = None
+    """As shown (`acc_...`), at most 34 characters."""
+
+    @property
+    def signed_minor(self) -> int:
+        """Effect on the balance in minor units: positive for a credit."""
+        return self.amount.amount_minor if self.direction is Direction.CREDIT else -self.amount.amount_minor
+
+
+@dataclass(frozen=True, slots=True)
+class StatementSummary:
+    """The totals a statement declares (TxsSummry) over all its entries, in minor units; None = not declared."""
+
+    entry_count: int | None = None
+    entry_sum_minor: int | None = None
+    credit_count: int | None = None
+    credit_sum_minor: int | None = None
+    debit_count: int | None = None
+    debit_sum_minor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One account, one currency, one period. `sequence_number` counts the account's statements without gaps."""
+
+    statement_id: str
+    sequence_number: int
+    account: str
+    currency: Currency
+    created_at: datetime
+    from_at: datetime
+    to_at: datetime
+    opening_minor: int
+    closing_minor: int
+    entries: tuple[StatementEntry, ...]
+    servicer: ParticipantId | None = None
+    """Who keeps the account (the issuing central bank's ledger)."""
+    summary: StatementSummary | None = None
+    """As declared by whoever wrote the file; None for a statement that was made here."""
+
+    def with_entries(self, entries: Iterable[StatementEntry]) -> Statement:
+        """The same statement with other entries, its closing balance following from them."""
+        lines = tuple(entries)
+        return replace(self, entries=lines, closing_minor=self.opening_minor + booked_net_minor(lines), summary=None)
+
+
+def reference_of(transfer_id: UUID) -> str:
+    """A transfer id as an ISO 20022 reference: 32 hexadecimal digits, since with hyphens (36) it exceeds Max35Text."""
+    return transfer_id.hex
+
+
+def transfer_id_of(reference: str) -> UUID:
+    """The transfer id in a reference of ours. Raises ValueError for any other text."""
+    if len(reference) != 32 or reference != reference.lower():
+        raise ValueError("expected 32 lower-case hexadecimal digits")
+    return UUID(hex=reference)
+
+
+def booked_net_minor(entries: Sequence[StatementEntry]) -> int:
+    """Signed effect of the booked entries on the balance, in minor units."""
+    return sum(entry.signed_minor for entry in entries if entry.status is EntryStatus.BOOKED)
+
+
+def summarise(entries: Sequence[StatementEntry]) -> StatementSummary:
+    """The totals over all entries, pending ones included, as TxsSummry defines them."""
+    credits = [entry.amount.amount_minor for entry in entries if entry.direction is Direction.CREDIT]
+    debits = [entry.amount.amount_minor for entry in entries if entry.direction is Direction.DEBIT]
+    return StatementSummary(
+        entry_count=len(entries),
+        entry_sum_minor=sum(credits) + sum(debits),
+        credit_count=len(credits),
+        credit_sum_minor=sum(credits),
+        debit_count=len(debits),
+        debit_sum_minor=sum(debits),
+    )

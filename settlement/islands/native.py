@@ -1,0 +1,229 @@
+"""The port over one of our own ledgers, by HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel.ids import AccountNumber, HoldId, TransferId, new_uuid7
+from ledger.client import LedgerClient
+from ledger.contract import (
+    HoldStatus,
+    HoldView,
+    LedgerRefusal,
+    StatementLine,
+    TransferItem,
+    TransferKind,
+    TransferOutcome,
+    TransferRefusal,
+    TransferResult,
+    TransferTerms,
+)
+from settlement.domain.escrow import HoldOrder
+from settlement.domain.refusals import AbortReason
+from settlement.islands.port import (
+    Contradiction,
+    Ended,
+    EndOrder,
+    EndOutcome,
+    Held,
+    HoldStanding,
+    PrepareOutcome,
+    Refused,
+    SignedHold,
+    Unknown,
+)
+
+ITEMS_MAX = 1_000
+"""Transfers in one request: about a megabyte of signed instructions."""
+_BAD_REQUEST = frozenset({400, 413, 422})
+
+Order = TypeVar("Order")
+
+
+def hold_terms(order: HoldOrder) -> TransferTerms:
+    """The hold as the payer's institution signs it and the ledger books it. No expiry: no clock decides anything."""
+    return TransferTerms(
+        id=order.hold_id,
+        kind=TransferKind.HOLD,
+        debit=order.terms.debit,
+        credit=order.terms.credit,
+        amount_minor=order.terms.amount.amount_minor,
+        currency=order.terms.amount.currency.code,
+        reference=order.reference,
+        commit_hash=order.commit_hash,
+        abort_hash=order.abort_hash,
+    )
+
+
+class NativeIsland:
+    def __init__(self, name: str, client: LedgerClient) -> None:
+        self._name = name
+        self._client = client
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def prepare(self, holds: Sequence[SignedHold]) -> list[PrepareOutcome]:
+        answers = self._submit(holds, lambda hold: TransferItem(instruction=hold.authorisation))
+        return [self._prepared(hold.order, answer) for hold, answer in zip(holds, answers, strict=True)]
+
+    def fulfil(self, orders: Sequence[EndOrder]) -> list[EndOutcome]:
+        return self._end(orders, TransferKind.POST)
+
+    def cancel(self, orders: Sequence[EndOrder]) -> list[EndOutcome]:
+        return self._end(orders, TransferKind.VOID)
+
+    def look_up(self, orders: Sequence[HoldOrder]) -> list[HoldStanding]:
+        return [self._standing(order) for order in orders]
+
+    def statement(self, account: AccountNumber) -> list[StatementLine]:
+        return list(self._client.statement_lines(account))
+
+    # --- one answer
+
+    def _prepared(self, order: HoldOrder, answer: TransferResult | Unknown | Refused) -> PrepareOutcome:
+        if isinstance(answer, Unknown | Refused):
+            return answer
+        match answer.outcome:
+            case TransferOutcome.BOOKED:
+                return Held()
+            case TransferOutcome.ALREADY_BOOKED:
+                # A retry of ours, or somebody placed a hold with this id first: the payer knows the id before we do
+                # use it, and the ledger compares accounts and amount, not hashes. Only our own hashes make it a leg.
+                match self._standing(order):
+                    case HoldStanding.HELD:
+                        return Held()
+                    case HoldStanding.UNKNOWN:
+                        return Unknown("the hold was booked before and cannot be looked up now")
+                    case standing:
+                        return Refused(AbortReason.HOLD_DIFFERS.value, f"a hold with this id stands: {standing.value}")
+            case TransferOutcome.REFUSED if answer.refusal == LedgerRefusal.OUTCOME_UNKNOWN.value:
+                return Unknown(answer.detail or answer.refusal)
+            case TransferOutcome.REFUSED:
+                return Refused(answer.refusal or "refused", answer.detail or "")
+
+    def _end(self, orders: Sequence[EndOrder], kind: TransferKind) -> list[EndOutcome]:
+        answers = self._submit(orders, lambda order: TransferItem(terms=_end_terms(order, kind)))
+        return [self._ended(order, kind, answer) for order, answer in zip(orders, answers, strict=True)]
+
+    def _ended(self, order: EndOrder, kind: TransferKind, answer: TransferResult | Unknown | Refused) -> EndOutcome:
+        if isinstance(answer, Unknown):
+            return answer
+        if isinstance(answer, TransferResult) and answer.outcome is not TransferOutcome.REFUSED:
+            # `already-booked` is our own post or void: its terms name the hold, which ends once (I6).
+            return Ended()
+        refusal = answer.code if isinstance(answer, Refused) else answer.refusal or ""
+        if refusal in (TransferRefusal.ID_ALREADY_USED.value, TransferRefusal.HOLD_SECRET_WRONG.value):
+            return self._ended_otherwise(order, kind, refusal)
+        wanted, opposite = (
+            (TransferRefusal.HOLD_ALREADY_POSTED, TransferRefusal.HOLD_ALREADY_VOIDED)
+            if kind is TransferKind.POST
+            else (TransferRefusal.HOLD_ALREADY_VOIDED, TransferRefusal.HOLD_ALREADY_POSTED)
+        )
+        if refusal == wanted.value:
+            return Ended()  # anyone may post with a published secret; the payee's bank was faster
+        if refusal == opposite.value:
+            if kind is TransferKind.VOID and self._standing(order.order) is HoldStanding.OTHER:
+                return Ended()
+            return Contradiction(f"{kind.value} refused: {refusal}")
+        if refusal == TransferRefusal.HOLD_EXPIRED.value:
+            return Ended() if kind is TransferKind.VOID else Contradiction("a decided hold expired")
+        return Unknown(f"{kind.value} refused: {refusal}")
+
+    def _ended_otherwise(self, order: EndOrder, kind: TransferKind, refusal: str) -> EndOutcome:
+        """The deterministic id is taken by another transfer, or the hold is not under our hash: look before judging."""
+        match self._standing(order.order):
+            case HoldStanding.POSTED:
+                return Ended() if kind is TransferKind.POST else Contradiction("an aborted leg stands posted")
+            case HoldStanding.VOIDED:
+                return Ended() if kind is TransferKind.VOID else Contradiction("a committed leg stands voided")
+            case HoldStanding.OTHER if kind is TransferKind.VOID:
+                return Ended()  # somebody else's hold took the id, so ours can never be placed
+            case HoldStanding.OTHER:
+                return Contradiction("a committed leg's hold does not have our terms")
+            case HoldStanding.HELD | HoldStanding.ABSENT if refusal == TransferRefusal.ID_ALREADY_USED.value:
+                # Any id does: the hold ends once, whatever ids its ends have.
+                terms = _end_terms(order, kind).model_copy(update={"id": TransferId(new_uuid7())})
+                answer = self._submit([terms], lambda item: TransferItem(terms=item))[0]
+                is_booked = isinstance(answer, TransferResult) and answer.outcome is not TransferOutcome.REFUSED
+                return Ended() if is_booked else Unknown(f"{kind.value} under a second id: no clear answer")
+            case standing:
+                return Unknown(f"{kind.value} refused: {refusal}; the hold stands {standing.value}")
+
+    def _standing(self, order: HoldOrder) -> HoldStanding:
+        try:
+            view = self._client.get_hold(HoldId(order.hold_id))
+        except ProblemResponse as problem:
+            if problem.refusal == TransferRefusal.HOLD_NOT_FOUND.value:
+                return HoldStanding.ABSENT
+            return HoldStanding.UNKNOWN
+        except (ServiceUnreachable, ValueError):
+            return HoldStanding.UNKNOWN
+        return standing_of(view, order)
+
+    # --- transport
+
+    def _submit(
+        self, orders: Sequence[Order], item_of: Callable[[Order], TransferItem]
+    ) -> list[TransferResult | Unknown | Refused]:
+        answers: list[TransferResult | Unknown | Refused] = []
+        for start in range(0, len(orders), ITEMS_MAX):
+            answers += self._send([item_of(order) for order in orders[start : start + ITEMS_MAX]])
+        return answers
+
+    def _send(self, items: list[TransferItem]) -> list[TransferResult | Unknown | Refused]:
+        try:
+            results = self._client.submit(items)
+        except ServiceUnreachable as error:
+            return [Unknown(str(error)[:200])] * len(items)
+        except ValueError as error:  # an answer that is not the documented shape says nothing
+            return [Unknown(f"unreadable answer: {type(error).__name__}")] * len(items)
+        except ProblemResponse as problem:
+            if problem.transient or problem.status not in _BAD_REQUEST:
+                return [Unknown(str(problem)[:200])] * len(items)
+            # The whole request was refused for the sake of some item: find it, so that it stops only itself.
+            if len(items) > 1:
+                middle = len(items) // 2
+                return self._send(items[:middle]) + self._send(items[middle:])
+            return [Refused(problem.refusal or "bad-request", problem.detail[:200])]
+        if len(results) != len(items):
+            return [Unknown("the ledger answered another number of items")] * len(items)
+        return list(results)
+
+
+def standing_of(view: HoldView, order: HoldOrder) -> HoldStanding:
+    """Where a hold stands, seen from an order: anything with other terms is OTHER."""
+    if view.status is HoldStatus.TOMBSTONED:
+        return HoldStanding.VOIDED
+    is_ours = (
+        view.commit_hash == order.commit_hash
+        and view.abort_hash == order.abort_hash
+        and view.debit == order.terms.debit
+        and view.credit == order.terms.credit
+        and view.amount_minor == order.terms.amount.amount_minor
+        and view.currency == order.terms.amount.currency.code
+        and view.expires_at is None
+    )
+    if not is_ours:
+        return HoldStanding.OTHER
+    match view.status:
+        case HoldStatus.HELD:
+            return HoldStanding.HELD
+        case HoldStatus.POSTED:
+            return HoldStanding.POSTED
+        case HoldStatus.VOIDED | HoldStatus.EXPIRED:
+            return HoldStanding.VOIDED
+
+
+def _end_terms(order: EndOrder, kind: TransferKind) -> TransferTerms:
+    return TransferTerms(
+        id=order.end_id,
+        kind=kind,
+        hold=order.order.hold_id,
+        currency=order.order.terms.amount.currency.code,
+        reference=order.order.reference,
+        secret=order.secret,
+    )

@@ -1,0 +1,314 @@
+"""In-memory stand-ins for other services.
+
+`FakeLedger` answers like a `LedgerClient` of a real ledger: it verifies signatures, books each id at most once, keeps
+balances and class limits, and refuses in the ledger's order of precedence (the part that wallets meet). Faults:
+
+    ledger.lose_answers = 1        # the next submission is booked, its answer lost (ServiceUnreachable)
+    ledger.unreachable = True      # nothing arrives
+    ledger.before_call = function  # called with the method's name, may raise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from kernel import strict_json
+from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel.clock import Clock
+from kernel.crypto import jws
+from kernel.crypto.keys import PublicKey
+from kernel.errors import ProblemError, Refusal
+from kernel.ids import AccountNumber
+from ledger.client import LedgerClient
+from ledger.contract import (
+    INSTRUCTION_TYP,
+    STATUS_BY_REFUSAL,
+    AccountKind,
+    AccountOpening,
+    AccountOpeningResult,
+    AccountStatus,
+    AccountView,
+    LedgerRefusal,
+    RuleClass,
+    SignedInstruction,
+    StatementLine,
+    StatementResponse,
+    TransferItem,
+    TransferKind,
+    TransferOutcome,
+    TransferRefusal,
+    TransferResult,
+    TransferTerms,
+    TransferView,
+)
+
+
+@dataclass
+class _Account:
+    number: AccountNumber
+    kind: AccountKind
+    rule_class: str
+    key: PublicKey | None
+    balance: int = 0
+    day: object = None
+    spent_day: int = 0
+    spent_year: int = 0
+
+
+@dataclass
+class _Booked:
+    seq: int
+    terms: TransferTerms
+    booked_at: datetime
+    balances: dict[int, int] = field(default_factory=dict)
+
+
+class FakeLedger(LedgerClient):
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        name: str = "cny",
+        currency: str = "CNY",
+        rule_classes: Sequence[RuleClass] = (),
+        participant: str = "BKCHCNBJ",
+    ) -> None:
+        self.name, self.currency, self.participant = name, currency, participant
+        self.accounts: dict[int, _Account] = {}
+        self.openings: dict[UUID, int] = {}
+        self.booked: dict[UUID, _Booked] = {}
+        self.classes = {rule_class.name: rule_class for rule_class in rule_classes}
+        self.lose_answers = 0
+        self.unreachable = False
+        self.before_call: Callable[[str], None] = lambda method: None
+        self._clock = clock
+
+    def close(self) -> None:
+        pass
+
+    def fund(self, account: int, amount_minor: int) -> None:
+        """Money from nowhere, for tests: an issue."""
+        self.accounts[account].balance += amount_minor
+
+    def total(self) -> int:
+        return sum(account.balance for account in self.accounts.values())
+
+    # --- the client's methods
+
+    def submit(self, items: Sequence[TransferItem]) -> list[TransferResult]:
+        self._arrive("submit")
+        results = [self._one(item) for item in items]
+        self._answer()
+        return results
+
+    def get_transfer(self, transfer: UUID) -> TransferView:
+        self._arrive("get_transfer")
+        booked = self.booked.get(transfer)
+        if booked is None:
+            raise problem(LedgerRefusal.TRANSFER_NOT_FOUND)
+        return TransferView(
+            id=transfer,
+            seq=booked.seq,
+            kind=booked.terms.kind,
+            debit=booked.terms.debit,
+            credit=booked.terms.credit,
+            amount_minor=booked.terms.amount_minor,
+            currency=booked.terms.currency,
+            hold=None,
+            reference=booked.terms.reference,
+            booked_at=booked.booked_at,
+            submitter=self.participant,
+        )
+
+    def open_accounts(self, openings: Sequence[AccountOpening]) -> list[AccountOpeningResult]:
+        self._arrive("open_accounts")
+        results = [self._open(opening) for opening in openings]
+        self._answer()
+        return results
+
+    def get_account(self, account: int) -> AccountView:
+        self._arrive("get_account")
+        if account not in self.accounts:
+            raise problem(LedgerRefusal.ACCOUNT_NOT_FOUND)
+        found = self.accounts[account]
+        self._roll(found)
+        return AccountView(
+            account=found.number,
+            kind=found.kind,
+            participant=self.participant,
+            status=AccountStatus.ACTIVE,
+            rule_class=found.rule_class,
+            currency=self.currency,
+            balance_minor=found.balance,
+            available_minor=found.balance,
+            debits_posted_minor=0,
+            credits_posted_minor=found.balance,
+            debits_pending_minor=0,
+            credits_pending_minor=0,
+            spent_today_minor=found.spent_day,
+            spent_this_year_minor=found.spent_year,
+            holder_key=found.key.thumbprint if found.key else None,
+            as_of_seq=len(self.booked),
+            as_of=self._clock(),
+        )
+
+    def statement(self, account: int, *, cursor: str | None = None, limit: int = 1000) -> StatementResponse:
+        self._arrive("statement")
+        lines = []
+        for booked in self.booked.values():
+            if account in (booked.terms.debit, booked.terms.credit) and booked.seq > int(cursor or 0):
+                is_debit = account == booked.terms.debit
+                lines.append(
+                    StatementLine(
+                        seq=booked.seq,
+                        transfer=booked.terms.id,
+                        kind=booked.terms.kind,
+                        direction="debit" if is_debit else "credit",
+                        amount_minor=booked.terms.amount_minor,
+                        counterparty=booked.terms.credit if is_debit else booked.terms.debit,
+                        reference=booked.terms.reference,
+                        booked_at=booked.booked_at,
+                        balance_minor=booked.balances[account],
+                    )
+                )
+        more, lines = len(lines) > limit, lines[:limit]
+        return StatementResponse(
+            account=AccountNumber(account),
+            currency=self.currency,
+            opening_balance_minor=0,
+            closing_balance_minor=lines[-1].balance_minor if lines else 0,
+            lines=lines,
+            next_cursor=str(lines[-1].seq) if more else None,
+        )
+
+    # --- inside
+
+    def _arrive(self, method: str) -> None:
+        if self.unreachable:
+            raise ServiceUnreachable("the fake ledger is unreachable")
+        self.before_call(method)
+
+    def _answer(self) -> None:
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise ServiceUnreachable("the fake ledger's answer was lost")
+
+    def _open(self, opening: AccountOpening) -> AccountOpeningResult:
+        if opening.opening not in self.openings:
+            if opening.kind is AccountKind.WALLET and opening.rule_class not in self.classes:
+                refusal = LedgerRefusal.CLASS_UNKNOWN
+                return AccountOpeningResult(opening=opening.opening, refusal=refusal, transient=refusal.transient)
+            number = AccountNumber(len(self.accounts) + 17)
+            key = PublicKey.from_jwk(opening.holder_key) if opening.holder_key else None
+            self.accounts[number] = _Account(number, opening.kind, opening.rule_class, key)
+            self.openings[opening.opening] = number
+        return AccountOpeningResult(opening=opening.opening, account=AccountNumber(self.openings[opening.opening]))
+
+    def _one(self, item: TransferItem) -> TransferResult:
+        if item.instruction is None:
+            assert item.terms is not None
+            return self._decide(item.terms, token=None, document=None)
+        try:
+            document = SignedInstruction.model_validate(strict_json.loads(jws.peek_payload(item.instruction)))
+        except (jws.InvalidJws, ValidationError, ProblemError) as error:
+            raise AssertionError("the wallet let a malformed instruction through") from error
+        return self._decide(document.terms, token=item.instruction, document=document)
+
+    def _decide(
+        self, terms: TransferTerms, *, token: str | None, document: SignedInstruction | None
+    ) -> TransferResult:
+        refusal = self._refusal(terms, token, document)
+        if refusal is not None:
+            return TransferResult(
+                id=terms.id,
+                outcome=TransferOutcome.REFUSED,
+                refusal=refusal.value,
+                transient=refusal.transient,
+                detail=refusal.title,
+            )
+        if terms.id in self.booked:
+            found = self.booked[terms.id]
+            return TransferResult(
+                id=terms.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=found.seq, booked_at=found.booked_at
+            )
+        assert terms.debit is not None and terms.credit is not None and terms.amount_minor is not None
+        debit, credit = self.accounts[terms.debit], self.accounts[terms.credit]
+        debit.balance -= terms.amount_minor
+        credit.balance += terms.amount_minor
+        if terms.kind is TransferKind.PAYMENT:
+            debit.spent_day += terms.amount_minor
+            debit.spent_year += terms.amount_minor
+        balances: dict[int, int] = {terms.debit: debit.balance, terms.credit: credit.balance}
+        booked = _Booked(len(self.booked) + 1, terms, self._clock(), balances)
+        self.booked[terms.id] = booked
+        return TransferResult(
+            id=terms.id, outcome=TransferOutcome.BOOKED, seq=booked.seq, booked_at=booked.booked_at
+        )
+
+    def _refusal(
+        self, terms: TransferTerms, token: str | None, document: SignedInstruction | None
+    ) -> Refusal | None:
+        if document is not None and document.ledger != self.name:
+            return LedgerRefusal.WRONG_LEDGER
+        if document is not None and self._clock() >= document.valid_until:
+            return LedgerRefusal.INSTRUCTION_EXPIRED
+        if terms.currency != self.currency:
+            return LedgerRefusal.WRONG_CURRENCY
+        if not terms.amount_minor:
+            return TransferRefusal.AMOUNT_INVALID
+        if terms.debit == terms.credit:
+            return TransferRefusal.ACCOUNTS_MUST_DIFFER
+        if terms.id in self.booked:
+            return None if self.booked[terms.id].terms == terms else TransferRefusal.ID_ALREADY_USED
+        debit, credit = self.accounts.get(terms.debit or 0), self.accounts.get(terms.credit or 0)
+        if debit is None:
+            return TransferRefusal.DEBIT_ACCOUNT_UNKNOWN
+        if credit is None:
+            return TransferRefusal.CREDIT_ACCOUNT_UNKNOWN
+        if debit.kind is AccountKind.WALLET:
+            if token is None or debit.key is None:
+                return TransferRefusal.NOT_AUTHORISED
+            try:
+                jws.verify(token, debit.key, typ=INSTRUCTION_TYP)
+            except jws.InvalidJws:
+                return LedgerRefusal.INSTRUCTION_INVALID
+        self._roll(debit)
+        caps = self.classes.get(debit.rule_class)
+        if caps is not None and terms.kind is TransferKind.PAYMENT:
+            if _exceeds(terms.amount_minor, caps.single_max_minor):
+                return TransferRefusal.SINGLE_LIMIT_EXCEEDED
+            if _exceeds(debit.spent_day + terms.amount_minor, caps.day_max_minor):
+                return TransferRefusal.DAY_LIMIT_EXCEEDED
+            if _exceeds(debit.spent_year + terms.amount_minor, caps.year_max_minor):
+                return TransferRefusal.YEAR_LIMIT_EXCEEDED
+        if debit.balance < terms.amount_minor:
+            return TransferRefusal.INSUFFICIENT_FUNDS
+        caps = self.classes.get(credit.rule_class)
+        if caps is not None and _exceeds(credit.balance + terms.amount_minor, caps.balance_max_minor):
+            return TransferRefusal.BALANCE_LIMIT_EXCEEDED
+        return None
+
+    def _roll(self, account: _Account) -> None:
+        today = self._clock().astimezone(UTC).date()
+        if account.day != today:
+            account.day, account.spent_day = today, 0
+
+
+def problem(refusal: Refusal) -> ProblemResponse:
+    """What a client raises when the service refuses the whole request."""
+    return ProblemResponse(
+        status=STATUS_BY_REFUSAL[refusal],
+        refusal=refusal.value,
+        transient=refusal.transient,
+        detail=refusal.title,
+        request_id="fake",
+    )
+
+
+def _exceeds(value: int, cap: int | None) -> bool:
+    return cap is not None and value > cap

@@ -1,0 +1,141 @@
+"""The wallet service, wired: settings -> database, ledgers, keys, use cases -> one FastAPI app."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from zoneinfo import ZoneInfo
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from kernel import migrate
+from kernel.clock import Clock, system_clock
+from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import PrivateKey
+from kernel.crypto.nonces import PostgresNonceStore
+from kernel.database import Database, resolve_url
+from kernel.http import create_app
+from kernel.limits import BULK_BODY_BYTES_MAX
+from kernel.postgres import EmbeddedPostgres
+from ledger.client import LedgerClient
+from wallet.api import money, settlements, simulate, wallets
+from wallet.api.auth import Authenticator
+from wallet.api.dependencies import STATUSES
+from wallet.personal_data import PersonalDataVault
+from wallet.rulepack_files import load_rule_pack
+from wallet.settings import SERVICE, LedgerEntry, WalletSettings, read_clients, read_ledgers
+from wallet.store.sandbox_core_banking import SandboxCoreBanking
+from wallet.store.tables import request_nonce
+from wallet.usecases.context import Context, LedgerAccess, Ledgers
+from wallet.usecases.recover import RecoveryThread
+
+Connect = Callable[[str, RequestSigner], LedgerClient]
+"""(base URL, signer) -> client of that ledger."""
+
+_DESCRIPTION = """\
+An intermediary's wallets: customers, KYC classes and limits, exchange of bank deposit for currency, holders' signed
+payments, and the bank's authorisations of cross-border legs. Amounts are strings of digits in minor units. Every write
+carries an id of the client's making and may be repeated.
+"""
+
+
+class NotMigrated(RuntimeError):
+    """The database's tables are not those of this program."""
+
+
+def create(settings: WalletSettings, *, connect: Connect | None = None, clock: Clock = system_clock) -> FastAPI:
+    """The app. Nothing is opened before it starts; `connect` and `clock` are for tests."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        running = await run_in_threadpool(_Running, settings, connect or _connector(settings), clock)
+        app.state.context = running.context
+        app.state.authenticator = running.authenticator
+        app.state.sandbox_bank = running.bank
+        try:
+            yield
+        finally:
+            await run_in_threadpool(running.close)
+
+    app = create_app(
+        title="Jiaozi wallet service",
+        version="1.0.0",
+        description=_DESCRIPTION,
+        status_tables=[STATUSES],
+        lifespan=lifespan,
+        body_limits=dict.fromkeys(
+            ("/v1/payment-batches", "/v1/settlement-instructions", "/v1/leg-authorisations"), BULK_BODY_BYTES_MAX
+        ),
+    )
+    for part in (wallets, money, settlements, *((simulate,) if settings.sandbox else ())):
+        app.include_router(part.router)
+    return app
+
+
+class _Running:
+    """What is open between start and stop."""
+
+    def __init__(self, settings: WalletSettings, connect: Connect, clock: Clock) -> None:
+        pack = load_rule_pack(settings.rule_pack)
+        key = PrivateKey.load(settings.signing_key_path)
+        clients = read_clients(settings.clients_path)
+        signer = RequestSigner(key)
+        url, self._server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)
+        self._database = open_database(settings, url, self._server)
+        entries = _ledger_entries(settings, connect, signer)
+        if entries[0].currency != pack.currency:
+            raise ValueError(f"the home ledger {entries[0].name} has {entries[0].currency}, the pack {pack.currency}")
+        self._clients = [entry.client for entry in entries]
+        self.bank = SandboxCoreBanking(self._database, clock=clock)
+        self.context = Context(
+            database=self._database,
+            ledgers=Ledgers(entries, database=self._database),
+            pack=pack,
+            participant=settings.participant,
+            key=key,
+            clock=clock,
+            core_banking=self.bank,
+            personal_data=PersonalDataVault.at(settings.data_key_path or settings.data_dir / "customer-data.key"),
+            time_zone=ZoneInfo(pack.time_zone),
+        )
+        nonces = PostgresNonceStore(
+            lambda: self._database.transaction(isolation="READ COMMITTED"), clock=clock, table=request_nonce
+        )
+        self.authenticator = Authenticator(clients, public_url=settings.public_url, nonces=nonces, clock=clock)
+        self._recovery = RecoveryThread(self.context, every_seconds=settings.recovery_seconds)
+        self._recovery.start()
+
+    def close(self) -> None:
+        self._recovery.stop()
+        for client in self._clients:
+            client.close()
+        self._database.close()
+        if self._server is not None:
+            self._server.stop()
+
+
+def open_database(settings: WalletSettings, url: str, server: EmbeddedPostgres | None) -> Database:
+    """The pool. An embedded database is migrated at start, another by command. Raises: NotMigrated."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    if server is not None:
+        migrate.upgrade(SERVICE, url)
+    elif not migrate.is_current(SERVICE, url):
+        raise NotMigrated("the database is not at this program's migration: run `jiaozi-wallet migrate`")
+    return Database(url, application_name="jiaozi-wallet", pool_size=settings.database_pool_size)
+
+
+def _connector(settings: WalletSettings) -> Connect:
+    return lambda url, signer: LedgerClient(url, signer=signer, timeout_seconds=settings.ledger_timeout_seconds)
+
+
+def _ledger_entries(settings: WalletSettings, connect: Connect, signer: RequestSigner) -> list[LedgerAccess]:
+    if settings.ledgers_path is None:
+        client = connect(settings.ledger_url, signer)
+        view = client.ledger()
+        return [LedgerAccess(view.ledger, view.currency, client)]
+
+    def access(entry: LedgerEntry) -> LedgerAccess:
+        return LedgerAccess(entry.ledger, entry.currency, connect(entry.url, signer), entry.vault)
+
+    return [access(entry) for entry in read_ledgers(settings.ledgers_path)]

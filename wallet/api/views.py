@@ -1,0 +1,144 @@
+"""Response models built from the records: what the API shows, never a table row."""
+
+from __future__ import annotations
+
+from ledger.contract import AccountView, StatementResponse
+from wallet.contract import (
+    BalanceView,
+    CustomerView,
+    ExchangeState,
+    ExchangeView,
+    HistoryPage,
+    LimitsView,
+    LimitView,
+    PaymentResult,
+    PaymentState,
+    PaymentView,
+    WalletState,
+    WalletView,
+)
+from wallet.domain.limits import left
+from wallet.domain.records import ExchangeIn, Payment, Wallet
+from wallet.domain.rules import RulePack
+from wallet.usecases.pay import Declined, Outcome
+from wallet.usecases.wallets import KnownCustomer
+
+
+def customer_view(known: KnownCustomer, pack: RulePack) -> CustomerView:
+    evidence = known.customer.evidence
+    return CustomerView(
+        customer=known.customer.id,
+        name=known.name,
+        phone=known.phone,
+        evidence=sorted(evidence),
+        highest_class=pack.highest_class(evidence),
+        created_at=known.customer.created_at,
+    )
+
+
+def wallet_view(row: Wallet, account: AccountView | None, *, pack: RulePack) -> WalletView:
+    return WalletView(
+        wallet=row.id,
+        customer=row.customer_id,
+        state=WalletState(row.state),
+        wallet_class=row.wallet_class,
+        currency=pack.currency,
+        account=row.account,
+        device_thumbprint=row.device_thumbprint,
+        refusal=row.refusal,
+        created_at=row.created_at,
+        opened_at=row.opened_at,
+        balance=None if account is None else _balance_view(account),
+        limits=None if account is None else _limits_view(row, account, pack),
+    )
+
+
+def _balance_view(account: AccountView) -> BalanceView:
+    return BalanceView(
+        balance_minor=account.balance_minor,
+        available_minor=account.available_minor,
+        spent_today_minor=account.spent_today_minor,
+        spent_this_year_minor=account.spent_this_year_minor,
+        status=account.status,
+        as_of_seq=account.as_of_seq,
+        as_of=account.as_of,
+    )
+
+
+def _limits_view(row: Wallet, account: AccountView, pack: RulePack) -> LimitsView:
+    caps, rules = pack.caps(row.wallet_class), pack.classes[row.wallet_class]
+
+    def view(cap: int | None, used: int, assumed: bool) -> LimitView:
+        return LimitView(max_minor=cap, left_minor=left(cap, used), assumed=assumed)
+
+    return LimitsView(
+        rule_pack=pack.name,
+        demonstration=pack.demonstration,
+        balance=view(caps.balance_max_minor, account.balance_minor, rules.balance.assumed),
+        single=view(caps.single_max_minor, 0, rules.single.assumed),
+        daily=view(caps.day_max_minor, account.spent_today_minor, rules.daily.assumed),
+        annual=view(caps.year_max_minor, account.spent_this_year_minor, rules.annual.assumed),
+    )
+
+
+def history_page(row: Wallet, statement: StatementResponse) -> HistoryPage:
+    return HistoryPage(
+        wallet=row.id, currency=statement.currency, items=statement.lines, next_cursor=statement.next_cursor
+    )
+
+
+def payment_view(row: Payment) -> PaymentView:
+    return PaymentView(
+        payment=row.id,
+        wallet=row.wallet_id,
+        kind=row.kind,
+        state=PaymentState(row.state),
+        debit=row.debit_account,
+        credit=row.credit_account,
+        amount_minor=row.amount_minor,
+        currency=row.currency,
+        reference=row.reference,
+        seq=row.seq,
+        booked_at=row.booked_at,
+        refusal=row.refusal,
+        transient=row.is_transient,
+        detail=row.detail,
+        deposit_credited_at=row.deposit_credited_at,
+        created_at=row.created_at,
+    )
+
+
+def payment_result(outcome: Outcome) -> PaymentResult:
+    if isinstance(outcome, Declined):
+        return PaymentResult(
+            payment=outcome.payment_id,
+            state=PaymentState.REFUSED,
+            refusal=outcome.refusal.value,
+            transient=outcome.refusal.transient,
+            detail=outcome.detail or outcome.refusal.title,
+        )
+    return PaymentResult(
+        payment=outcome.id,
+        state=PaymentState(outcome.state),
+        seq=outcome.seq,
+        booked_at=outcome.booked_at,
+        refusal=outcome.refusal,
+        transient=outcome.is_transient,
+        detail=outcome.detail,
+    )
+
+
+def exchange_view(row: ExchangeIn) -> ExchangeView:
+    return ExchangeView(
+        exchange=row.id,
+        wallet=row.wallet_id,
+        transfer=row.transfer_id,
+        amount_minor=row.amount_minor,
+        currency=row.currency,
+        state=ExchangeState(row.state),
+        refusal=row.refusal,
+        detail=row.detail,
+        seq=row.seq,
+        booked_at=row.booked_at,
+        created_at=row.created_at,
+    )

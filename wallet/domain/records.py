@@ -1,0 +1,175 @@
+"""What the wallet service keeps: customers, wallets, payments, exchanges, settlement orders. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Literal
+from uuid import UUID
+
+from kernel.ids import AccountNumber, derive_uuid7
+from wallet.domain.limits import Usage
+from wallet.domain.rules import Evidence, WalletClass
+
+WalletStateName = Literal["opening", "open", "refused"]
+PaymentKind = Literal["payment", "refund", "exchange-out"]
+PaymentStateName = Literal["initiated", "final", "refused"]
+ExchangeStateName = Literal["initiated", "debited", "compensating", "final", "refused", "compensated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    id: UUID
+    evidence: frozenset[Evidence]
+    wrapped_key: bytes
+    personal_data: bytes
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Wallet:
+    id: UUID
+    customer_id: UUID
+    wallet_class: WalletClass
+    rule_pack: str
+    device_key: Mapping[str, str]
+    device_thumbprint: str
+    state: WalletStateName
+    opening_id: UUID
+    account: AccountNumber | None
+    refusal: str | None
+    detail: str | None
+    usage: Usage
+    created_at: datetime
+    opened_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A transfer that a holder has signed, and what became of it. Known by the transfer's id."""
+
+    id: UUID
+    wallet_id: UUID
+    kind: PaymentKind
+    debit_account: AccountNumber
+    credit_account: AccountNumber
+    amount_minor: int
+    currency: str
+    reference: UUID | None
+    instruction: str
+    valid_until: datetime
+    state: PaymentStateName
+    refusal: str | None
+    is_transient: bool | None
+    detail: str | None
+    seq: int | None
+    booked_at: datetime | None
+    counted_on: date | None
+    deposit_credited_at: datetime | None
+    created_at: datetime
+    tried_at: datetime
+
+    @property
+    def deposit_credit_id(self) -> UUID:
+        """Of an exchange-out: the id under which the bank deposit is credited, whoever retries."""
+        return derive_uuid7(self.id, "deposit-credit")
+
+    def has_terms_of(self, other: Payment) -> bool:
+        """Whether both carry the same terms (the signature and its expiry may differ)."""
+        return (
+            self.id,
+            self.kind,
+            self.debit_account,
+            self.credit_account,
+            self.amount_minor,
+            self.currency,
+            self.reference,
+        ) == (
+            other.id,
+            other.kind,
+            other.debit_account,
+            other.credit_account,
+            other.amount_minor,
+            other.currency,
+            other.reference,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExchangeIn:
+    """Deposit for currency: a saga whose every step has an id derived from the exchange's."""
+
+    id: UUID
+    wallet_id: UUID
+    amount_minor: int
+    currency: str
+    state: ExchangeStateName
+    attempt: int
+    claimed_until: datetime
+    unknown_until: datetime | None
+    refusal: str | None
+    detail: str | None
+    seq: int | None
+    booked_at: datetime | None
+    created_at: datetime
+
+    @property
+    def transfer_id(self) -> UUID:
+        return derive_uuid7(self.id, "exchange-in")
+
+    @property
+    def deposit_debit_id(self) -> UUID:
+        return derive_uuid7(self.id, "deposit-debit")
+
+    @property
+    def deposit_credit_back_id(self) -> UUID:
+        return derive_uuid7(self.id, "deposit-credit-back")
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementOrder:
+    """What the bank has itself ordered of the bridge: nothing beyond it is ever signed."""
+
+    id: str
+    ledger: str
+    pay_currency: str
+    pay_amount_minor: int
+    receive_currency: str
+    receive_amount_minor_min: int
+    credit_account: AccountNumber
+    valid_until: datetime
+    created_at: datetime
+
+    def orders_the_same_as(self, other: SettlementOrder) -> bool:
+        return (
+            self.id,
+            self.ledger,
+            self.pay_currency,
+            self.pay_amount_minor,
+            self.receive_currency,
+            self.receive_amount_minor_min,
+            self.credit_account,
+            self.valid_until,
+        ) == (
+            other.id,
+            other.ledger,
+            other.pay_currency,
+            other.pay_amount_minor,
+            other.receive_currency,
+            other.receive_amount_minor_min,
+            other.credit_account,
+            other.valid_until,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SignedLeg:
+    """An authorisation given: once per order and ledger."""
+
+    instruction_id: str
+    ledger: str
+    hold_id: UUID
+    terms: Mapping[str, object]
+    token: str
+    created_at: datetime

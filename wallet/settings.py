@@ -1,0 +1,100 @@
+"""Settings of the wallet service: environment variables `JIAOZI_WALLET_*`, files for everything secret or listed."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+from pydantic_settings import SettingsConfigDict
+
+from kernel import strict_json
+from kernel.crypto.keys import PublicKey
+from kernel.errors import ProblemError
+from kernel.postgres import default_data_dir
+from kernel.settings import ServiceSettings
+from ledger.contract import AccountRef, CurrencyCode, Jwk, Model, ParticipantRef
+from wallet.contract import LedgerName
+
+SERVICE = "wallet"
+
+
+class WalletSettings(ServiceSettings):
+    model_config = SettingsConfigDict(env_prefix="JIAOZI_WALLET_")
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8200
+    public_url: str = "http://127.0.0.1:8200"
+    """The origin that clients sign (RFC 9421 @target-uri), whatever Host header arrives."""
+    database_url: str | None = None
+    """A PostgreSQL URL; unset = an embedded server in `data_dir`."""
+    data_dir: Path = Field(default_factory=lambda: default_data_dir(SERVICE))
+    """Of the embedded server and the data key."""
+    database_pool_size: Annotated[int, Field(ge=2, le=100)] = 16
+    participant: ParticipantRef
+    """This institution's code in the shape of a BIC."""
+    signing_key_path: Path
+    """The institution's private key (PKCS#8 PEM, mode 0600): signs requests to ledgers and leg authorisations."""
+    data_key_path: Path | None = None
+    """The key that wraps customers' data keys; unset = `data_dir/customer-data.key`. Made at first start, mode 0600."""
+    ledger_url: str = "http://127.0.0.1:8100"
+    """The home ledger, if `ledgers_path` is unset."""
+    ledgers_path: Path | None = None
+    """A JSON file: [{"ledger", "url", "currency", "vault"?}], the home ledger first."""
+    rule_pack: str = "ecny-2021-06"
+    clients_path: Path
+    """A JSON file: [{"name", "key": JWK, "role": "channel" | "bridge" | "operator"}]: who may call this API."""
+    sandbox: bool = False
+    """Mounts /v1/simulate/*: deposits from nowhere."""
+    recovery_seconds: Annotated[float, Field(ge=0.2, le=3600)] = 5.0
+    """How often unfinished sagas are looked for."""
+    ledger_timeout_seconds: Annotated[float, Field(ge=0.1, le=120)] = 30.0
+    log_level: str = "info"
+
+
+class ClientRole(StrEnum):
+    CHANNEL = "channel"
+    """The bank's own apps and branches: customers, wallets, exchanges, reads."""
+    BRIDGE = "bridge"
+    """The settlement operator: asks for leg authorisations, nothing else."""
+    OPERATOR = "operator"
+    """The bank's desk: orders settlements, and reads."""
+
+
+class RegisteredClient(Model):
+    name: Annotated[str, Field(min_length=1, max_length=80)]
+    key: Jwk
+    role: ClientRole
+
+
+class LedgerEntry(Model):
+    ledger: LedgerName
+    url: str
+    currency: CurrencyCode
+    vault: AccountRef | None = None
+    """Our account there; unset = opened at first need and remembered."""
+
+
+def read_clients(path: Path) -> dict[str, RegisteredClient]:
+    """Clients by the thumbprint of their key. Raises: OSError, ValueError naming what is wrong."""
+    clients = TypeAdapter(list[RegisteredClient]).validate_python(_json_of(path))
+    found = {PublicKey.from_jwk(client.key).thumbprint: client for client in clients}
+    if len(found) != len(clients):
+        raise ValueError(f"{path}: two clients have the same key")
+    return found
+
+
+def read_ledgers(path: Path) -> list[LedgerEntry]:
+    """Raises: OSError, ValueError."""
+    entries = TypeAdapter(list[LedgerEntry]).validate_python(_json_of(path))
+    if not entries or len({entry.ledger for entry in entries}) != len(entries):
+        raise ValueError(f"{path}: at least one ledger, each once")
+    return entries
+
+
+def _json_of(path: Path) -> object:
+    try:
+        return strict_json.loads(path.read_bytes())
+    except ProblemError as error:
+        raise ValueError(f"{path}: {error}") from None

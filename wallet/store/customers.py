@@ -1,0 +1,46 @@
+"""Customers, as encrypted as they came."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from wallet.domain.records import Customer
+from wallet.domain.rules import Evidence
+from wallet.store.tables import customer
+
+_COLUMN_BY_EVIDENCE = {
+    Evidence.PHONE: customer.c.phone_verified,
+    Evidence.ID: customer.c.id_verified,
+    Evidence.IN_PERSON: customer.c.seen_in_person,
+    Evidence.BANK_ACCOUNT: customer.c.bank_account_verified,
+}
+
+
+def insert_customer(connection: sa.Connection, row: Customer) -> bool:
+    """False if the id is taken."""
+    values: dict[str, Any] = {
+        "id": row.id,
+        "wrapped_key": row.wrapped_key,
+        "personal_data": row.personal_data,
+        "created_at": row.created_at,
+    }
+    values |= {column.name: evidence in row.evidence for evidence, column in _COLUMN_BY_EVIDENCE.items()}
+    statement = insert(customer).values(values).on_conflict_do_nothing().returning(customer.c.id)
+    return connection.execute(statement).first() is not None
+
+
+def find_customer(connection: sa.Connection, customer_id: UUID) -> Customer | None:
+    row = connection.execute(sa.select(customer).where(customer.c.id == customer_id)).mappings().first()
+    if row is None:
+        return None
+    return Customer(
+        id=row["id"],
+        evidence=frozenset(evidence for evidence, column in _COLUMN_BY_EVIDENCE.items() if row[column.name]),
+        wrapped_key=row["wrapped_key"],
+        personal_data=row["personal_data"],
+        created_at=row["created_at"],
+    )

@@ -1,0 +1,130 @@
+"""What the use cases work with: built once at start, passed down. And the ledgers, as this institution sees them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from kernel import ids
+from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel.clock import Clock
+from kernel.crypto.keys import PrivateKey
+from kernel.database import Database
+from kernel.errors import ProblemError, Refusal, RequestRefusal
+from kernel.ids import AccountNumber, ParticipantId
+from kernel.limits import SIGNATURE_SECONDS_MAX, SIGNATURE_SKEW_SECONDS_MAX
+from ledger.client import LedgerClient
+from ledger.contract import AccountKind, AccountOpening, LedgerRefusal, TransferRefusal
+from wallet.contract import WalletRefusal
+from wallet.domain.core_banking import CoreBanking
+from wallet.domain.rules import RulePack
+from wallet.personal_data import PersonalDataVault
+from wallet.store import wallets
+
+STRAGGLER_SECONDS = SIGNATURE_SECONDS_MAX + SIGNATURE_SKEW_SECONDS_MAX
+"""How long after it was sent a request whose answer was lost may still take effect: then its signature is stale."""
+
+
+@dataclass(slots=True)
+class LedgerAccess:
+    """One ledger: `client` signs with the institution's key."""
+
+    name: str
+    currency: str
+    client: LedgerClient
+    vault: AccountNumber | None = None
+
+
+class Ledgers:
+    """The ledgers this institution is a participant of, the home ledger first; our vault on each."""
+
+    def __init__(self, entries: Sequence[LedgerAccess], *, database: Database) -> None:
+        self._entries = {entry.name: entry for entry in entries}
+        self._home = entries[0]
+        self._database = database
+        self._lock = threading.Lock()
+
+    @property
+    def home(self) -> LedgerAccess:
+        return self._home
+
+    def all(self) -> list[LedgerAccess]:
+        return list(self._entries.values())
+
+    def find(self, name: str) -> LedgerAccess | None:
+        return self._entries.get(name)
+
+    def vault(self, entry: LedgerAccess) -> AccountNumber:
+        """Our account on a ledger; opened at first need, under an id that is durable before the ledger hears of it.
+
+        Raises: ProblemError when the ledger refuses or cannot be reached.
+        """
+        if entry.vault is None:
+            with self._lock:
+                entry.vault = entry.vault or self._open_vault(entry)
+        return entry.vault
+
+    def _open_vault(self, entry: LedgerAccess) -> AccountNumber:
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            opening_id, known = wallets.prepare_institution_account(connection, entry.name, ids.new_uuid7())
+        if known is not None:
+            return AccountNumber(known)
+        try:
+            result = entry.client.open_accounts([AccountOpening(opening=opening_id, kind=AccountKind.VAULT)])[0]
+        except (ProblemResponse, ServiceUnreachable) as error:
+            raise ledger_unavailable(error) from error
+        if result.account is None:
+            raise ProblemError(refusal_of(result.refusal), result.detail or "the ledger refused to open our vault")
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            wallets.save_institution_account(connection, entry.name, result.account)
+        return result.account
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    database: Database
+    ledgers: Ledgers
+    pack: RulePack
+    participant: ParticipantId
+    key: PrivateKey
+    clock: Clock
+    core_banking: CoreBanking
+    personal_data: PersonalDataVault
+    time_zone: ZoneInfo
+    claim: timedelta = field(default=timedelta(seconds=60))
+    """How long an exchange is left to whoever works on it."""
+
+    def straggler_deadline(self) -> datetime:
+        return self.clock() + timedelta(seconds=STRAGGLER_SECONDS)
+
+
+def ledger_unavailable(error: ProblemResponse | ServiceUnreachable) -> ProblemError:
+    """For calls without effect, or whose effect a retry with the same ids repeats."""
+    if isinstance(error, ProblemResponse) and is_definite(error):
+        return ProblemError(refusal_of(error.refusal), error.detail)
+    return ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the ledger cannot be reached now; retry with the same ids")
+
+
+def is_definite(error: ProblemResponse) -> bool:
+    """Whether the ledger has said no to a whole request, so that nothing of it was booked."""
+    return 400 <= error.status < 500 and bool(error.refusal) and not error.transient
+
+
+_KNOWN_REFUSALS: dict[str, Refusal] = {
+    refusal.value: refusal
+    for table in (RequestRefusal, LedgerRefusal, TransferRefusal, WalletRefusal)
+    for refusal in table
+}
+
+
+def refusal_of(code: str | None) -> Refusal:
+    """The refusal with a code that the ledger sent; a code we do not know is `service-unavailable`: retry later."""
+    return _KNOWN_REFUSALS.get(code or "", RequestRefusal.SERVICE_UNAVAILABLE)
+
+
+def show_transfer(transfer_id: UUID) -> str:
+    return ids.show("trf", transfer_id)
