@@ -56,8 +56,9 @@ PLAIN_AMOUNT_MAX = 2**49
 TOTAL_PLAIN_MAX = 2**62
 
 _K = KIND_CODE
-_SPENDING = {TransferKind.PAYMENT, TransferKind.HOLD}
-"""Kinds that count towards the payer's caps for one payment, a day and a year (I9)."""
+_SPENDING = {TransferKind.PAYMENT, TransferKind.REFUND, TransferKind.HOLD}
+"""Kinds that count towards the payer's caps for one payment, a day and a year (I9). A refund counts too: a payment
+must not escape the caps by its name."""
 _PLAIN_KINDS = (
     TransferKind.PAYMENT,
     TransferKind.REFUND,
@@ -151,6 +152,7 @@ def decide(
         or int(records["kind"].max(initial=0)) >= len(TRANSFER_KINDS)
         or records["flags"].any()
         or int(amount.max(initial=0)) > PLAIN_AMOUNT_MAX
+        or int(amount.max(initial=0)) * len(batch) > TOTAL_PLAIN_MAX
         or _has_duplicate_ids(records)
     ):
         ordered.run(range(len(batch)))
@@ -177,7 +179,9 @@ def decide(
         & (paid <= TOTAL_PLAIN_MAX - payer_debits)
     )
     holding = payee_credits - state.debits_posted[payee] + state.credits_pending[payee]
-    payee_safe = (received <= payee_caps[:, 0] - holding) & (received <= TOTAL_PLAIN_MAX - payee_credits)
+    payee_safe = (received <= payee_caps[:, 0] - holding) & (
+        received <= TOTAL_PLAIN_MAX - payee_credits - state.credits_pending[payee]
+    )
 
     # 3. the ordered part: every transfer that touches an account near one of its limits
     if not (payer_safe.all() and payee_safe.all()):
@@ -293,10 +297,6 @@ class _Item:
     def terms(self) -> HoldTerms:
         return self.extra.commit_hash, self.extra.abort_hash, self.expires_at
 
-    @property
-    def content(self) -> tuple[object, ...]:
-        return self.kind, self.debit, self.credit, self.amount, self.hold, self.reference, self.terms
-
 
 _NO_EXTRA = Extra()
 _NIL = bytes(16)
@@ -350,6 +350,8 @@ class _Ordered:
         for step in reversed(self.undo or []):
             step()
         for position in chain:
+            self.repeats.pop(position, None)
+            self.known_at.pop(position, None)
             if position != refused_at:
                 self.codes[position] = REFUSAL_CODE[refusal]
 
@@ -409,7 +411,7 @@ class _Ordered:
         """I7: an id books at most once. The same transfer again is answered with the first one's booking."""
         before = self.booked.get(item.id)
         if before is not None:
-            same = before.content == item.content
+            same = _is_same(self._as_known(before), item)
             if same:
                 self.repeats[item.position] = before.position
         else:
@@ -420,6 +422,14 @@ class _Ordered:
             if same:
                 self.known_at[item.position] = known
         return True if same else TransferRefusal.ID_ALREADY_USED
+
+    def _as_known(self, item: _Item) -> Known:
+        """A transfer booked earlier in this batch, as the journal will have it."""
+        kind, debit, credit, amount = self.resolved.get(
+            item.position, (item.kind, item.debit, item.credit, item.amount)
+        )
+        code = KIND_CODE[kind]
+        return Known(0, self.booked_at, code, debit, credit, amount, item.hold, item.reference, item.terms)
 
     def _move(self, item: _Item) -> TransferRefusal | None:
         state, kind = self.state, item.kind
@@ -462,7 +472,11 @@ class _Ordered:
         ):
             return TransferRefusal.BALANCE_LIMIT_EXCEEDED
         if (
-            max(self._total(item.debit, DEBITS_POSTED), self._total(item.credit, CREDITS_POSTED)) + item.amount
+            max(
+                self._total(item.debit, DEBITS_POSTED) + self._total(item.debit, DEBITS_PENDING),
+                self._total(item.credit, CREDITS_POSTED) + self._total(item.credit, CREDITS_PENDING),
+            )
+            + item.amount
             > AMOUNT_MINOR_MAX - PLAIN_AMOUNT_MAX
         ):
             return TransferRefusal.AMOUNT_OVERFLOW
@@ -496,6 +510,10 @@ class _Ordered:
 
     def _check_hold_terms(self, item: _Item) -> TransferRefusal | None:
         extra = item.extra
+        payee_owner = int(self.state.participant[item.credit])
+        guard = extra.abort_hash if extra.abort_hash is not None else guard_of_participant(payee_owner)
+        if (item.id, guard) in self.state.tombstones or (item.id, guard) in self.effects.tombstones:
+            return TransferRefusal.HOLD_ALREADY_VOIDED
         if (extra.commit_hash is None) != (extra.abort_hash is None):
             return TransferRefusal.HOLD_TERMS_INVALID
         if extra.commit_hash is not None and extra.commit_hash == extra.abort_hash:
@@ -504,10 +522,6 @@ class _Ordered:
             return TransferRefusal.HOLD_TERMS_INVALID
         if item.expires_at and item.expires_at <= self.booked_at:
             return TransferRefusal.HOLD_TERMS_INVALID
-        payee_owner = int(self.state.participant[item.credit])
-        guard = extra.abort_hash if extra.abort_hash is not None else guard_of_participant(payee_owner)
-        if (item.id, guard) in self.state.tombstones or (item.id, guard) in self.effects.tombstones:
-            return TransferRefusal.HOLD_ALREADY_VOIDED
         return None
 
     def _place_hold(self, item: _Item) -> None:
@@ -549,6 +563,8 @@ class _Ordered:
             if extra.secret is None:
                 return TransferRefusal.NOT_AUTHORISED
             wanted = hold.commit_hash if kind is TransferKind.POST else hold.abort_hash
+            if kind is TransferKind.POST and is_due:
+                return TransferRefusal.HOLD_EXPIRED
             if hashlib.sha256(extra.secret).digest() != wanted:
                 return TransferRefusal.HOLD_SECRET_WRONG
         elif item.authority != Authority.INSTITUTION or item.submitter != payee_owner:
@@ -582,6 +598,8 @@ class _Ordered:
 
     def _entomb(self, item: _Item) -> TransferRefusal | None:
         """The abort overtook its hold. Only who could have voided the hold can keep it out, hence the guard."""
+        if item.submitter == 0:
+            return TransferRefusal.HOLD_NOT_FOUND  # nobody unknown may fill the journal with tombstones
         if item.extra.secret is not None:
             guard = hashlib.sha256(item.extra.secret).digest()
         elif item.authority == Authority.INSTITUTION:
@@ -681,10 +699,11 @@ def _is_same(known: Known, item: _Item) -> bool:
     if item.kind in _ENDS:
         is_void = item.kind is TransferKind.VOID and known.kind == KIND_CODE[TransferKind.TOMBSTONE]
         return is_void or (known.kind == KIND_CODE[item.kind] and item.amount in (0, known.amount))
-    return (known.kind, known.debit, known.credit, known.amount, known.terms) == (
+    if item.kind is TransferKind.HOLD and known.terms != item.terms:
+        return False
+    return (known.kind, known.debit, known.credit, known.amount) == (
         KIND_CODE[item.kind],
         item.debit,
         item.credit,
         item.amount,
-        item.terms,
     )

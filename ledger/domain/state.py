@@ -243,6 +243,7 @@ class LedgerState:
         if year != self.year:
             self.spent_year[: self.size] = 0
             self.year = year
+        self.booked_at = booked_at  # also if nothing is booked: the day must not be begun twice
 
     # --- blocks
 

@@ -115,13 +115,13 @@ class Leg:
     def hold_id(self) -> UUID:
         return derive_uuid7(self.settlement, f"leg-{self.number}/hold")
 
-    @property
-    def post_id(self) -> UUID:
-        return derive_uuid7(self.settlement, f"leg-{self.number}/post")
+    def end_id(self, decision: Decision, secret: bytes) -> UUID:
+        """Of the post or void: the same in every retry, and unguessable until the secret is out.
 
-    @property
-    def void_id(self) -> UUID:
-        return derive_uuid7(self.settlement, f"leg-{self.number}/void")
+        Were it derived from the settlement's id alone, a party could book a tombstone under it before the hold exists,
+        and our own void would then be taken for a repetition of that.
+        """
+        return derive_uuid7(self.settlement, f"leg-{self.number}/{decision.value}/{secret.hex()}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +143,9 @@ class DecisionRecord:
     decision: Decision
     decided_at: datetime
     epoch: int
-    reason: AbortReasonText | None
-
-
-AbortReasonText = str
+    reason: str | None
+    """An AbortReason; None of a COMMIT."""
+    detail: str = ""
 
 
 def decide(legs: Sequence[LegState]) -> Decision | None:

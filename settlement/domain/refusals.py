@@ -23,7 +23,11 @@ class SettlementRefusal(Refusal):
     BATCH_NOT_FOUND = "batch-not-found", True, "There is no such batch."
     SETTLEMENT_NOT_FOUND = "settlement-not-found", True, "There is no such settlement."
     SETTLEMENT_DECIDED = "settlement-decided", False, "The settlement is decided; a decision is for ever (I5)."
-    ACCOUNT_NOT_IN_BATCH = "account-not-in-batch", False, "The batch has no posted leg of this participant and currency."
+    ACCOUNT_NOT_IN_BATCH = (
+        "account-not-in-batch",
+        False,
+        "The batch has no posted leg of this participant and currency.",
+    )
     STATEMENT_NOT_FOUND = "statement-not-found", True, "There is no such statement."
     STATEMENT_INVALID = "statement-invalid", False, "The statement file was refused; `problems` names each fault."
     RECONCILIATION_NOT_FOUND = "reconciliation-not-found", True, "There is no such reconciliation."

@@ -240,6 +240,8 @@ def small_world(random: Random) -> Twin:
         wallet = twin.open_account(AccountKind.WALLET, random.randint(1, 2), (caps[0], caps[1], caps[2], caps[3]))
         if amount := min(caps[0], random.randint(0, 3) * scale * depth):
             twin.fund(wallet, amount)
+    if scale == 2**58:  # at the top of the range: almost all that 63 bits can count is issued
+        twin.fund(2, 2**63 - 2**56 - twin.model.issued)
     for number in (1, 2):
         outstanding = twin.model.participants[number]["outstanding"]
         twin.set_quota(number, min(LARGEST, outstanding + random.choice([0, 5 * scale, LARGEST])))

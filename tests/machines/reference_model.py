@@ -160,7 +160,7 @@ class ReferenceLedger:
         if kind is Kind.ISSUE and receiver["outstanding"] + amount > receiver["quota"]:
             return No.QUOTA_EXCEEDED
         _, single_max, day_max, year_max = payer["caps"]
-        is_spending = kind in (Kind.PAYMENT, Kind.HOLD)
+        is_spending = kind in (Kind.PAYMENT, Kind.REFUND, Kind.HOLD)
         if is_spending and amount > single_max:
             return No.SINGLE_LIMIT_EXCEEDED
         if is_spending and payer["spent_day"] + amount > day_max:
@@ -201,7 +201,7 @@ class ReferenceLedger:
         hold = self.holds.get(item.hold)
         if hold is None:
             guard: object = item.submitter if shown is None else shown
-            if kind is not Kind.VOID or (shown is None and item.authority != "institution"):
+            if kind is not Kind.VOID or not item.submitter or (shown is None and item.authority != "institution"):
                 return No.HOLD_NOT_FOUND
             if (item.hold, guard) in self.tombstones:
                 return No.HOLD_ALREADY_VOIDED

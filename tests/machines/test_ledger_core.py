@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from ledger.domain import decide as decide_module
 from ledger.domain.state import COLUMNS
-from ledger.domain.vocabulary import AccountKind
+from ledger.domain.vocabulary import AccountKind, TransferRefusal
 from ledger.domain.vocabulary import TransferKind as Kind
 from tests.machines import core_world as world
 from tests.machines.core_world import HASHES, HOUR, ISSUANCE, NEW_YEAR, SECOND, SECRETS, UNCAPPED, Twin
@@ -99,7 +99,7 @@ def test_seeded_mixed_blocks_meet_every_outcome_that_a_client_can_cause() -> Non
         twin = world.small_world(random)
         for _ in range(2):
             seen.update(world.outcomes(twin.run(world.traffic(random, twin, 60), at=twin.now + random.choice(PAUSES))))
-    missing = {BOOKED, DUPLICATE, *map(str, decide_module.TRANSFER_REFUSALS)} - set(seen)
+    missing = {BOOKED, DUPLICATE, *map(str, TransferRefusal)} - set(seen)
     assert not missing, missing
 
 
@@ -252,8 +252,8 @@ class LedgerMachine(RuleBasedStateMachine):
         """The journal's own rows, decided again in a fresh state, give the same state bit for bit."""
         fresh = world.new_state()
         world.add_account(fresh, AccountKind.ISSUANCE, 0, UNCAPPED)
-        for kind, participant, caps in self.openings:
-            world.add_account(fresh, kind, participant, caps)
+        for opening in self.openings:
+            world.add_account(fresh, *opening)
         submitted = {item.id: item for items, _ in self.blocks for item in items if item.id in self.twin.model.rows}
         by_time: dict[int, list[Item]] = {}
         for _, number, kind, debit, credit, amount, hold, reference, submitter, booked_at in self.journal:
@@ -346,7 +346,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 def test_ledger_machine() -> None:
-    run_state_machine_as_test(LedgerMachine, settings=settings(profile(40), stateful_step_count=30))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(LedgerMachine, settings=settings(profile(150), stateful_step_count=40))
 
 
 def test_new_year_is_the_schemes_own() -> None:

@@ -4,6 +4,7 @@ Method: the use case on a real PostgreSQL and a fake ledger that verifies, books
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -167,6 +168,16 @@ def test_zero_amount_and_paying_oneself_are_refused(bank: Bank) -> None:
     payer, payee = bank.holder(funds=1000), bank.holder()
     assert refused(bank, bank.instruction(payer, payee.account, 0)) == "amount-invalid"
     assert refused(bank, bank.instruction(payer, payer.account, 1)) == "accounts-must-differ"
+
+
+@pytest.mark.parametrize("amount", [-5, 2**63])
+def test_amount_beyond_its_bounds_spelt_as_a_number_is_refused(bank: Bank, amount: int) -> None:
+    """A negative debit would raise the payer's balance and lower his usage."""
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    payload = json.loads(peek_payload(bank.instruction(payer, payee.account, 1)))
+    payload["terms"]["amount_minor"] = amount
+    assert refused(bank, sign(json.dumps(payload).encode(), payer.key, typ=INSTRUCTION_TYP)) == "amount-invalid"
+    assert used_today(bank, payer) == 0
 
 
 # --- the ledger's answers --------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from uuid import UUID
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.errors import InvariantBroken, ProblemError, Refusal, RequestRefusal
+from kernel.money import AMOUNT_MINOR_MAX
 from ledger.contract import LedgerRefusal, TransferKind, TransferOutcome, TransferRefusal, TransferResult, TransferTerms
 from wallet.contract import WalletRefusal
 from wallet.domain import limits
@@ -181,7 +182,7 @@ def _admit(context: Context, wallet: Wallet | None, *, amount_minor: int, curren
         raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
     if currency != context.ledgers.home.currency:
         raise ProblemError(LedgerRefusal.WRONG_CURRENCY, f"this wallet holds {context.ledgers.home.currency}")
-    if amount_minor == 0:
+    if not 0 < amount_minor <= AMOUNT_MINOR_MAX:
         raise ProblemError(TransferRefusal.AMOUNT_INVALID)
     caps = context.pack.caps(wallet.wallet_class)
     refusal = limits.decide_credit(amount_minor, balance_minor=view.balance_minor, caps=caps)

@@ -29,6 +29,7 @@ from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
 from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import AccountNumber, is_from_future
+from kernel.money import AMOUNT_MINOR_MAX
 from ledger.contract import (
     INSTRUCTION_TYP,
     LedgerRefusal,
@@ -158,7 +159,7 @@ def _check(
         return Declined(item.id, LedgerRefusal.WRONG_CURRENCY, f"this wallet holds {home.currency}")
     if terms.kind not in kinds:
         return Declined(item.id, TransferRefusal.KIND_NOT_ALLOWED, f"a {terms.kind.value} has another address")
-    if item.amount_minor == 0:
+    if not 0 < item.amount_minor <= AMOUNT_MINOR_MAX:
         return Declined(item.id, TransferRefusal.AMOUNT_INVALID)
     if item.debit == item.credit:
         return Declined(item.id, TransferRefusal.ACCOUNTS_MUST_DIFFER)

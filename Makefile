@@ -1,0 +1,51 @@
+# Commands a newcomer types. Each is one line that could be typed by hand; .venv is made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+JOBS ?= auto
+
+.PHONY: help setup demo test test-slow check bench openapi lock format clean
+
+help:  ## This list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## Make .venv and install the locked dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Jiaozi needs Python >= 3.11; set PYTHON=/path/to/python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup  ## The main job end to end: issue, pay, settle across a border, reconcile, verify
+	$(BIN)/jiaozi demo
+
+test: setup  ## All tests (real PostgreSQL, real processes), within 5 minutes on two cores
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+
+test-slow: setup  ## The long campaigns
+	$(BIN)/python -m pytest -m slow -p no:xdist
+
+check: setup  ## Lint, format, types, import contracts, OpenAPI up to date
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m sandbox.openapi --check
+
+bench: setup  ## Benchmarks; ONLY=B1 runs one row
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+
+openapi: setup  ## Write openapi/*.yaml from the code
+	$(BIN)/python -m sandbox.openapi
+
+lock:  ## Refresh requirements.lock (needs pip-tools in .venv)
+	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate -o requirements.lock pyproject.toml
+
+format: setup  ## Sort imports and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -1,0 +1,354 @@
+"""`jiaozi-wallet`: run the wallet service, and use it from a terminal."""
+
+from __future__ import annotations
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, NoReturn
+from uuid import UUID
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from kernel import ids, migrate
+from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel.clock import system_clock
+from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import KeyRefused, PrivateKey, Suite
+from kernel.database import resolve_url
+from kernel.money import Currency, Money, format_minor
+from kernel.server import serve as serve_app
+from kernel.settings import MisspeltSetting
+from wallet.client import WalletClient
+from wallet.domain.rules import Evidence, WalletClass, rule_class_name
+from wallet.rulepack_files import load_rule_pack, rule_pack_names
+from wallet.settings import SERVICE, WalletSettings
+
+app = typer.Typer(
+    name="jiaozi-wallet",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The wallet service of an intermediary: run it, or use a running one. "
+    "The service is configured by JIAOZI_WALLET_* variables; see `jiaozi-wallet config`.",
+)
+rules_app = typer.Typer(no_args_is_help=True, help="The dated rule packs: wallet classes, evidence, caps.")
+app.add_typer(rules_app, name="rules")
+
+Url = Annotated[
+    str,
+    typer.Option("--url", envvar="JIAOZI_WALLET_PUBLIC_URL", help="Origin of the wallet service."),
+]
+ClientKey = Annotated[
+    Path,
+    typer.Option(
+        "--client-key",
+        envvar="JIAOZI_CLIENT_KEY",
+        help="Private key (PEM, mode 0600) of a client that the service has registered: signs the request.",
+    ),
+]
+DeviceKey = Annotated[
+    Path,
+    typer.Option(
+        "--device-key", envvar="JIAOZI_DEVICE_KEY", help="Private key (PEM, mode 0600) of the wallet's device."
+    ),
+]
+WalletId = Annotated[str, typer.Argument(help="Wallet, as wlt_...")]
+DEFAULT_URL = "http://127.0.0.1:8200"
+
+
+# --- run the service -------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve() -> None:
+    """Serve the API until SIGTERM. Without JIAOZI_WALLET_DATABASE_URL an embedded PostgreSQL is started."""
+    from wallet.api.app import create
+
+    settings = _settings()
+    serve_app(create(settings), host=settings.host, port=settings.port, log_level=settings.log_level)
+
+
+@app.command("migrate")
+def migrate_database() -> None:
+    """Bring the service's database to this program's tables. Safe to repeat."""
+    settings = _settings()
+    url, server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)
+    migrate.upgrade(SERVICE, url)
+    if server is not None:
+        server.stop()
+    typer.echo(f"the database is at migration {migrate.head(SERVICE)}")
+
+
+@app.command()
+def config() -> None:
+    """Print the effective settings, one variable a line; secrets are masked."""
+    for name, value in _settings().describe().items():
+        typer.echo(f"{name}={value}")
+
+
+@rules_app.command("list")
+def list_rules() -> None:
+    """Name the rule packs."""
+    for name in rule_pack_names():
+        pack = load_rule_pack(name)
+        mark = "   DEMONSTRATION, invented caps" if pack.demonstration else ""
+        typer.echo(f"{name}   {pack.currency}   in force from {pack.in_force_from}{mark}")
+
+
+@rules_app.command("show")
+def show_rules(pack_name: Annotated[str, typer.Argument(metavar="PACK", help="e.g. ecny-2021-06")]) -> None:
+    """Show a pack: each class with the evidence that opens it and its caps. [x] = assumed, published by no source."""
+    try:
+        pack = load_rule_pack(pack_name)
+    except LookupError as error:
+        _fail(str(error))
+    currency = Currency.of(pack.currency)
+    table = Table(title=f"{pack.name}: {pack.title} ({pack.currency}), in force from {pack.in_force_from}")
+    table.add_column("class")
+    table.add_column("opened with")
+    for heading in ("balance", "single", "daily", "annual"):
+        table.add_column(heading, justify="right")
+    table.add_column("at the ledger")
+    for wallet_class in WalletClass:
+        rules = pack.classes[wallet_class]
+        evidence = ", ".join(item.value for item in Evidence if item in rules.evidence)
+        cells = []
+        for cap in (rules.balance, rules.single, rules.daily, rules.annual):
+            text = "none" if cap.max == "none" else Money.parse_major(cap.max, currency).format_major()
+            # rich reads [x] as markup
+            cells.append(f"\\[{text}]" if cap.assumed else text)
+        evidence = f"\\[{evidence}]" if pack.evidence_assumed else evidence
+        table.add_row(wallet_class.value, evidence, *cells, rule_class_name(pack, wallet_class))
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    console.print(f"Source: {pack.source}. Days end at midnight in {pack.time_zone}. \\[x] = assumed.")
+    if pack.demonstration:
+        console.print("DEMONSTRATION ONLY: these caps are invented.")
+    if pack.interest is not None:
+        rate = pack.interest.rate_ppm_per_year
+        classes = ", ".join(sorted(pack.interest.classes))
+        console.print(
+            f"Interest: {rate // 10_000}.{rate % 10_000:04d} % a year on classes {classes}; settled on the "
+            f"{pack.interest.settled_on_day}th of a quarter's last month, credited on the "
+            f"{pack.interest.credited_on_day}st."
+        )
+
+
+# --- use a running service -------------------------------------------------------------------------------------------
+
+
+@app.command("new-key")
+def new_key(
+    path: Annotated[Path, typer.Argument(help="Where to write it; an existing file is never overwritten.")],
+    suite: Annotated[Suite, typer.Option(help="ecdsa-p256-sha256 is what phones and WebCrypto make.")] = Suite.ED25519,
+) -> None:
+    """Make a key (PEM, mode 0600) for a device or a client, and print its public JWK."""
+    key = PrivateKey.generate(suite)
+    try:
+        key.save(path)
+    except OSError as error:
+        _fail(f"cannot write {path}: {error.strerror}")
+    typer.echo(str(key.public.to_jwk()).replace("'", '"'))
+
+
+@app.command("open")
+def open_wallet(
+    client_key: ClientKey,
+    device_key: DeviceKey,
+    wallet_class: Annotated[WalletClass, typer.Option("--class", help="I, II, III or IV.")] = WalletClass.IV,
+    name: Annotated[str, typer.Option(help="The customer's name; rests encrypted at the bank.")] = "",
+    phone: Annotated[str, typer.Option(help="+ and digits.")] = "",
+    deposit: Annotated[
+        str, typer.Option(help="Sandbox only: major units to pay into the customer's bank deposit from nowhere.")
+    ] = "",
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Register a customer with just the evidence that the class needs, and open a wallet for the device's key.
+
+    Prints the wallet's id and its account number, which is what others pay to.
+    """
+    with _client(url, client_key) as client:
+        device = _key(device_key)
+        institution = client.institution()
+        pack = load_rule_pack(institution.rule_pack)
+        customer = client.create_customer(
+            name=name, phone=phone, evidence=sorted(pack.classes[wallet_class].evidence)
+        ).customer
+        view = client.open_wallet(customer=customer, wallet_class=wallet_class, device_key=device.public)
+        typer.echo(f"customer {ids.show('cus', customer)}")
+        typer.echo(f"wallet   {ids.show('wlt', view.wallet)}")
+        typer.echo(f"account  {ids.show_account(view.account) if view.account else 'opening'}")
+        if deposit:
+            amount = _amount(deposit, pack.currency)
+            client.simulate_deposit(customer=customer, amount_minor=amount.amount_minor)
+            typer.echo(f"deposit  {amount}")
+
+
+@app.command("exchange-in")
+def exchange_in(
+    wallet: WalletId,
+    amount: Annotated[str, typer.Argument(help="Major units, e.g. 250.00")],
+    client_key: ClientKey,
+    exchange: Annotated[
+        str, typer.Option(help="The exchange's id, exc_...: after an unknown outcome give the same.")
+    ] = "",
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Exchange bank deposit for currency in the wallet."""
+    exchange_id = _id("exc", exchange) if exchange else ids.new_uuid7()
+    typer.echo(f"exchange {ids.show('exc', exchange_id)}", err=True)
+    with _client(url, client_key) as client:
+        money = _amount(amount, client.institution().ledgers[0].currency)
+        view = client.exchange_in(
+            wallet=_id("wlt", wallet),
+            amount_minor=money.amount_minor,
+            currency=money.currency.code,
+            exchange=exchange_id,
+        )
+        typer.echo(f"{view.state.value} {money} {ids.show('trf', view.transfer)}")
+
+
+@app.command()
+def pay(
+    wallet: Annotated[str, typer.Argument(help="The paying wallet, as wlt_...")],
+    payee: Annotated[str, typer.Argument(help="The payee's account, as acc_..., at any intermediary.")],
+    amount: Annotated[str, typer.Argument(help="Major units, e.g. 12.50")],
+    client_key: ClientKey,
+    device_key: DeviceKey,
+    valid_minutes: Annotated[int, typer.Option(min=1, max=1440, help="How long the signature stands.")] = 10,
+    payment: Annotated[
+        str, typer.Option(help="The payment's id, trf_...: after an unknown outcome give the same, and it pays once.")
+    ] = "",
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Sign a payment with the device's key and have it carried to the ledger. Prints its finality."""
+    with _client(url, client_key) as client:
+        home = client.institution().ledgers[0]
+        account = client.get_wallet(_id("wlt", wallet)).account
+        if account is None:
+            _fail("the wallet is not open yet")
+        money = _amount(amount, home.currency)
+        payment_id = _id("trf", payment) if payment else ids.new_uuid7()
+        typer.echo(f"payment {ids.show('trf', payment_id)}", err=True)
+        view = client.pay(
+            key=_key(device_key),
+            ledger=home.ledger,
+            debit=account,
+            credit=_account(payee),
+            amount_minor=money.amount_minor,
+            currency=home.currency,
+            payment=payment_id,
+            valid_until=system_clock() + timedelta(minutes=valid_minutes),
+        )
+        typer.echo(f"{view.state.value} {money} {ids.show('trf', view.payment)} at {view.booked_at}")
+
+
+@app.command()
+def balance(wallet: WalletId, client_key: ClientKey, url: Url = DEFAULT_URL) -> None:
+    """Show the wallet's balance as the ledger has it, and what its limits leave. [x] = an assumed cap."""
+    with _client(url, client_key) as client:
+        view = client.get_wallet(_id("wlt", wallet))
+    if view.balance is None or view.limits is None:
+        _fail(f"the wallet is {view.state.value}")
+    currency = Currency.of(view.currency)
+
+    def show(amount_minor: int | None) -> str:
+        return "none" if amount_minor is None else format_minor(amount_minor, currency)
+
+    typer.echo(f"balance    {view.currency} {show(view.balance.balance_minor)}")
+    typer.echo(f"available  {view.currency} {show(view.balance.available_minor)}")
+    typer.echo(f"class      {view.wallet_class.value} of {view.limits.rule_pack}")
+    for name in ("balance", "single", "daily", "annual"):
+        limit = getattr(view.limits, name)
+        cap = f"[{show(limit.max_minor)}]" if limit.assumed else show(limit.max_minor)
+        typer.echo(f"{name:<10} cap {cap:>16}   left {show(limit.left_minor):>16}")
+
+
+@app.command()
+def history(
+    wallet: WalletId,
+    client_key: ClientKey,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Lines a page.")] = 50,
+    cursor: Annotated[str | None, typer.Option(help="`next` of the page before.")] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List what was booked on the wallet's account, oldest first: time, kind, amount, balance after it."""
+    with _client(url, client_key) as client:
+        page = client.history_page(_id("wlt", wallet), cursor=cursor, limit=limit)
+    currency = Currency.of(page.currency)
+    for line in page.items:
+        moved = ("-" if line.direction == "debit" else "+") + format_minor(line.amount_minor, currency)
+        other = "" if line.counterparty is None else ids.show_account(line.counterparty)
+        typer.echo(
+            f"{line.booked_at:%Y-%m-%d %H:%M:%S}  {line.kind.value:<13} {moved:>16}"
+            f"  {format_minor(line.balance_minor, currency):>16}  {other}  {ids.show('trf', line.transfer)}"
+        )
+    if page.next_cursor:
+        typer.echo(f"next {page.next_cursor}")
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _settings() -> WalletSettings:
+    try:
+        return WalletSettings.load()
+    except (ValidationError, MisspeltSetting) as error:
+        _fail(str(error))
+
+
+def _client(url: str, client_key: Path) -> WalletClient:
+    return WalletClient(url, signer=RequestSigner(_key(client_key)))
+
+
+def _key(path: Path) -> PrivateKey:
+    try:
+        return PrivateKey.load(path)
+    except KeyRefused as error:
+        _fail(str(error))
+
+
+def _amount(text: str, currency: str) -> Money:
+    try:
+        return Money.parse_major(text, Currency.of(currency))
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _id(prefix: str, text: str) -> UUID:
+    try:
+        return ids.parse(prefix, text)
+    except ValueError as error:
+        _fail(f"{text}: {error}")
+
+
+def _account(text: str) -> int:
+    try:
+        return ids.parse_account(text)
+    except ValueError as error:
+        _fail(f"{text}: {error}")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point. A refusal ends with its code and reason on stderr and status 1; an unknown outcome with 2."""
+    try:
+        app()
+    except ProblemResponse as error:
+        typer.echo(f"refused: {error.refusal or error.status}: {error.detail}", err=True)
+        sys.exit(1)
+    except ServiceUnreachable as error:
+        typer.echo(f"no answer, so the outcome is unknown: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
