@@ -169,7 +169,7 @@ class StrictRequest(Request):
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            self._json = strict_json.loads(await self.body())
+            self._json = strict_json.loads(await self.body(), wire=True)
         return self._json
 
 

@@ -16,12 +16,20 @@ from kernel.limits import JSON_DEPTH_MAX, JSON_NUMBER_DIGITS_MAX
 _ESCAPED_SURROGATE_OR_NUL = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
-def loads(data: bytes) -> Any:
-    """The value in `data`. Raises: ProblemError(MALFORMED_JSON | NUL_CHARACTER); nothing else, whatever the bytes."""
+class WireInteger(int):
+    """An integer that came as a JSON number. Amounts and accounts are strings on the wire, so that no JavaScript
+    client rounds them: their validators take an `int` from a program and refuse this type from a request."""
+
+
+def loads(data: bytes, *, wire: bool = False) -> Any:
+    """The value in `data`. Raises: ProblemError(MALFORMED_JSON | NUL_CHARACTER); nothing else, whatever the bytes.
+
+    With `wire`, integers are `WireInteger`: for requests, whose amounts must be strings.
+    """
     if b"\x00" in data:
         raise ProblemError(RequestRefusal.NUL_CHARACTER, "remove the NUL character from the body")
     try:
-        value = _DECODER.decode(data.decode("utf-8"))
+        value = (_WIRE_DECODER if wire else _DECODER).decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         _malformed(f"byte {error.start} is not UTF-8")
     except json.JSONDecodeError as error:
@@ -101,6 +109,10 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _wire_integer(text: str) -> WireInteger:
+    return WireInteger(_integer(text))
+
+
 def _number(text: str) -> float:
     if len(text) > JSON_NUMBER_DIGITS_MAX:
         raise ValueError(f"a number has more than {JSON_NUMBER_DIGITS_MAX} digits")
@@ -116,4 +128,7 @@ def _constant(text: str) -> NoReturn:
 
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_unique, parse_int=_integer, parse_float=_number, parse_constant=_constant
+)
+_WIRE_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_int=_wire_integer, parse_float=_number, parse_constant=_constant
 )

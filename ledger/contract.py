@@ -10,10 +10,18 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    WithJsonSchema,
+    model_validator,
+)
 
 from kernel import ids, money
 from kernel.clock import from_micros
@@ -109,7 +117,19 @@ def _reference(value: Any) -> UUID:
 
 
 def _amount(value: Any) -> int:
-    return value if type(value) is int else money.parse_minor(_text(value))
+    if type(value) is int:
+        if not 0 <= value <= money.AMOUNT_MINOR_MAX:
+            raise ValueError("amount out of range")
+        return value
+    return money.parse_minor(_text(value))
+
+
+def _account(value: Any) -> int:
+    if type(value) is int:
+        if not 0 < value <= ids.ACCOUNT_NUMBER_MAX:
+            raise ValueError("account number out of range")
+        return value
+    return ids.parse_account(_text(value))
 
 
 _HEX32 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -130,7 +150,7 @@ MandateRef = Annotated[UUID, _parse_prefixed("mdt"), _show_prefixed("mdt"), _pre
 OpeningRef = Annotated[UUID, _parse_prefixed("opn"), _show_prefixed("opn"), _prefixed_schema("opn")]
 AccountRef = Annotated[
     AccountNumber,
-    BeforeValidator(lambda value: value if type(value) is int else ids.parse_account(_text(value))),
+    BeforeValidator(_account),
     PlainSerializer(ids.show_account, return_type=str),
     WithJsonSchema({"type": "string", "examples": [ids.show_account(17)]}),
 ]
@@ -201,6 +221,24 @@ class TransferTerms(Model):
     commit_hash: Hash32 | None = None
     abort_hash: Hash32 | None = None
     secret: Hash32 | None = None
+
+    @model_validator(mode="after")
+    def _has_the_members_of_its_kind(self) -> Self:
+        given = {name for name in _TERMS_OPTIONAL if getattr(self, name) is not None}
+        if self.kind in (TransferKind.POST, TransferKind.VOID):
+            needed, allowed = {"hold"}, {"hold", "secret", "amount_minor"}
+        elif self.kind is TransferKind.HOLD:
+            needed = {"debit", "credit", "amount_minor"}
+            allowed = needed | {"expires_at", "commit_hash", "abort_hash"}
+        else:
+            needed = allowed = {"debit", "credit", "amount_minor"}
+        for problem, names in (("needs", needed - given), ("does not take", given - allowed)):
+            if names:
+                raise ValueError(f"{self.kind.value} {problem} {', '.join(sorted(names))}")
+        return self
+
+
+_TERMS_OPTIONAL = ("debit", "credit", "amount_minor", "hold", "expires_at", "commit_hash", "abort_hash", "secret")
 
 
 class SignedInstruction(Model):

@@ -157,11 +157,14 @@ class FakeLedger(LedgerClient):
             as_of=self._clock(),
         )
 
-    def statement(self, account: int, *, cursor: str | None = None, limit: int = 1000) -> StatementResponse:
+    def statement(
+        self, account: int, *, cursor: str | None = None, limit: int = 1000, newest_first: bool = False
+    ) -> StatementResponse:
         self._arrive("statement")
         lines = []
-        for booked in self.booked.values():
-            if account in (booked.terms.debit, booked.terms.credit) and booked.seq > int(cursor or 0):
+        for booked in sorted(self.booked.values(), key=lambda found: found.seq, reverse=newest_first):
+            is_further = cursor is None or (booked.seq < int(cursor) if newest_first else booked.seq > int(cursor))
+            if account in (booked.terms.debit, booked.terms.credit) and is_further:
                 is_debit = account == booked.terms.debit
                 lines.append(
                     StatementLine(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -68,6 +69,7 @@ def serve() -> None:
     """Serve the API until SIGTERM. Without JIAOZI_WALLET_DATABASE_URL an embedded PostgreSQL is started."""
     from wallet.api.app import create
 
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _settings()
     serve_app(create(settings), host=settings.host, port=settings.port, log_level=settings.log_level)
 

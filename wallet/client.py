@@ -110,9 +110,12 @@ class WalletClient:
         query = {"customer": customer and ids.show("cus", customer), "limit": 1000}
         return (WalletView.model_validate(item) for item in self._items("/v1/wallets", query))
 
-    def history_page(self, wallet: UUID, *, cursor: str | None = None, limit: int = 50) -> HistoryPage:
+    def history_page(
+        self, wallet: UUID, *, cursor: str | None = None, limit: int = 50, newest_first: bool = False
+    ) -> HistoryPage:
         path = f"/v1/wallets/{ids.show('wlt', wallet)}/history"
-        return HistoryPage.model_validate(self._http.get(path, query={"cursor": cursor, "limit": limit}))
+        query = {"cursor": cursor, "limit": limit, "newest_first": "true" if newest_first else None}
+        return HistoryPage.model_validate(self._http.get(path, query=query))
 
     def history(self, wallet: UUID) -> Iterator[StatementLine]:
         """Every booked line, oldest first."""

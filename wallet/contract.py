@@ -203,7 +203,7 @@ class WalletView(Model):
 
 
 class HistoryPage(Model):
-    """Booked lines of the wallet's account, oldest first."""
+    """Booked lines of the wallet's account, in the order asked for."""
 
     wallet: WalletRef
     currency: CurrencyCode

@@ -109,7 +109,7 @@ async def submit_transfers(request: Request, caller: MaybeSigned, service: Runni
     if request.headers.get("content-type", "").partition(";")[0].strip() == BINARY_MEDIA_TYPE:
         return await _submit_binary(body, caller, service)
     try:
-        batch = _BATCH.validate_python(strict_json.loads(body))
+        batch = _BATCH.validate_python(strict_json.loads(body, wire=True))
     except ValidationError as error:
         raise _validation_problem(error) from None
     results = await service.submitter.submit(batch.transfers, caller=caller)
@@ -125,8 +125,11 @@ async def _submit_binary(body: bytes, caller: Caller | None, service: Service) -
         detail = f"1 to {BATCH_TRANSFERS_MAX} records of {SUBMISSION.itemsize} bytes"
         raise ProblemError(RequestRefusal.VALIDATION_FAILED, detail)
     records = np.frombuffer(body, SUBMISSION)
-    if not _BINARY_KINDS[np.minimum(records["kind"], len(_BINARY_KINDS) - 1)].all() or records["flags"].any():
-        raise ProblemError(RequestRefusal.VALIDATION_FAILED, "binary records are unlinked plain transfers")
+    unused = ("flags", "hold_high", "hold_low", "expires_at")
+    kinds = np.minimum(records["kind"], len(_BINARY_KINDS) - 1)
+    if not _BINARY_KINDS[kinds].all() or any(records[name].any() for name in unused):
+        detail = "binary records are plain transfers: no flags, hold or expiry"
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, detail)
     high = records["id_high"].astype(np.uint64)
     is_uuid7 = ((high >> 12) & 0xF == 7) & (records["id_low"].astype(np.uint64) >> 62 == 2)
     if not bool(is_uuid7.all()):

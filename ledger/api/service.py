@@ -67,7 +67,8 @@ def start_service(settings: LedgerSettings, *, clock: Clock = system_clock) -> S
     url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
     migrate.upgrade("ledger", url)
     database = Database(url, application_name=f"jiaozi-ledger {settings.node}")
-    sequencer = Sequencer(database, node=settings.node, clock=clock)
+    revive = server.start if server is not None else None
+    sequencer = Sequencer(database, node=settings.node, clock=clock, revive=revive)
     try:
         sequencer.start()
         _ensure_genesis(settings, sequencer)

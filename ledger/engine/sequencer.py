@@ -36,6 +36,7 @@ from kernel.clock import Clock, to_micros
 from kernel.database import Database, OutcomeUnknown
 from kernel.errors import InvariantBroken, ProblemError
 from kernel.ids import derive_uuid7
+from kernel.postgres import EmbeddedPostgresError
 from ledger.domain import directives
 from ledger.domain.blocks import (
     EVIDENCE_HOLD_TERMS,
@@ -127,8 +128,12 @@ _Operation = _Transfers | _Openings | _Order | _Read
 class Sequencer:
     """Owns the state and the journal's only writing connection. Thread-safe: every method may be called from any."""
 
-    def __init__(self, database: Database, *, node: str, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, *, node: str, clock: Clock, revive: Callable[[], object] | None = None
+    ) -> None:
+        """`revive` brings the database server back when it is gone: the embedded server's `start`."""
         self._database = database
+        self._revive = revive
         self._node = node
         self._clock = clock
         self._queue: queue.Queue[_Operation | None] = queue.Queue(QUEUE_OPERATIONS_MAX)
@@ -517,12 +522,14 @@ class Sequencer:
                 return
             except Deposed:
                 raise
-            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown) as error:
+            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown, EmbeddedPostgresError) as error:
                 if self._stopping.is_set():
                     raise SequencerUnavailable("stopping while the database is away") from error
                 log.warning("waiting for the database: %s", str(error).splitlines()[0] if str(error) else error)
                 time.sleep(pause)
                 pause = min(pause * 2, RECONNECT_PAUSE_SECONDS_MAX)
+                if self._revive is not None:
+                    self._revive()
 
     def _journal_call(self, call: Callable[[Journal], T]) -> T:
         """A read that survives a lost connection."""

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from kernel import strict_json
 from kernel.clock import Clock
 from kernel.crypto import jws
 from kernel.database import Database
@@ -53,7 +54,7 @@ class Mandates:
         """Idempotent: the same proposal again returns its mandate."""
         caller, payload = self._verified(token, MANDATE_TYP)
         try:
-            proposal = Proposal.model_validate(json.loads(payload))
+            proposal = Proposal.model_validate(strict_json.loads(payload, wire=True))
         except ValidationError as error:
             raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, _first(error)) from None
         if proposal.ledger != self._state.ledger:
@@ -87,7 +88,7 @@ class Mandates:
         if not caller.is_operator:
             raise ProblemError(RequestRefusal.NOT_PERMITTED, "only operators approve")
         try:
-            approval = Approval.model_validate(json.loads(payload))
+            approval = Approval.model_validate(strict_json.loads(payload, wire=True))
         except ValidationError as error:
             raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, _first(error)) from None
         if approval.ledger != self._state.ledger:

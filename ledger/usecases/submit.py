@@ -17,6 +17,7 @@ from uuid import UUID
 import numpy as np
 from pydantic import ValidationError
 
+from kernel import strict_json
 from kernel.clock import Clock, from_micros, to_micros
 from kernel.crypto import jws
 from kernel.errors import ProblemError, Refusal, RequestRefusal
@@ -168,8 +169,8 @@ class Submitter:
             return Refused(transfer, LedgerRefusal.INSTRUCTION_INVALID, detail, linked)
 
         try:
-            document = SignedInstruction.model_validate(json.loads(jws.peek_payload(token)))
-        except (jws.InvalidJws, ValidationError, ValueError, RecursionError) as error:
+            document = SignedInstruction.model_validate(strict_json.loads(jws.peek_payload(token), wire=True))
+        except (jws.InvalidJws, ValidationError, ProblemError) as error:
             return invalid(f"the payload is not an instruction: {type(error).__name__}")
         terms = document.terms
         if terms.debit is None:

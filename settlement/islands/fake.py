@@ -35,7 +35,7 @@ from settlement.islands.port import (
 
 
 class IslandCrashed(BaseException):
-    """What a fake raises to play the caller's death at this very point. Not an Exception: nothing may catch and go on."""
+    """Plays the caller's death at this very point. Not an Exception: nothing may catch it and go on."""
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """The port to an island: any ledger that can hold conditionally, post and void by secret, and be asked.
 
-Every call is in bulk, answers one outcome an order in order, and is idempotent by the ids in the orders. Implementations
-never raise for a lost or unclear answer: that is the outcome `Unknown`, which decides nothing and is asked again.
+Every call is in bulk, answers one outcome an order in order, and is idempotent by the ids in the orders. Adapters never
+raise for a lost or unclear answer: that is the outcome `Unknown`, which decides nothing and is asked again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Unknown:
 
 @dataclass(frozen=True, slots=True)
 class Contradiction:
-    """The island ended the hold the other way, which only the undecided secret could do: I5 is broken. Page a person."""
+    """The island ended the hold the other way, which takes the undecided secret: I5 is broken. Page a person."""
 
     why: str
 
@@ -103,5 +103,5 @@ class Island(Protocol):
         ...
 
     def statement(self, account: AccountNumber) -> list[Any]:
-        """The account's booked lines, oldest first, in the island's own form (native: ledger.contract.StatementLine)."""
+        """The account's lines, oldest first, in the island's own form (native: ledger.contract.StatementLine)."""
         ...

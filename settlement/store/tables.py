@@ -65,9 +65,7 @@ settlement = sa.Table(
         name="settlement_hashes",
     ),
     sa.Index("settlement_queue", "priority", "batch_id", "position", postgresql_where=sa.text("state = 'received'")),
-    sa.Index(
-        "settlement_open", "state", postgresql_where=sa.text("state IN ('prepared', 'committed', 'aborted')")
-    ),
+    sa.Index("settlement_open", "state", postgresql_where=sa.text("state IN ('prepared', 'committed', 'aborted')")),
 )
 
 secret = sa.Table(

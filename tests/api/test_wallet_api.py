@@ -124,6 +124,8 @@ def test_whole_way_from_customer_to_history(service: Service) -> None:
         assert [line.seq for line in page.items] == [line.seq for line in lines[:2]]
         rest = client.history_page(payer.wallet, limit=2, cursor=page.next_cursor)
         assert [line.seq for line in rest.items] == [lines[2].seq]
+        newest = client.history_page(payer.wallet, limit=1, newest_first=True)
+        assert [line.seq for line in newest.items] == [lines[2].seq]
         assert [item.kind for item in client.payments(payer.wallet)] == ["exchange-out", "payment"]
         assert [item.wallet for item in client.wallets(customer=customer)] == [payer.wallet]
 

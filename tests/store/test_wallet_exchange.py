@@ -16,7 +16,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection
 
-from kernel.client import ServiceUnreachable
+from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto.keys import PrivateKey
 from kernel.database import Database, Isolation
 from kernel.errors import ProblemError
@@ -269,6 +269,29 @@ def test_deposed_attempt_cannot_write_its_outcome(scene: Scene) -> None:
     assert (scene.deposit, scene.currency) == (DEPOSIT - AMOUNT, AMOUNT)
 
 
+def test_exchange_in_while_core_banking_is_down_goes_on_later(scene: Scene) -> None:
+    exchange_id = scene.bank.new_id()
+    scene.core_banking.is_down = True
+    assert scene.start(exchange_id).state == "initiated"
+    scene.core_banking.is_down = False
+    scene.recover()
+    assert scene.start(exchange_id).state == "final"
+    assert (scene.deposit, scene.currency) == (DEPOSIT - AMOUNT, AMOUNT)
+
+
+def test_our_own_standing_at_the_ledger_is_not_blamed_on_the_client(scene: Scene) -> None:
+    """A ledger that refuses our signature must not read as if the channel's own were wrong."""
+
+    def distrust(method: str) -> None:
+        raise ProblemResponse(
+            status=401, refusal="signature-invalid", transient=False, detail="unknown key", request_id="fake"
+        )
+
+    scene.bank.ledger.before_call = distrust
+    assert refusal(lambda: scene.start(scene.bank.new_id())) == "service-unavailable"
+    assert (scene.deposit, scene.currency) == (DEPOSIT, 0)
+
+
 def test_exchange_in_refusals_before_anything_is_touched(scene: Scene) -> None:
     bank, new_id = scene.bank, scene.bank.new_id
     poor = bank.holder(WalletClass.IV, funds=1_000_000)
@@ -384,7 +407,8 @@ def test_opening_refusals(scene: Scene) -> None:
     customer_id, key = phone_only.customer.id, PrivateKey.generate()
 
     def start(wallet_class: WalletClass, **changes: Any) -> object:
-        values = {"customer_id": customer_id, "wallet_class": wallet_class, "device_key": key.public.to_jwk()}
+        values: dict[str, Any] = {"customer_id": customer_id, "device_key": key.public.to_jwk()}
+        values |= {"wallet_class": wallet_class}
         wallet_id = changes.pop("wallet_id", new_id())
         return open_wallet(bank.context, wallet_id, **(values | changes))
 

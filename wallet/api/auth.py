@@ -42,11 +42,11 @@ class Authenticator:
 
     def authenticate(self, request: Request, body: bytes) -> RegisteredClient:
         """The client who signed. Raises: ProblemError(signature-missing, -invalid, -stale, -replayed)."""
-        path = request.scope.get("raw_path") or request.url.path.encode()
-        query = request.scope.get("query_string", b"")
+        path = (request.scope.get("raw_path") or request.url.path.encode()).decode("ascii", "replace")
+        query = request.scope.get("query_string", b"").decode("ascii", "replace")
         verified = verify_request(
             method=request.method,
-            target_uri=self._origin + path.decode("ascii") + ("?" + query.decode("ascii") if query else ""),
+            target_uri=self._origin + path + (f"?{query}" if query else ""),
             headers=request.headers.items(),
             body=body,
             find_key=self._keys.get,

@@ -120,7 +120,7 @@ def list_wallets(
 @router.get(
     "/v1/wallets/{wallet}/history",
     operation_id="get_wallet_history",
-    summary="What was booked on the wallet's account, oldest first",
+    summary="What was booked on the wallet's account, oldest first unless asked otherwise",
     responses=problems(*SIGNED, _R.WALLET_NOT_FOUND, _R.WALLET_NOT_OPEN, _UNAVAILABLE, statuses=STATUSES),
 )
 def get_wallet_history(
@@ -129,9 +129,11 @@ def get_wallet_history(
     client: Reader,
     limit: PageLimit = PAGE_ITEMS_DEFAULT,
     cursor: PageCursor = None,
+    newest_first: bool = False,
 ) -> HistoryPage:
     row = wallets.find_wallet(context, wallet)
-    return history_page(row, wallets.history(context, row.id, cursor=cursor, limit=limit))
+    lines = wallets.history(context, row.id, cursor=cursor, limit=limit, newest_first=newest_first)
+    return history_page(row, lines)
 
 
 @router.get(

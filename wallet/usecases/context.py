@@ -114,16 +114,17 @@ def is_definite(error: ProblemResponse) -> bool:
     return 400 <= error.status < 500 and bool(error.refusal) and not error.transient
 
 
-_KNOWN_REFUSALS: dict[str, Refusal] = {
+_PASSED_ON: dict[str, Refusal] = {
     refusal.value: refusal
-    for table in (RequestRefusal, LedgerRefusal, TransferRefusal, WalletRefusal)
-    for refusal in table
+    for refusal in (RequestRefusal.VALIDATION_FAILED, *LedgerRefusal, *TransferRefusal, *WalletRefusal)
+    if refusal is not LedgerRefusal.UNKNOWN_SIGNER
 }
 
 
 def refusal_of(code: str | None) -> Refusal:
-    """The refusal with a code that the ledger sent; a code we do not know is `service-unavailable`: retry later."""
-    return _KNOWN_REFUSALS.get(code or "", RequestRefusal.SERVICE_UNAVAILABLE)
+    """The refusal with a code that the ledger sent. What concerns our own standing there (signatures, permission) or is
+    new to us becomes `service-unavailable`: our client can do nothing about it but retry."""
+    return _PASSED_ON.get(code or "", RequestRefusal.SERVICE_UNAVAILABLE)
 
 
 def show_transfer(transfer_id: UUID) -> str:

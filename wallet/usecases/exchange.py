@@ -16,6 +16,7 @@ Out: the holder signs wallet -> vault; `pay` carries it; once it is final the de
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,12 +28,14 @@ from kernel.money import AMOUNT_MINOR_MAX
 from ledger.contract import LedgerRefusal, TransferKind, TransferOutcome, TransferRefusal, TransferResult, TransferTerms
 from wallet.contract import WalletRefusal
 from wallet.domain import limits
-from wallet.domain.core_banking import PostingOutcome
+from wallet.domain.core_banking import PostingConflict, PostingOutcome
 from wallet.domain.records import ExchangeIn, Payment, Wallet
 from wallet.store import exchanges, payments, wallets
 from wallet.usecases.context import Context, is_definite, refusal_of, show_transfer
 from wallet.usecases.pay import EXCHANGES_OUT, carry, pay_one
 from wallet.usecases.wallets import account_of
+
+log = logging.getLogger("jiaozi.wallet.exchange")
 
 RECOVERED_AT_ONCE_MAX = 500
 
@@ -115,6 +118,9 @@ def resume_exchanges(context: Context, *, ignore_claims: bool = False) -> int:
             after = resume(context, row, ignore_claim=ignore_claims)
         except ProblemError:
             continue
+        except Exception:  # one that cannot go on must not keep the others waiting
+            log.exception("exchange %s cannot go on", row.id)
+            continue
         ended += after.state in ("final", "refused", "compensated")
     return ended
 
@@ -142,6 +148,7 @@ def credit_deposit_of(context: Context, payment: Payment) -> Payment:
             payment.deposit_credit_id, wallet.customer_id, payment.amount_minor
         )
     except Exception:  # of another system, of any kind: the outcome is unknown, the id makes a repetition safe
+        log.exception("core banking did not answer about %s; recovery goes on with it", show_transfer(payment.id))
         return payment
     if outcome is not PostingOutcome.BOOKED:
         return payment
@@ -198,7 +205,13 @@ def _advance(context: Context, row: ExchangeIn, *, earlier_until: datetime | Non
     if wallet is None or wallet.account is None:
         raise InvariantBroken("I7", f"exchange {row.id} has no open wallet")
     if row.state == "initiated":
-        outcome = context.core_banking.debit_deposit(row.deposit_debit_id, wallet.customer_id, row.amount_minor)
+        try:
+            outcome = context.core_banking.debit_deposit(row.deposit_debit_id, wallet.customer_id, row.amount_minor)
+        except PostingConflict:
+            raise
+        except Exception:  # of another system, of any kind: the outcome is unknown, the id makes a repetition safe
+            log.exception("core banking did not answer about exchange %s; recovery goes on with it", row.id)
+            return row
         if outcome is PostingOutcome.REFUSED:
             refusal = WalletRefusal.DEPOSIT_INSUFFICIENT
             return _write(context, row, state="refused", refusal=refusal.value, detail=refusal.title)
@@ -227,7 +240,13 @@ def _advance(context: Context, row: ExchangeIn, *, earlier_until: datetime | Non
         booked = _look_up(context, row)
         if booked is not None:
             return _write(context, row, **booked)
-        context.core_banking.credit_deposit(row.deposit_credit_back_id, wallet.customer_id, row.amount_minor)
+        try:
+            context.core_banking.credit_deposit(row.deposit_credit_back_id, wallet.customer_id, row.amount_minor)
+        except PostingConflict:
+            raise
+        except Exception:  # as above
+            log.exception("core banking did not answer about exchange %s; recovery goes on with it", row.id)
+            return row
         return _write(context, row, state="compensated")
     return row
 

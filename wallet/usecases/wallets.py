@@ -167,12 +167,16 @@ def account_of(context: Context, row: Wallet) -> AccountView | None:
         raise ledger_unavailable(error) from error
 
 
-def history(context: Context, wallet_id: UUID, *, cursor: str | None, limit: int) -> StatementResponse:
-    """Booked lines from the ledger, oldest first; its cursor is ours. Raises: ProblemError(wallet-not-open)."""
+def history(
+    context: Context, wallet_id: UUID, *, cursor: str | None, limit: int, newest_first: bool
+) -> StatementResponse:
+    """Booked lines from the ledger; its cursor is ours. Raises: ProblemError(wallet-not-open)."""
     row = find_wallet(context, wallet_id)
     if row.account is None:
         raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
     try:
-        return context.ledgers.home.client.statement(row.account, cursor=cursor, limit=limit)
+        return context.ledgers.home.client.statement(
+            row.account, cursor=cursor, limit=limit, newest_first=newest_first
+        )
     except (ProblemResponse, ServiceUnreachable) as error:
         raise ledger_unavailable(error) from error

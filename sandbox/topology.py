@@ -1,0 +1,220 @@
+"""Who takes part in the sandbox's scheme, and where everything of it lies on this machine.
+
+Two central banks, two intermediaries of each, one bridge between them: seven services, each a process with a database of
+its own. Every code has a location that ends in 0, which ISO 9362 keeps for test and training: no real bank has one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernel.ids import ParticipantId
+from kernel.money import Currency
+from kernel.postgres import EmbeddedPostgres, default_data_dir
+
+DIRECTORY_VARIABLE = "JIAOZI_SANDBOX_DIR"
+PORTS_PREFERRED_FROM = 8100
+"""Ledgers at 8100 and 8101, wallet services from 8102, the bridge last: if all of these are free."""
+
+
+@dataclass(frozen=True, slots=True)
+class CentralBank:
+    ledger: str
+    title: str
+    currency: Currency
+    time_zone: str
+    rule_pack: str
+    operators: tuple[str, str, str] = ("governor", "treasurer", "auditor")
+    approvals_needed: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Institution:
+    """An intermediary at home, a foreign participant at the other ledger."""
+
+    participant: ParticipantId
+    name: str
+    home: str
+    """The ledger at which it is an intermediary."""
+
+    @property
+    def service(self) -> str:
+        return f"wallet-{self.participant.lower()}"
+
+
+CENTRAL_BANKS = (
+    CentralBank("cn-ecny", "Sandbox Central Bank of CNY", Currency.of("CNY"), "Asia/Shanghai", "ecny-2026-01"),
+    CentralBank("ae-daed", "Sandbox Central Bank of AED", Currency.of("AED"), "Asia/Dubai", "demo-aed"),
+)
+INSTITUTIONS = (
+    Institution(ParticipantId("FSBKCNB0"), "First Sandbox Bank", "cn-ecny"),
+    Institution(ParticipantId("SSBKCNS0"), "Second Sandbox Bank", "cn-ecny"),
+    Institution(ParticipantId("TSBKAEA0"), "Third Sandbox Bank", "ae-daed"),
+    Institution(ParticipantId("QSBKAED0"), "Fourth Sandbox Bank", "ae-daed"),
+)
+BRIDGE = ParticipantId("JZBRZZZ0")
+BRIDGE_NAME = "Sandbox Bridge"
+BRIDGE_SERVICE = "settlement"
+
+
+def ledger_service(ledger: str) -> str:
+    return f"ledger-{ledger}"
+
+
+def service_names() -> list[str]:
+    """In the order in which they are started."""
+    ledgers = [ledger_service(bank.ledger) for bank in CENTRAL_BANKS]
+    return [*ledgers, *(institution.service for institution in INSTITUTIONS), BRIDGE_SERVICE]
+
+
+def central_bank(ledger: str) -> CentralBank:
+    return next(bank for bank in CENTRAL_BANKS if bank.ledger == ledger)
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+class DirectoryRefused(ValueError):
+    """The directory cannot be a sandbox's; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One directory holds all of a sandbox: keys, settings files, databases, logs, and what the demo writes."""
+
+    path: Path
+
+    @staticmethod
+    def at(directory: Path | None) -> Home:
+        """The directory given, or JIAOZI_SANDBOX_DIR, or the user's data directory."""
+        configured = os.environ.get(DIRECTORY_VARIABLE)
+        chosen = directory or (Path(configured) if configured else default_data_dir("sandbox"))
+        return Home(chosen.expanduser().resolve())
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def run(self) -> Path:
+        return self.path / "run"
+
+    @property
+    def files(self) -> Path:
+        """What the demo writes for people to look at."""
+        return self.path / "files"
+
+    @property
+    def state_file(self) -> Path:
+        return self.path / "state.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "sandbox.lock"
+
+    @property
+    def postgres(self) -> EmbeddedPostgres:
+        return EmbeddedPostgres(self.path / "postgres")
+
+    def is_sandbox(self) -> bool:
+        """Was this directory made by `prepare`? Nothing else is ever removed."""
+        return self.state_file.is_file()
+
+    def prepare(self) -> None:
+        """Make the directories. Raises DirectoryRefused for a directory that holds other things."""
+        if self.path.is_dir() and not self.is_sandbox() and set(os.listdir(self.path)) - {self.lock_file.name}:
+            raise DirectoryRefused(f"{self.path} is not empty and no sandbox: give another directory with --dir")
+        make_directory(self.path)
+        for folder in (self.config, self.logs, self.run, self.files):
+            folder.mkdir(exist_ok=True)
+        self.keys.mkdir(mode=0o700, exist_ok=True)
+        if not self.is_sandbox():
+            self.write_state({})
+
+    def read_state(self) -> dict[str, object]:
+        """What is remembered between commands. Raises DirectoryRefused if the file is damaged."""
+        try:
+            state = json.loads(self.state_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise DirectoryRefused(f"{self.state_file} is damaged ({error}): `jiaozi reset` starts anew") from None
+        if not isinstance(state, dict):
+            raise DirectoryRefused(f"{self.state_file} is damaged: `jiaozi reset` starts anew")
+        return state
+
+    def write_state(self, state: Mapping[str, object]) -> None:
+        write_whole(self.state_file, json.dumps(state, indent=2) + "\n")
+
+
+def make_directory(directory: Path) -> None:
+    """Like `mkdir -p`. As root, what it makes can be entered by PostgreSQL's user, whatever the umask."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent)
+    with suppress(FileExistsError):
+        directory.mkdir()
+        if os.geteuid() == 0:
+            directory.chmod(0o755)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A reader, or a crash, finds the old file or the new one, never half of one."""
+    growing = path.with_name(f".{path.name}.new")
+    growing.write_text(text, encoding="utf-8")
+    growing.replace(path)
+
+
+# --- ports ------------------------------------------------------------------------------------------------------------
+
+
+def choose_ports(
+    names: Sequence[str], *, known: Mapping[str, int], first: int | None, in_use: frozenset[int]
+) -> dict[str, int]:
+    """A loopback port for each service.
+
+    `first` fixes them from there on. Otherwise those `known` from last time, or the preferred ones, or any free ones.
+    `in_use` are ports of our own running services, which are not free and yet ours.
+    """
+    if first is not None:
+        return {name: first + number for number, name in enumerate(names)}
+    preferred = {name: PORTS_PREFERRED_FROM + number for number, name in enumerate(names)}
+    for choice in (known, preferred):
+        if set(choice) == set(names) and all(port in in_use or _is_free(port) for port in choice.values()):
+            return dict(choice)
+    return _free_ports(names)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free, as for uvicorn
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_ports(names: Sequence[str]) -> dict[str, int]:
+    probes = [socket.socket() for _ in names]
+    try:
+        for probe in probes:  # all bound at once, so that no port is given twice
+            probe.bind(("127.0.0.1", 0))
+        return {name: int(probe.getsockname()[1]) for name, probe in zip(names, probes, strict=True)}
+    finally:
+        for probe in probes:
+            probe.close()

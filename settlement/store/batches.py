@@ -1,0 +1,294 @@
+"""Batches and settlements: how they come in, and how people and clients read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from kernel.ids import ParticipantId
+from settlement.domain.escrow import IN_DOUBT, Decision, Leg, LegState, LegTerms, SettlementState
+from settlement.store import tables as t
+from settlement.store.decision_log import leg_of
+
+PRIORITY_RANK = {"URGT": 0, "HIGH": 1, "NORM": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class NewSettlement:
+    id: UUID
+    position: int
+    instruction_id: str
+    end_to_end_id: str
+    uetr: UUID
+    debtor: ParticipantId
+    creditor: ParticipantId
+    value_date: date
+    priority: str
+    rate: str | None
+    rate_provider: ParticipantId | None
+    remainder_minor: str | None
+    legs: tuple[LegTerms, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    id: UUID
+    submitter: ParticipantId
+    message_id: str
+    format: str
+    content_sha256: bytes
+    settlement_count: int
+    received_at: datetime
+    started_at: datetime | None
+    counts: dict[SettlementState, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LegRow:
+    leg: Leg
+    detail: str
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SettlementRow:
+    id: UUID
+    batch: UUID
+    position: int
+    instruction_id: str
+    end_to_end_id: str
+    uetr: UUID
+    debtor: ParticipantId
+    creditor: ParticipantId
+    value_date: date
+    state: SettlementState
+    rate: str | None
+    rate_provider: ParticipantId | None
+    remainder_minor: str | None
+    waits_for: str
+    prepared_at: datetime | None
+    ended_at: datetime | None
+    decision: Decision | None
+    decided_at: datetime | None
+    reason: str | None
+    detail: str
+    legs: tuple[LegRow, ...]
+
+
+def find_by_message(connection: sa.Connection, submitter: ParticipantId, message_id: str) -> BatchRow | None:
+    where = (t.batch.c.submitter == submitter) & (t.batch.c.message_id == message_id)
+    return _batch(connection, where)
+
+
+def find(connection: sa.Connection, batch: UUID) -> BatchRow | None:
+    return _batch(connection, t.batch.c.id == batch)
+
+
+def used_uetrs(connection: sa.Connection, uetrs: Sequence[UUID]) -> set[UUID]:
+    statement = sa.select(t.settlement.c.uetr).where(
+        t.settlement.c.uetr == sa.func.any(sa.cast(list(uetrs), sa.ARRAY(sa.Uuid)))
+    )
+    return set(connection.execute(statement).scalars())
+
+
+def insert_batch(
+    connection: sa.Connection,
+    *,
+    batch: UUID,
+    submitter: ParticipantId,
+    message_id: str,
+    batch_format: str,
+    content_sha256: bytes,
+    received_at: datetime,
+    started_at: datetime | None,
+    settlements: Sequence[NewSettlement],
+) -> None:
+    connection.execute(
+        t.batch.insert().values(
+            id=batch,
+            submitter=submitter,
+            message_id=message_id,
+            format=batch_format,
+            content_sha256=content_sha256,
+            settlement_count=len(settlements),
+            received_at=received_at,
+            started_at=started_at,
+        )
+    )
+    connection.execute(
+        t.settlement.insert(),
+        [
+            {
+                "id": item.id,
+                "batch_id": batch,
+                "position": item.position,
+                "instruction_id": item.instruction_id,
+                "end_to_end_id": item.end_to_end_id,
+                "uetr": item.uetr,
+                "debtor": item.debtor,
+                "creditor": item.creditor,
+                "value_date": item.value_date,
+                "priority": PRIORITY_RANK[item.priority],
+                "rate": item.rate,
+                "rate_provider": item.rate_provider,
+                "remainder_minor": item.remainder_minor,
+                "state": SettlementState.RECEIVED.value,
+            }
+            for item in settlements
+        ],
+    )
+    connection.execute(
+        t.leg.insert(),
+        [
+            {
+                "settlement_id": item.id,
+                "number": number,
+                "ledger": terms.ledger,
+                "payer": terms.payer,
+                "payee": terms.payee,
+                "debit": terms.debit,
+                "credit": terms.credit,
+                "amount_minor": terms.amount.amount_minor,
+                "currency": terms.amount.currency.code,
+                "state": LegState.PENDING.value,
+            }
+            for item in settlements
+            for number, terms in enumerate(item.legs)
+        ],
+    )
+
+
+def start(connection: sa.Connection, batch: UUID, *, now: datetime) -> None:
+    """Let the engine have it; the first start's time stays."""
+    connection.execute(
+        t.batch.update().where(t.batch.c.id == batch, t.batch.c.started_at.is_(None)).values(started_at=now)
+    )
+
+
+def settlements_page(
+    connection: sa.Connection, batch: UUID, *, after: int, limit: int, states: Sequence[SettlementState] = ()
+) -> list[SettlementRow]:
+    """In the order of the file, after a position."""
+    where = (t.settlement.c.batch_id == batch) & (t.settlement.c.position > after)
+    if states:
+        where = where & t.settlement.c.state.in_([state.value for state in states])
+    return _settlements(connection, where, order=(t.settlement.c.position,), limit=limit)
+
+
+def find_settlement(connection: sa.Connection, settlement: UUID) -> SettlementRow | None:
+    found = _settlements(connection, t.settlement.c.id == settlement, order=(t.settlement.c.id,), limit=1)
+    return found[0] if found else None
+
+
+def in_doubt(
+    connection: sa.Connection, *, after: UUID | None, limit: int, party: ParticipantId | None
+) -> list[SettlementRow]:
+    """Oldest first; of one party only, if given."""
+    where: sa.ColumnElement[bool] = t.settlement.c.state.in_([state.value for state in IN_DOUBT])
+    if after is not None:
+        where = where & (t.settlement.c.id > after)
+    if party is not None:
+        where = where & sa.or_(t.settlement.c.debtor == party, t.settlement.c.creditor == party)
+    return _settlements(connection, where, order=(t.settlement.c.id,), limit=limit)
+
+
+def posted_legs(
+    connection: sa.Connection, batch: UUID, *, participant: ParticipantId, currency: str
+) -> list[tuple[SettlementRow, LegRow]]:
+    """Posted legs that the participant paid or received, in the order of their finality."""
+    concerned = (
+        sa.select(t.leg.c.settlement_id)
+        .where(t.leg.c.currency == currency, t.leg.c.state == LegState.POSTED.value)
+        .where(sa.or_(t.leg.c.payer == participant, t.leg.c.payee == participant))
+    )
+    where = (t.settlement.c.batch_id == batch) & t.settlement.c.id.in_(concerned)
+    rows = _settlements(connection, where, order=(t.settlement.c.position,), limit=None)
+    return [
+        (row, found)
+        for row in rows
+        for found in row.legs
+        if found.leg.terms.amount.currency.code == currency
+        and found.leg.state is LegState.POSTED
+        and participant in (found.leg.terms.payer, found.leg.terms.payee)
+    ]
+
+
+def _batch(connection: sa.Connection, where: sa.ColumnElement[bool]) -> BatchRow | None:
+    row = connection.execute(sa.select(t.batch).where(where)).one_or_none()
+    if row is None:
+        return None
+    counted = connection.execute(
+        sa.select(t.settlement.c.state, sa.func.count())
+        .where(t.settlement.c.batch_id == row.id)
+        .group_by(t.settlement.c.state)
+    )
+    counts = dict.fromkeys(SettlementState, 0) | {SettlementState(state): count for state, count in counted}
+    return BatchRow(
+        row.id,
+        ParticipantId(row.submitter),
+        row.message_id,
+        row.format,
+        bytes(row.content_sha256),
+        row.settlement_count,
+        row.received_at,
+        row.started_at,
+        counts,
+    )
+
+
+def _settlements(
+    connection: sa.Connection,
+    where: sa.ColumnElement[bool],
+    *,
+    order: tuple[sa.ColumnElement[object], ...],
+    limit: int | None,
+) -> list[SettlementRow]:
+    statement = (
+        sa.select(
+            t.settlement, t.decision.c.decision, t.decision.c.decided_at, t.decision.c.reason, t.decision.c.detail
+        )
+        .outerjoin(t.decision, t.decision.c.settlement_id == t.settlement.c.id)
+        .where(where)
+        .order_by(*order)
+        .limit(limit)
+    )
+    rows = connection.execute(statement).all()
+    legs: dict[UUID, list[LegRow]] = {row.id: [] for row in rows}
+    if rows:
+        found = connection.execute(
+            sa.select(t.leg)
+            .where(t.leg.c.settlement_id == sa.func.any(sa.cast(list(legs), sa.ARRAY(sa.Uuid))))
+            .order_by(t.leg.c.settlement_id, t.leg.c.number)
+        )
+        for item in found:
+            legs[item.settlement_id].append(LegRow(leg_of(item), item.detail, item.ended_at))
+    return [
+        SettlementRow(
+            id=row.id,
+            batch=row.batch_id,
+            position=row.position,
+            instruction_id=row.instruction_id,
+            end_to_end_id=row.end_to_end_id,
+            uetr=row.uetr,
+            debtor=ParticipantId(row.debtor),
+            creditor=ParticipantId(row.creditor),
+            value_date=row.value_date,
+            state=SettlementState(row.state),
+            rate=row.rate,
+            rate_provider=None if row.rate_provider is None else ParticipantId(row.rate_provider),
+            remainder_minor=row.remainder_minor,
+            waits_for=row.waits_for,
+            prepared_at=row.prepared_at,
+            ended_at=row.ended_at,
+            decision=None if row.decision is None else Decision(row.decision),
+            decided_at=row.decided_at,
+            reason=row.reason,
+            detail=row.detail or "",
+            legs=tuple(legs[row.id]),
+        )
+        for row in rows
+    ]

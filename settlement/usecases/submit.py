@@ -1,0 +1,220 @@
+"""A batch comes in: read whole, judged whole, quoted, stored whole, or refused with every fault found."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from kernel import idempotency
+from kernel.clock import Clock
+from kernel.database import Database
+from kernel.errors import ProblemError
+from kernel.ids import ParticipantId, new_uuid7
+from settlement.contract import BATCH_BYTES_MAX, BATCH_INSTRUCTIONS_MAX
+from settlement.domain.escrow import LegTerms
+from settlement.domain.fx import Quote, find_rate, quote, show_fraction
+from settlement.domain.instructions import PROBLEMS_MAX, Instruction, ReadResult
+from settlement.domain.refusals import SettlementRefusal
+from settlement.iso20022.csv_batch import read_csv
+from settlement.iso20022.pacs009 import read_pacs009
+from settlement.settings import Directory
+from settlement.store import batches, tables
+
+BatchFormat = Literal["pacs.009", "csv"]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    content: bytes
+    format: BatchFormat
+    submitter: ParticipantId
+    is_operator: bool
+    """The bridge's own operator may submit for anybody; an institution only what it is a party of."""
+    idempotency_key: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One line's refusal: `index` counts instructions from 1."""
+
+    refusal: str
+    index: int
+    reason: str
+
+
+def submit_batch(
+    submission: Submission,
+    *,
+    database: Database,
+    directory: Directory,
+    clock: Clock,
+    run_on_submit: bool,
+    render: Callable[[batches.BatchRow], dict[str, Any]],
+) -> idempotency.Outcome:
+    """Store the batch; every instruction becomes a settlement in state received. `render` makes the answer's body.
+
+    Idempotent by (submitter, Idempotency-Key), and by (submitter, message id) for the same content.
+    Raises: ProblemError(batch-invalid with `problems`, batch-id-reused, idempotency-key-*).
+    """
+    digest = hashlib.sha256(submission.content).digest()
+    print_ = idempotency.fingerprint("POST", submission.path, submission.format.encode() + b"\0" + submission.content)
+    now = clock()
+
+    def work() -> tuple[int, dict[str, Any]]:
+        # Reading waits for the key's lock: of two equal requests at once, one parses.
+        read = _read(submission)
+        message_id = read.message_id or f"sha256:{digest.hex()}"
+        known = batches.find_by_message(connection, submission.submitter, message_id)
+        if known is not None:
+            if known.content_sha256 != digest:
+                raise ProblemError(SettlementRefusal.BATCH_ID_REUSED, f"message id {message_id} has other content")
+            return 200, render(known)
+        if read.problems:
+            faults = [Fault(item.refusal.value, item.index, str(item)) for item in read.problems]
+            raise _invalid(faults, truncated=read.problems_truncated)
+        made, faults = _quoted(read.instructions, submission, directory=directory, clock=clock)
+        used = batches.used_uetrs(connection, [item.uetr for item in read.instructions])
+        faults += [
+            Fault(SettlementRefusal.UETR_ALREADY_USED.value, index, f"UETR {item.uetr} belongs to another batch")
+            for index, item in enumerate(read.instructions, start=1)
+            if item.uetr in used
+        ]
+        if faults:
+            raise _invalid(faults[:PROBLEMS_MAX], truncated=len(faults) > PROBLEMS_MAX)
+        batch = new_uuid7()
+        batches.insert_batch(
+            connection,
+            batch=batch,
+            submitter=submission.submitter,
+            message_id=message_id,
+            batch_format=submission.format,
+            content_sha256=digest,
+            received_at=now,
+            started_at=now if run_on_submit else None,
+            settlements=made,
+        )
+        stored = batches.find(connection, batch)
+        if stored is None:
+            raise RuntimeError("the batch just stored is not there")
+        return 201, render(stored)
+
+    try:
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            return idempotency.run_once(
+                connection,
+                client=submission.submitter,
+                key=submission.idempotency_key,
+                fingerprint=print_,
+                work=work,
+                table=tables.idempotency,
+                clock=clock,
+            )
+    except sa.exc.IntegrityError as error:
+        # Two different requests raced for one message id or UETR; the unique keys let one in.
+        raise ProblemError(
+            SettlementRefusal.UETR_ALREADY_USED, "another request has just used this message id or one of these UETRs"
+        ) from error
+
+
+def _read(submission: Submission) -> ReadResult:
+    reader = read_pacs009 if submission.format == "pacs.009" else read_csv
+    return reader(io.BytesIO(submission.content), instructions_max=BATCH_INSTRUCTIONS_MAX, bytes_max=BATCH_BYTES_MAX)
+
+
+def _quoted(
+    instructions: tuple[Instruction, ...], submission: Submission, *, directory: Directory, clock: Clock
+) -> tuple[list[batches.NewSettlement], list[Fault]]:
+    at = clock()
+    made: list[batches.NewSettlement] = []
+    faults: list[Fault] = []
+    for index, instruction in enumerate(instructions, start=1):
+        terms = _terms(instruction, submission, directory=directory, at_index=index, faults=faults, clock_at=at)
+        if terms is not None:
+            legs, locked = terms
+            made.append(_new_settlement(new_uuid7(), index, instruction, legs, locked))
+    return made, faults
+
+
+def _terms(
+    instruction: Instruction,
+    submission: Submission,
+    *,
+    directory: Directory,
+    at_index: int,
+    faults: list[Fault],
+    clock_at: datetime,
+) -> tuple[tuple[LegTerms, LegTerms], Quote | None] | None:
+    """Both legs and the locked quote, or None with a fault noted. In order of precedence of SettlementRefusal."""
+
+    def refuse(refusal: SettlementRefusal, reason: str) -> None:
+        faults.append(Fault(refusal.value, at_index, f"instruction {at_index}: {reason}"))
+
+    debtor, creditor = instruction.debtor, instruction.creditor
+    for party in (debtor, creditor):
+        if party not in directory.institutions:
+            refuse(SettlementRefusal.PARTICIPANT_UNKNOWN, f"{party} is not registered with this bridge")
+            return None
+    if not submission.is_operator and submission.submitter not in (debtor, creditor):
+        refuse(SettlementRefusal.SUBMITTER_NOT_PARTY, f"{submission.submitter} is neither {debtor} nor {creditor}")
+        return None
+    locked: Quote | None = None
+    counter = instruction.counter_amount
+    if counter is None:
+        rate = find_rate(
+            directory.rates, base=instruction.amount.currency, counter=instruction.counter_currency, at=clock_at
+        )
+        if isinstance(rate, SettlementRefusal):
+            wanted = instruction.counter_currency or "any currency"
+            refuse(rate, f"{instruction.amount.currency} against {wanted}")
+            return None
+        quoted = quote(instruction.amount, rate, receiver=debtor)
+        if isinstance(quoted, SettlementRefusal):
+            refuse(quoted, f"{instruction.amount} at {rate.value}")
+            return None
+        locked, counter = quoted, quoted.counter
+    legs: list[LegTerms] = []
+    for payer, payee, amount in ((debtor, creditor, instruction.amount), (creditor, debtor, counter)):
+        ledger = directory.ledger_of_currency.get(amount.currency)
+        if ledger is None:
+            refuse(SettlementRefusal.CURRENCY_NOT_SERVED, f"no ledger of {amount.currency}")
+            return None
+        debit, credit = directory.account(payer, amount.currency), directory.account(payee, amount.currency)
+        if debit is None or credit is None:
+            refuse(SettlementRefusal.ACCOUNT_MISSING, f"{payer if debit is None else payee} in {amount.currency}")
+            return None
+        legs.append(LegTerms(ledger, payer, payee, debit, credit, amount))
+    return (legs[0], legs[1]), locked
+
+
+def _new_settlement(
+    key: UUID, position: int, instruction: Instruction, legs: tuple[LegTerms, ...], locked: Quote | None
+) -> batches.NewSettlement:
+    return batches.NewSettlement(
+        id=key,
+        position=position,
+        instruction_id=instruction.instruction_id,
+        end_to_end_id=instruction.end_to_end_id,
+        uetr=instruction.uetr,
+        debtor=instruction.debtor,
+        creditor=instruction.creditor,
+        value_date=instruction.value_date,
+        priority=instruction.priority.value,
+        rate=None if locked is None else show_fraction(locked.rate.value),
+        rate_provider=None if locked is None else locked.rate.provider,
+        remainder_minor=None if locked is None else show_fraction(locked.remainder_minor),
+        legs=legs,
+    )
+
+
+def _invalid(faults: list[Fault], *, truncated: bool) -> ProblemError:
+    found = [{"refusal": fault.refusal, "index": fault.index, "reason": fault.reason} for fault in faults]
+    detail = f"{len(found)} faults; the first: {faults[0].reason}"[:500]
+    return ProblemError(SettlementRefusal.BATCH_INVALID, detail, problems=found, problems_truncated=truncated)

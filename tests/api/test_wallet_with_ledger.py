@@ -1,0 +1,276 @@
+"""Goal: the wallet service against the real ledger: what the fake promises, the ledger keeps.
+Method: both services with their own PostgreSQL databases, the ledger behind a real socket; one whole story.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from kernel import ids
+from kernel.client import ProblemResponse
+from kernel.clock import system_clock
+from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import PrivateKey
+from kernel.server import make_server
+from ledger.api.app import create as create_ledger
+from ledger.client import LedgerClient
+from ledger.contract import (
+    Approval,
+    Genesis,
+    GenesisOperator,
+    IssueAction,
+    ParticipantRole,
+    Proposal,
+    RegisterParticipantAction,
+    TransferKind,
+    TransferTerms,
+    sign_approval,
+    sign_proposal,
+)
+from ledger.settings import LedgerSettings
+from wallet.api.app import create as create_wallet
+from wallet.client import WalletClient
+from wallet.contract import LegAuthorisation, SettlementOrder
+from wallet.domain.rules import Evidence, WalletClass, ledger_rule_classes
+from wallet.rulepack_files import load_rule_pack
+from wallet.settings import WalletSettings
+
+ORIGIN = "http://wallet.test"
+
+
+@dataclass
+class Scheme:
+    ledger_url: str
+    operators: list[PrivateKey]
+    keys: dict[str, PrivateKey]
+    wallet_http: TestClient
+
+    def wallet(self, role: str) -> WalletClient:
+        return WalletClient(ORIGIN, signer=RequestSigner(self.keys[role]), transport=self.wallet_http._transport)
+
+
+def order_by_operators(client: LedgerClient, operators: list[PrivateKey], action: object) -> None:
+    """A mandate: proposed by one operator, approved by two others, executed."""
+    proposal = Proposal.model_validate(
+        {
+            "ledger": client.ledger().ledger,
+            "mandate": ids.new_uuid7(),
+            "action": action,
+            "valid_until": system_clock() + timedelta(hours=1),
+        }
+    )
+    view = client.propose(sign_proposal(proposal, key=operators[0]))
+    for operator in operators[1:3]:
+        approval = Approval(
+            ledger=proposal.ledger, mandate=proposal.mandate, proposal_sha256=view.proposal_sha256
+        )
+        client.approve(proposal.mandate, sign_approval(approval, key=operator))
+    assert client.execute(proposal.mandate).status == "executed"
+
+
+@pytest.fixture
+def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Scheme]:
+    operators = [PrivateKey.generate() for _ in range(3)]
+    keys = {name: PrivateKey.generate() for name in ("channel", "bridge", "operator", "bank")}
+    genesis = Genesis(
+        ledger="cny",
+        currency="CNY",
+        time_zone="Asia/Shanghai",
+        operators=[GenesisOperator(name=f"op{n}", key=key.public.to_jwk()) for n, key in enumerate(operators)],
+        approvals_needed=2,
+        rule_classes=ledger_rule_classes(load_rule_pack("ecny-2021-06")),
+    )
+    (tmp_path / "genesis.json").write_text(genesis.model_dump_json(exclude_none=True))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    ledger_settings = LedgerSettings(
+        database_url=fresh_database("ledger"), genesis_path=tmp_path / "genesis.json", port=port, public_url=url
+    )
+    server = make_server(create_ledger(ledger_settings), port=port, log_level="warning")
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with LedgerClient(url, signer=RequestSigner(keys["bank"])) as bank:
+        action = RegisterParticipantAction(
+            participant="BKCHCNBJ",
+            name="Bank",
+            role=ParticipantRole.INTERMEDIARY,
+            key=keys["bank"].public.to_jwk(),
+            quota_minor=10**12,
+        )
+        order_by_operators(bank, operators, action)
+    keys["bank"].save(tmp_path / "bank.pem")
+    clients = [
+        {"name": role, "key": keys[role].public.to_jwk(), "role": role} for role in ("channel", "bridge", "operator")
+    ]
+    (tmp_path / "clients.json").write_text(json.dumps(clients))
+    (tmp_path / "ledgers.json").write_text(json.dumps([{"ledger": "cny", "url": url, "currency": "CNY"}]))
+    settings = WalletSettings(
+        public_url=ORIGIN,
+        database_url=fresh_database("wallet"),
+        data_dir=tmp_path / "data",
+        participant="BKCHCNBJ",
+        signing_key_path=tmp_path / "bank.pem",
+        clients_path=tmp_path / "clients.json",
+        ledgers_path=tmp_path / "ledgers.json",
+        sandbox=True,
+        recovery_seconds=3600,
+    )
+    with TestClient(create_wallet(settings), base_url=ORIGIN, raise_server_exceptions=False) as http:
+        yield Scheme(url, operators, keys, http)
+    server.should_exit = True
+    thread.join(timeout=20)
+
+
+def test_one_story_over_both_services(scheme: Scheme) -> None:
+    client = scheme.wallet("channel")
+    bank = LedgerClient(scheme.ledger_url, signer=RequestSigner(scheme.keys["bank"]))
+    vault = client.institution().ledgers[0].vault
+    issue = IssueAction(transfer=ids.new_uuid7(), vault=vault, amount_minor=10_000_000, currency="CNY")
+    order_by_operators(bank, scheme.operators, issue)
+
+    # deposit -> currency
+    device = PrivateKey.generate("ecdsa-p256-sha256")
+    customer = client.create_customer(evidence=list(Evidence)).customer
+    payer = client.open_wallet(customer=customer, wallet_class=WalletClass.IV, device_key=device.public)
+    other = PrivateKey.generate()
+    payee = client.open_wallet(customer=customer, wallet_class=WalletClass.II, device_key=other.public)
+    assert payer.account is not None
+    assert payee.account is not None
+    client.simulate_deposit(customer=customer, amount_minor=900_000)
+    exchange = client.exchange_in(wallet=payer.wallet, amount_minor=800_000, currency="CNY")
+    assert exchange.state == "final"
+    assert client.simulated_deposit(customer).balance_minor == 100_000
+
+    # pay; again; forged; too much; beyond the funds
+    def pay(amount: int, key: PrivateKey = device) -> str:
+        try:
+            view = client.pay(
+                key=key, ledger="cny", debit=payer.account, credit=payee.account, amount_minor=amount, currency="CNY"
+            )
+        except ProblemResponse as error:
+            return error.refusal
+        return view.state.value
+
+    assert pay(150_000) == "final"
+    assert pay(1, key=other) == "instruction-invalid"
+    assert pay(200_001) == "single-limit-exceeded"
+    assert pay(200_000) == "final"
+    assert pay(150_001) == "day-limit-exceeded"
+
+    # I9 is enforced by the ledger too, for whoever goes there directly
+    token = client.instruct(
+        TransferKind.PAYMENT,
+        key=device,
+        ledger="cny",
+        debit=payer.account,
+        credit=payee.account,
+        amount_minor=150_001,
+        currency="CNY",
+    )
+    assert bank.submit_instruction(token).refusal == "day-limit-exceeded"
+
+    view = client.get_wallet(payer.wallet)
+    assert view.balance is not None
+    assert view.limits is not None
+    assert (view.balance.balance_minor, view.limits.daily.left_minor) == (450_000, 150_000)
+    kinds = [line.kind.value for line in client.history(payer.wallet)]
+    assert kinds == ["exchange-in", "payment", "payment"]
+
+    # batch of signed payments, one refused by the ledger
+    def signed(amount: int) -> str:
+        return client.instruct(
+            TransferKind.PAYMENT,
+            key=other,
+            ledger="cny",
+            debit=payee.account,
+            credit=payer.account,
+            amount_minor=amount,
+            currency="CNY",
+        )
+
+    tokens = [signed(1) for _ in range(50)]
+    results = client.submit_payments([*tokens, signed(900_000)])
+    assert [item.state.value for item in results[:50]] == ["final"] * 50
+    assert results[50].refusal == "insufficient-funds"
+    assert [item.seq for item in client.submit_payments(tokens)] == [item.seq for item in results[:50]]
+
+    # refund and currency -> deposit
+    refund = client.instruct(
+        TransferKind.REFUND,
+        key=other,
+        ledger="cny",
+        debit=payee.account,
+        credit=payer.account,
+        amount_minor=1_000,
+        currency="CNY",
+        reference=exchange.transfer,
+    )
+    assert client.submit_payment(refund).state == "final"
+    out = client.instruct(
+        TransferKind.EXCHANGE_OUT,
+        key=device,
+        ledger="cny",
+        debit=payer.account,
+        credit=vault,
+        amount_minor=451_050,
+        currency="CNY",
+    )
+    assert client.exchange_out(out).deposit_credited_at is not None
+    assert client.exchange_out(out).state == "final"
+    assert client.simulated_deposit(customer).balance_minor == 551_050
+    assert bank.supply().identity_holds
+
+    # the vault has too little: the deposit comes back
+    client.simulate_deposit(customer=customer, amount_minor=20_000_000)
+    with pytest.raises(ProblemResponse, match="insufficient-funds"):
+        client.exchange_in(wallet=payee.wallet, amount_minor=15_000_000, currency="CNY")
+    assert client.simulated_deposit(customer).balance_minor == 20_551_050
+
+    # a leg that the bridge fetches is one that the ledger holds
+    order = SettlementOrder(
+        instruction_id="ins-1",
+        ledger="cny",
+        pay_currency="CNY",
+        pay_amount_minor=5_000,
+        credit_account=vault,
+        receive_currency="AED",
+        receive_amount_minor_min=2_500,
+        valid_until=system_clock() + timedelta(hours=1),
+    )
+    terms = TransferTerms(
+        id=ids.new_uuid7(),
+        kind=TransferKind.HOLD,
+        debit=vault,
+        credit=bank.open_accounts([opening()])[0].account,
+        amount_minor=5_000,
+        currency="CNY",
+        commit_hash=b"c" * 32,
+        abort_hash=b"a" * 32,
+    )
+    order = order.model_copy(update={"credit_account": terms.credit})
+    assert scheme.wallet("operator").register_settlements([order])[0].refusal is None
+    leg = scheme.wallet("bridge").authorise_legs([LegAuthorisation(instruction_id="ins-1", ledger="cny", terms=terms)])
+    assert leg[0].token is not None
+    held = LedgerClient(scheme.ledger_url, signer=RequestSigner(scheme.keys["bank"])).submit_instruction(leg[0].token)
+    assert held.outcome == "booked"
+
+
+def opening() -> object:
+    from ledger.contract import AccountKind, AccountOpening
+
+    return AccountOpening(opening=ids.new_uuid7(), kind=AccountKind.VAULT)
