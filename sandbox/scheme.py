@@ -1,4 +1,4 @@
-"""The whole scheme on this machine: brought up, looked at, taken down. Used by the `jiaozi` command, the demo and tests.
+"""The whole scheme on this machine: brought up, looked at, taken down. For the `jiaozi` command, the demo and tests.
 
 Bringing up, each part only where it is not there already:
 1. the embedded PostgreSQL server, and in it one migrated database a service;
@@ -23,7 +23,6 @@ from ledger.client import LedgerClient
 from sandbox import bridge, seed
 from sandbox.processes import Processes, Service
 from sandbox.topology import (
-    BRIDGE,
     BRIDGE_SERVICE,
     CENTRAL_BANKS,
     INSTITUTIONS,
@@ -142,7 +141,7 @@ class Scheme:
                 seed.register_participants(client, self.keys, bank, clock=self._clock)
         # 4.
         tell("bridge: starting")
-        bridge.write_files(self.home, self.keys, self.vaults(), urls=self._urls(), clock=self._clock)
+        bridge.write_files(self.home, self.keys, self.vaults(), urls=self._urls())
         self.processes.start(self.service(BRIDGE_SERVICE))
         self.processes.await_healthy(self.services)
         return True
@@ -250,4 +249,3 @@ def remove(home: Home) -> None:
         home.path.rmdir()
 
 
-__all__ = ["BRIDGE", "Scheme", "Tell", "removable", "remove"]

@@ -6,16 +6,14 @@ Everything here may be repeated: keys and ids that exist are kept, participants 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from kernel import ids
 from kernel.clock import Clock
 from kernel.crypto.keys import PrivateKey
-from kernel.ids import AccountNumber, ParticipantId
+from kernel.ids import ParticipantId
 from ledger.client import LedgerClient
 from ledger.contract import (
     Action,
@@ -34,19 +32,6 @@ from wallet.rulepack_files import load_rule_pack
 QUOTA_MAJOR = 1_000_000_000
 """What an intermediary may have outstanding at home."""
 MANDATE_LIFE = timedelta(hours=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A fixed price: `value` major units of `counter` for one of `base`. Invented, near 2026's market."""
-
-    base: str
-    counter: str
-    value: str
-    provider: ParticipantId
-
-
-RATE = Rate("CNY", "AED", "0.5123", INSTITUTIONS[2].participant)
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -104,7 +89,7 @@ def write_genesis(home: Home, keys: Keys, bank: CentralBank) -> Path:
         "operators": operators,
         "rule_classes": [rules.model_dump(mode="json") for rules in classes],
     }
-    _write_json(path, document)
+    write_json(path, document)
     return path
 
 
@@ -116,7 +101,7 @@ def write_wallet_clients(home: Home, keys: Keys, participant: ParticipantId) -> 
         ("treasury desk", keys.desk(participant), "operator"),
         (BRIDGE_NAME, keys.institution(BRIDGE), "bridge"),
     ]
-    _write_json(path, [{"name": name, "key": key.public.to_jwk(), "role": role} for name, key, role in clients])
+    write_json(path, [{"name": name, "key": key.public.to_jwk(), "role": role} for name, key, role in clients])
     return path
 
 
@@ -125,11 +110,11 @@ def write_wallet_ledgers(home: Home, participant: ParticipantId, urls: Mapping[s
     path = home.config / f"ledgers-{participant}.json"
     ordered = sorted(CENTRAL_BANKS, key=lambda bank: bank.ledger != home_ledger)
     entries = [{"ledger": bank.ledger, "url": urls[bank.ledger], "currency": bank.currency.code} for bank in ordered]
-    _write_json(path, entries)
+    write_json(path, entries)
     return path
 
 
-def _write_json(path: Path, document: object) -> None:
+def write_json(path: Path, document: object) -> None:
     write_whole(path, json.dumps(document, indent=2) + "\n")
 
 
@@ -178,19 +163,3 @@ def register_participants(client: LedgerClient, keys: Keys, bank: CentralBank, *
             quota_minor=quota,
         )
         carry_out(client, keys, bank, action, clock=clock)
-
-
-# --- the bridge's files -----------------------------------------------------------------------------------------------
-
-Accounts = Mapping[ParticipantId, Mapping[str, AccountNumber]]
-"""Vault of each institution on each ledger."""
-
-
-def shown_accounts(accounts: Mapping[str, AccountNumber]) -> dict[str, str]:
-    return {ledger: ids.show_account(number) for ledger, number in accounts.items()}
-
-
-def write_bridge_file(home: Home, name: str, document: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> Path:
-    path = home.config / name
-    _write_json(path, document)
-    return path

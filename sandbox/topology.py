@@ -1,7 +1,7 @@
 """Who takes part in the sandbox's scheme, and where everything of it lies on this machine.
 
-Two central banks, two intermediaries of each, one bridge between them: seven services, each a process with a database of
-its own. Every code has a location that ends in 0, which ISO 9362 keeps for test and training: no real bank has one.
+Two central banks, two intermediaries of each, one bridge between them: seven services, each a process with a database
+of its own. Every code has a location that ends in 0, which ISO 9362 keeps for test and training: no real bank has one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of the settlement service: environment variables `JIAOZI_SETTLEMENT_*`, files for what is secret or listed."""
+"""Settings of the settlement service: variables `JIAOZI_SETTLEMENT_*`, and files for what is secret or listed."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """A real ledger for tests: keys, genesis, a server on a loopback port in a thread of its own, clients that sign.
 
-    with running_ledger(fresh_database("ledger"), tmp_path) as world:
-        world.register("BKCHCNBJ", role="intermediary", quota_minor=10**12)
-        vault = world.open_vault("BKCHCNBJ")
-        world.issue(vault, 1_000_00)
+with running_ledger(fresh_database("ledger"), tmp_path) as world:
+    world.register("BKCHCNBJ", role="intermediary", quota_minor=10**12)
+    vault = world.open_vault("BKCHCNBJ")
+    world.issue(vault, 1_000_00)
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ class LedgerWorld:
             )
         )
 
-    def terms(self, kind: str, debit: int | None, credit: int | None, amount: int | None, **more: object) -> TransferTerms:
+    def terms(
+        self, kind: str, debit: int | None, credit: int | None, amount: int | None, **more: object
+    ) -> TransferTerms:
         members: dict[str, object] = {
             "id": ids.new_uuid7(),
             "kind": TransferKind(kind),
@@ -163,9 +165,7 @@ def write_genesis(path: Path, *, ledger: str, currency: str, operators: list[Pri
         "currency": currency,
         "time_zone": "Asia/Shanghai",
         "approvals_needed": 2,
-        "operators": [
-            {"name": name, "key": key.public.to_jwk()} for name, key in zip(names, operators, strict=True)
-        ],
+        "operators": [{"name": name, "key": key.public.to_jwk()} for name, key in zip(names, operators, strict=True)],
         "rule_classes": RULE_CLASSES,
     }
     path.write_text(json.dumps(document))

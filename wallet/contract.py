@@ -16,7 +16,6 @@ from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from kernel import ids
 from kernel.errors import Refusal
-from kernel.money import AMOUNT_MINOR_MAX
 from ledger.contract import (
     AccountRef,
     AccountStatus,
@@ -112,8 +111,6 @@ WalletRef = Annotated[UUID, *_id_type("wlt")]
 ExchangeRef = Annotated[UUID, *_id_type("exc")]
 PostingRef = Annotated[UUID, *_id_type("dep")]
 PaymentRef = Annotated[UUID, *_id_type("trf")]
-BoundedAmount = Annotated[Amount, Field(ge=0, le=AMOUNT_MINOR_MAX)]
-"""An amount that a client sends: the bounds hold however it is spelt."""
 SettlementId = Annotated[
     str,
     Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$", examples=["ins_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"]),
@@ -270,7 +267,7 @@ class PaymentBatchResponse(Model):
 class ExchangeInRequest(Model):
     exchange: ExchangeRef
     wallet: WalletRef
-    amount_minor: BoundedAmount
+    amount_minor: Amount
     currency: CurrencyCode
 
 
@@ -310,11 +307,11 @@ class SettlementOrder(Model):
     ledger: LedgerName
     """The ledger on which this bank pays."""
     pay_currency: CurrencyCode
-    pay_amount_minor: BoundedAmount
+    pay_amount_minor: Amount
     credit_account: AccountRef
     """Whom it pays there."""
     receive_currency: CurrencyCode
-    receive_amount_minor_min: BoundedAmount
+    receive_amount_minor_min: Amount
     valid_until: Moment
 
 
@@ -379,7 +376,7 @@ class DepositRequest(Model):
 
     posting: PostingRef
     customer: CustomerRef
-    amount_minor: BoundedAmount
+    amount_minor: Amount
 
 
 class DepositView(Model):

@@ -92,7 +92,7 @@ class Worker:
         return min(IDLE_SECONDS, max(0.01, (due - self._clock()).total_seconds()))
 
     def _wait_for_lease(self) -> None:
-        """Until the other engine has not renewed its lease for `standby`. Being wrong here costs a delay, never money."""
+        """Until the other engine has not renewed its lease for `standby`. A wrong guess costs a delay, never money."""
         last: tuple[int, datetime] | None = None
         since = self._clock()
         while not self._stop.wait(0.5):

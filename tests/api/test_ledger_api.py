@@ -55,9 +55,7 @@ def refusal_of(call: object, *arguments: object) -> str:
 
 def test_issue_needs_two_of_three_and_acts_once(world: LedgerWorld) -> None:
     vault = world.open_vault(BANK)
-    action = IssueAction(
-        transfer=ids.new_uuid7(), vault=ids.AccountNumber(vault), amount_minor=500, currency="CNY"
-    )
+    action = IssueAction(transfer=ids.new_uuid7(), vault=ids.AccountNumber(vault), amount_minor=500, currency="CNY")
     with world.anonymous() as client:
         view = client.propose(sign_proposal(world.proposal(action), key=world.participants[BANK]))
         assert refusal_of(client.execute, view.mandate) == "approvals-missing"
@@ -74,9 +72,7 @@ def test_issue_needs_two_of_three_and_acts_once(world: LedgerWorld) -> None:
 
 def test_maker_cannot_approve_own_proposal_and_approval_binds_the_text(world: LedgerWorld) -> None:
     vault = world.open_vault(BANK)
-    action = IssueAction(
-        transfer=ids.new_uuid7(), vault=ids.AccountNumber(vault), amount_minor=500, currency="CNY"
-    )
+    action = IssueAction(transfer=ids.new_uuid7(), vault=ids.AccountNumber(vault), amount_minor=500, currency="CNY")
     with world.anonymous() as client:
         view = client.propose(sign_proposal(world.proposal(action), key=world.operators[0]))
         assert refusal_of(world.approve, view, 0) == "approver-is-maker"
@@ -177,7 +173,9 @@ def test_class_caps_hold_on_the_ledger(world: LedgerWorld) -> None:
         client.transfer(world.terms("exchange-in", vault, wallet, 100_000))
 
         def pay(amount: int) -> str | None:
-            return client.submit_instruction(world.instruction(world.terms("payment", wallet, vault, amount), key)).refusal
+            return client.submit_instruction(
+                world.instruction(world.terms("payment", wallet, vault, amount), key)
+            ).refusal
 
         assert pay(50_001) == "single-limit-exceeded"
         assert pay(50_000) is None

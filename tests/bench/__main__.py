@@ -1,7 +1,7 @@
 """`make bench`: every row measured beside PostgreSQL's own TPC-B in the same run. Nothing here fails a build.
 
-    make bench            all rows
-    make bench ONLY=B1    one row
+make bench            all rows
+make bench ONLY=B1    one row
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ def b2(stage: Scene, tpcb: float) -> dict[str, Any]:
 
 def _bulk(stage: Scene, name: str, tpcb: float, *, hot: bool) -> dict[str, Any]:
     found = bulk.run_bulk(stage, name=f"bench_{name.lower()}", transfers=800_000, hot=hot)
-    row(name, found["per_second"], "durable transfers/s", {"pgbench_tpcb_8": round(found["per_second"] / tpcb, 2)}, **found)
+    row(
+        name,
+        found["per_second"],
+        "durable transfers/s",
+        {"pgbench_tpcb_8": round(found["per_second"] / tpcb, 2)},
+        **found,
+    )
     return found
 
 

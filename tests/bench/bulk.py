@@ -36,7 +36,9 @@ def run_bulk(stage: Scene, *, name: str, transfers: int, hot: bool) -> dict[str,
         world.issue(funding, 10**12)
         for start in range(1, len(accounts), BATCH):
             part = accounts[start : start + BATCH]
-            _check(client.submit_binary(_records(np.full(len(part), funding), part, np.full(len(part), 10**6)).tobytes()))
+            _check(
+                client.submit_binary(_records(np.full(len(part), funding), part, np.full(len(part), 10**6)).tobytes())
+            )
         key_path = stage.directory / f"{name}.pem"
         world.participants[BANK].save(key_path)
         parent, child = multiprocessing.Pipe()
@@ -103,7 +105,9 @@ def _random_batch(rng: np.random.Generator, accounts: npt.NDArray[np.int64], hot
     return _records(debit, credit, rng.integers(1, 100, BATCH))
 
 
-def _records(debit: npt.NDArray[np.int64], credit: npt.NDArray[np.int64], amount: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def _records(
+    debit: npt.NDArray[np.int64], credit: npt.NDArray[np.int64], amount: npt.NDArray[np.int64]
+) -> npt.NDArray[Any]:
     records = np.zeros(len(debit), SUBMISSION)
     records["debit"], records["credit"], records["amount"] = debit, credit, amount
     records["kind"] = KIND_CODE[TransferKind.PAYMENT]

@@ -49,7 +49,14 @@ class Scene:
         return float(line.split()[2])
 
     def durability(self) -> dict[str, str]:
-        names = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "wal_compression", "shared_buffers")
+        names = (
+            "server_version",
+            "fsync",
+            "synchronous_commit",
+            "full_page_writes",
+            "wal_compression",
+            "shared_buffers",
+        )
         with psycopg.connect(self.server.conninfo("postgres")) as connection:
             return {name: str(connection.execute(f"SHOW {name}").fetchone()[0]) for name in names}  # type: ignore[index]
 
@@ -82,11 +89,15 @@ def machine() -> dict[str, object]:
 
 
 @contextmanager
-def service_process(module: str, prefix: str, settings: dict[str, str], url: str, log: Path) -> Iterator[psutil.Process]:
+def service_process(
+    module: str, prefix: str, settings: dict[str, str], url: str, log: Path
+) -> Iterator[psutil.Process]:
     """One service as its own process, until the block ends."""
     environment = {**os.environ, **{f"{prefix}{name.upper()}": value for name, value in settings.items()}}
     with log.open("wb") as output:
-        process = subprocess.Popen([sys.executable, "-m", module, "serve"], env=environment, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "serve"], env=environment, stdout=output, stderr=output
+        )
     try:
         deadline = time.monotonic() + 60
         while True:

@@ -176,7 +176,7 @@ def test_amount_beyond_its_bounds_spelt_as_a_number_is_refused(bank: Bank, amoun
     payer, payee = bank.holder(funds=1000), bank.holder()
     payload = json.loads(peek_payload(bank.instruction(payer, payee.account, 1)))
     payload["terms"]["amount_minor"] = amount
-    assert refused(bank, sign(json.dumps(payload).encode(), payer.key, typ=INSTRUCTION_TYP)) == "amount-invalid"
+    assert refused(bank, sign(json.dumps(payload).encode(), payer.key, typ=INSTRUCTION_TYP)) == "instruction-invalid"
     assert used_today(bank, payer) == 0
 
 

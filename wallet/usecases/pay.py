@@ -134,11 +134,8 @@ def _read(token: str) -> _Instruction | Declined:
     terms = document.terms
     if terms.kind not in _KINDS:
         return Declined(terms.id, TransferRefusal.KIND_NOT_ALLOWED, f"a {terms.kind.value} is not carried here")
-    is_plain = not (terms.hold or terms.expires_at or terms.commit_hash or terms.abort_hash or terms.secret)
-    if terms.debit is None or terms.credit is None or terms.amount_minor is None or not is_plain:
-        return Declined(
-            terms.id, LedgerRefusal.INSTRUCTION_INVALID, "give debit, credit and amount_minor, and nothing of a hold"
-        )
+    if terms.debit is None or terms.credit is None or terms.amount_minor is None:
+        return Declined(terms.id, LedgerRefusal.INSTRUCTION_INVALID, "give debit, credit and amount_minor")
     return _Instruction(token, document, terms.debit, terms.credit, terms.amount_minor)
 
 
