@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
 
 from kernel import ids, migrate
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -31,6 +35,9 @@ from ledger.contract import (
     sign_approval,
     sign_proposal,
 )
+
+if TYPE_CHECKING:
+    from ledger.verifier import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -175,6 +182,74 @@ def supply(url: UrlOption = DEFAULT_URL) -> None:
     console.print("[green]The identity holds.[/]" if view.identity_holds else "[red]The identity does NOT hold.[/]")
     if not view.identity_holds:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    database_url: Annotated[
+        str | None, typer.Option("--database-url", help="postgresql://...; by default the configured database.")
+    ] = None,
+    anchor: Annotated[
+        str | None, typer.Option("--anchor", help="NUMBER:HASH of a block, known from outside the database.")
+    ] = None,
+) -> None:
+    """Replay the journal with code of its own and check every invariant, signature and hash. Exit 1 if any is broken.
+
+    Without an anchor nobody can tell a journal whose newest blocks were cut off from a younger one: keep the head.
+    """
+    from ledger.verifier import verify_database
+
+    number, _, digest = (anchor or "").partition(":")
+    known = (int(number), bytes.fromhex(digest)) if anchor else None
+    with ExitStack() as stack:
+        url = database_url or stack.enter_context(_configured_database())
+        progress = stack.enter_context(
+            Progress(TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors)
+        )
+        task = progress.add_task("replaying", total=None)
+        report = verify_database(
+            url, progress=lambda done, total: progress.update(task, completed=done, total=total), anchor=known
+        )
+    _print_report(report)
+    if not report.is_whole:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _configured_database() -> Iterator[str]:
+    """The ledger's own database; an embedded server that was down is stopped again."""
+    from ledger.settings import LedgerSettings
+
+    settings = LedgerSettings.load()
+    url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
+    with server or nullcontext():  # as a context manager it stops only what it started
+        yield url
+
+
+def _print_report(report: Report) -> None:
+    currency = Currency.of(report.currency) if report.currency else None
+
+    def money(amount: int) -> str:
+        return format_minor(amount, currency) if currency is not None else str(amount)
+
+    proved = Table(f"proved for {report.ledger or 'an empty journal'}", Column("count", justify="right"))
+    for name, count in sorted(report.proved.items()):
+        proved.add_row(name, f"{count:,}")
+    console.print(proved)
+    supply = Table(f"supply of {report.currency}, at seq {report.head_seq}", Column("amount", justify="right"))
+    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "held"):
+        supply.add_row(name, money(getattr(report.supply, name)))
+    console.print(supply)
+    for name, thumbprint in report.operators:
+        console.print(f"operator {name}: {thumbprint}")
+    console.print(f"head: {report.head_block}:{report.head_hash.hex()}", soft_wrap=True)
+    for finding in report.findings:
+        console.print(Text(f"WRONG  {finding}", style="red"), soft_wrap=True)
+    if report.is_whole:
+        console.print("[green]Nothing is wrong.[/]")
+    else:
+        more = "" if report.is_complete else " (stopped here: there may be more)"
+        console.print(f"[red]{len(report.findings)} finding(s){more}.[/] The first is the first wrong place.")
 
 
 def _propose(client: LedgerClient, vault: str, amount: str, key: PrivateKey, *, redeem: bool) -> MandateView:

@@ -30,14 +30,12 @@ from kernel.crypto.keys import PrivateKey
 from kernel.errors import Refusal
 from kernel.ids import AccountNumber, ParticipantId
 from ledger.domain.blocks import BlockHeader
-from ledger.domain.vocabulary import (
-    AccountKind,
-    AccountStatus,
-    LedgerRefusal,
-    ParticipantRole,
-    TransferKind,
-    TransferRefusal,
-)
+from ledger.domain.vocabulary import AccountKind as AccountKind
+from ledger.domain.vocabulary import AccountStatus as AccountStatus
+from ledger.domain.vocabulary import LedgerRefusal as LedgerRefusal
+from ledger.domain.vocabulary import ParticipantRole as ParticipantRole
+from ledger.domain.vocabulary import TransferKind as TransferKind
+from ledger.domain.vocabulary import TransferRefusal as TransferRefusal
 
 BATCH_TRANSFERS_MAX = 8192
 """Transfers in one request and in one block: big enough to amortise an fsync, small enough to bound latency."""

@@ -65,7 +65,10 @@ def service_of(request: Request) -> Service:
 def start_service(settings: LedgerSettings, *, clock: Clock = system_clock) -> Service:
     """Database, migrations, recovery, genesis. Raises LedgerNotReady, or what recovery raises."""
     url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
-    migrate.upgrade("ledger", url)
+    if server is not None:
+        migrate.upgrade("ledger", url)
+    elif not migrate.is_current("ledger", url):
+        raise LedgerNotReady("the database is not at this program's migration: run `jiaozi-ledger migrate`")
     database = Database(url, application_name=f"jiaozi-ledger {settings.node}")
     revive = server.start if server is not None else None
     sequencer = Sequencer(database, node=settings.node, clock=clock, revive=revive)

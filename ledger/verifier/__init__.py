@@ -6,6 +6,6 @@ It shares no code with the engine (an import contract holds it to that): one err
 from __future__ import annotations
 
 from ledger.verifier.report import Finding, Report, Supply
-from ledger.verifier.verify import verify_database
+from ledger.verifier.verify import verify_database, verify_transaction
 
-__all__ = ["Finding", "Report", "Supply", "verify_database"]
+__all__ = ["Finding", "Report", "Supply", "verify_database", "verify_transaction"]

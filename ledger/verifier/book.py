@@ -360,11 +360,14 @@ class Book:
         action = ordered[1]
         try:
             amount, currency = parse_minor(action["amount_minor"]), action["currency"]
-            accounts = {
-                "issue": lambda: (ISSUANCE_ACCOUNT, parse_account(action["vault"])),
-                "redeem": lambda: (parse_account(action["vault"]), ISSUANCE_ACCOUNT),
-                "adjustment": lambda: (parse_account(action["debit"]), parse_account(action["credit"])),
-            }[action["action"]]()
+            accounts: tuple[int, int]
+            match action["action"]:
+                case "issue":
+                    accounts = (ISSUANCE_ACCOUNT, parse_account(action["vault"]))
+                case "redeem":
+                    accounts = (parse_account(action["vault"]), ISSUANCE_ACCOUNT)
+                case _:
+                    accounts = (parse_account(action["debit"]), parse_account(action["credit"]))
             wanted = (action["action"], parse("trf", action["transfer"]).bytes, *accounts, amount, currency)
         except (ValueError, KeyError, TypeError) as error:
             return f"its mandate cannot be read: {error}"

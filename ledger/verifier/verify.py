@@ -16,8 +16,9 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -50,7 +51,6 @@ _INLINE_SIGNATURES_MAX = 16
 
 Progress = Callable[[int, int], None]
 """(transfers verified, transfers there are)"""
-Row = TypeVar("Row", bound=NamedTuple)
 
 
 class _Enough(Exception):
@@ -63,12 +63,17 @@ def verify_database(url: str, *, progress: Progress | None = None, anchor: tuple
     `anchor` is a block's number and hash known from outside the database: without one, nobody can tell a journal
     whose newest blocks were all cut off from a younger journal. Raises psycopg.Error if the database cannot be read.
     """
-    with (
-        psycopg.connect(_conninfo(url), application_name="jiaozi-verify", options="-c timezone=UTC") as connection,
-        ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as pool,
-    ):
+    with psycopg.connect(_conninfo(url), application_name="jiaozi-verify", options="-c timezone=UTC") as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
+        return verify_transaction(connection, progress=progress, anchor=anchor)
+
+
+def verify_transaction(
+    connection: psycopg.Connection[Any], *, progress: Progress | None = None, anchor: tuple[int, bytes] | None = None
+) -> Report:
+    """The same, of what one transaction sees, which must be REPEATABLE READ or stricter."""
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as pool:
         return _Verification(connection, pool, progress, anchor).run()
 
 
@@ -84,10 +89,10 @@ class _Lane:
     def __init__(self, connection: psycopg.Connection[Any], kind: type[NamedTuple]) -> None:
         self._kind = kind
         # one cursor a table, all in one transaction; binary, because uuids and times are then read without parsing
-        cursor = connection.cursor(name=f"verify_{kind.__name__.lower()}", binary=True)
-        cursor.itersize = PAGE_ROWS
-        cursor.execute(sql.SQL(layout.COLUMNS[kind]))
-        self._rows: Iterator[tuple[Any, ...]] = iter(cursor)
+        self._cursor = connection.cursor(name=f"verify_{kind.__name__.lower()}", binary=True)
+        self._cursor.itersize = PAGE_ROWS
+        self._cursor.execute(sql.SQL(layout.COLUMNS[kind]))
+        self._rows: Iterator[tuple[Any, ...]] = iter(self._cursor)
         self._next: tuple[Any, ...] | None = next(self._rows, None)
 
     def through(self, last: int) -> Iterator[Any]:
@@ -100,6 +105,9 @@ class _Lane:
         if self._next is None:
             return None
         return int(self._next[0]), 1 + sum(1 for _ in self._rows)
+
+    def close(self) -> None:
+        self._cursor.close()
 
 
 class _Verification:
@@ -142,14 +150,9 @@ class _Verification:
     def _verify(self) -> None:
         self._snapshot = self._row("SELECT block, seq, booked_at, issued, redeemed FROM snapshot")
         total = int((self._row("SELECT coalesce(sum(transfer_count), 0)::bigint FROM block") or (0,))[0])
-        lanes = {kind: _Lane(self._connection, kind) for kind in layout.COLUMNS}
-        for block in lanes[BlockRow].through(2**63 - 1):
-            self._block = block.number
-            self._verify_block(block, lanes)
-            if self._progress is not None:
-                self._progress(self._next_seq - 1, total)
-        self._block = None
-        self._check_rest(lanes)
+        with ExitStack() as stack:
+            lanes = {kind: stack.enter_context(closing(_Lane(self._connection, kind))) for kind in layout.COLUMNS}
+            self._read_blocks(lanes, total)
         self._check_ids()
         self._book.check_supply(in_full=True)
         report = self._report
@@ -158,6 +161,15 @@ class _Verification:
             self._complain("I4", None, f"the balance tables speak of block {self._snapshot[0]}, which is not there")
         if self._anchor is not None and self._anchor[0] > report.head_block:
             self._complain("I4", None, f"block {self._anchor[0]}, known from outside, is not there: the tail was cut")
+
+    def _read_blocks(self, lanes: dict[type[Any], _Lane], total: int) -> None:
+        for block in lanes[BlockRow].through(2**63 - 1):
+            self._block = block.number
+            self._verify_block(block, lanes)
+            if self._progress is not None:
+                self._progress(self._next_seq - 1, total)
+        self._block = None
+        self._check_rest(lanes)
 
     # --- one block
 
@@ -202,7 +214,7 @@ class _Verification:
         if mandated != len(ordered):
             self._complain("I8", None, f"{len(ordered)} mandates to move money, {mandated} transfers by mandate")
         for row in evidence:
-            if not block.first_seq <= row.seq <= last or row.transfer != transfers_id(transfers, row.seq):
+            if not block.first_seq <= row.seq <= last or row.transfer != _id_at(transfers, row.seq):
                 self._complain("I8", row.seq, "evidence that names another transfer than the one at its seq")
         self._verify_signatures()
         self._book.check_supply()
@@ -239,14 +251,16 @@ class _Verification:
             self._complain("I4", None, "its hash is not the one known from outside: history was rewritten")
 
     def _check_dense(self, name: str, numbers: list[int], first: int, count: int) -> None:
-        if numbers == list(range(first, first + count)):
+        if len(numbers) == count and all(found == first + place for place, found in enumerate(numbers)):
             return
-        wanted = set(range(first, first + min(count, len(numbers) + 1)))
-        seen: set[int] = set()
-        strange = [number for number in numbers if number not in wanted or number in seen or seen.add(number)]
-        wrong = min([*(wanted - set(numbers)), *strange], default=first)
+        wanted = first
+        for found in numbers:
+            if found != wanted:
+                break
+            wanted += 1
+        is_strange = (len(numbers) > wanted - first and numbers[wanted - first] < wanted) or wanted >= first + count
+        wrong, problem = (numbers[wanted - first], "should not be there") if is_strange else (wanted, "is missing")
         seq = wrong if name == "transfer" else None
-        problem = "is there though it should not be" if wrong in strange else "is missing"
         self._complain("I4", seq, f"{name} {wrong} {problem}: the block has {count}, {len(numbers)} found")
 
     def _check_digest(self, name: str, wanted: bytes, compute: Callable[[], bytes], block: BlockRow) -> None:
@@ -370,7 +384,7 @@ class _Verification:
             yield from cursor
 
 
-def transfers_id(transfers: list[TransferRow], seq: int) -> bytes | None:
+def _id_at(transfers: list[TransferRow], seq: int) -> bytes | None:
     """The id of the transfer at a seq of a block whose seqs are dense."""
     position = seq - transfers[0].seq if transfers else -1
     return transfers[position].id if 0 <= position < len(transfers) else None

@@ -80,7 +80,7 @@ def find_rate(
     return seen[0] if seen else SettlementRefusal.QUOTE_NOT_FOUND
 
 
-def quote(amount: Money, rate: Rate, *, receiver: ParticipantId) -> Quote | SettlementRefusal:
+def quote(amount: Money, rate: Rate, *, receiver: ParticipantId | None) -> Quote | SettlementRefusal:
     """What `receiver` (the debtor of the first leg) gets for `amount` at `rate`. Refuses: counter-amount-out-of-range."""
     exact = Fraction(amount.amount_minor) * rate.value * Fraction(10**rate.counter.exponent, 10**rate.base.exponent)
     down = exact.numerator // exact.denominator

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import bulk
+from tests.bench import bulk, payments
 from tests.bench.scene import Scene, machine, row, scene
 
 PGBENCH_SECONDS = 10
@@ -40,8 +40,20 @@ def _bulk(stage: Scene, name: str, tpcb: float, *, hot: bool) -> dict[str, Any]:
     return found
 
 
+def b3(stage: Scene, tpcb: float) -> dict[str, Any]:
+    raw = payments.signature_checks_per_second()
+    found = payments.run_payments(stage, name="bench_b3", payments=4_000)
+    ratios = {
+        "pgbench_tpcb_8": round(found["per_second"] / tpcb, 3),
+        "raw_signature_checks_1_thread": round(found["per_second"] / raw, 3),
+    }
+    row("B3", found["per_second"], "signed payments/s", ratios, **found)
+    return found
+
+
 ROWS: dict[str, tuple[str, Callable[[Scene, float], dict[str, Any]]]] = {
     "B1": ("bulk transfers, 100k accounts, batches of 8192", b1),
+    "B3": ("signed payments, one a request, 64 clients", b3),
     "B2": ("the same, one hot account in every transfer", b2),
 }
 

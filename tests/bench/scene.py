@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import psycopg
 
-from kernel import ids
+from kernel import ids, migrate
 from kernel.postgres import EmbeddedPostgres, installation_dir
 from ledger.client import LedgerClient
 from ledger.contract import AccountKind, AccountOpening
@@ -121,6 +121,7 @@ def service_process(
 def ledger_process(stage: Scene, name: str) -> Iterator[tuple[LedgerWorld, psutil.Process]]:
     """A ledger process with one registered intermediary."""
     stage.server.ensure_database(name)
+    migrate.upgrade("ledger", stage.server.url(name))
     world = make_world(stage.server.url(name), stage.directory, ledger=name.replace("_", "-"))
     settings = {
         "port": str(world.settings.port),

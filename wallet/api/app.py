@@ -27,6 +27,7 @@ from wallet.rulepack_files import load_rule_pack
 from wallet.settings import SERVICE, LedgerEntry, WalletSettings, read_clients, read_ledgers
 from wallet.store.sandbox_core_banking import SandboxCoreBanking
 from wallet.store.tables import request_nonce
+from wallet.usecases.carrier import Carrier
 from wallet.usecases.context import Context, LedgerAccess, Ledgers
 from wallet.usecases.recover import RecoveryThread
 
@@ -51,6 +52,7 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         running = await run_in_threadpool(_Running, settings, connect or _connector(settings), clock)
         app.state.context = running.context
+        app.state.carrier = running.carrier
         app.state.authenticator = running.authenticator
         app.state.sandbox_bank = running.bank
         try:
@@ -103,11 +105,14 @@ class _Running:
             lambda: self._database.transaction(isolation="READ COMMITTED"), clock=clock, table=request_nonce
         )
         self.authenticator = Authenticator(clients, public_url=settings.public_url, nonces=nonces, clock=clock)
+        self.carrier = Carrier(self.context)
+        self.carrier.start()
         self._recovery = RecoveryThread(self.context, every_seconds=settings.recovery_seconds)
         self._recovery.start()
 
     def close(self) -> None:
         self._recovery.stop()
+        self.carrier.stop()
         for client in self._clients:
             client.close()
         self._database.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated
 
-from fastapi import Path
+from fastapi import Path, Request
 
 from kernel.errors import ProblemError, RequestRefusal
 from kernel.http import problems, strict_router
@@ -24,6 +25,7 @@ from wallet.contract import (
     WalletRefusal,
 )
 from wallet.usecases import exchange, listings, pay
+from wallet.usecases.carrier import Carrier
 
 router = strict_router(tags=["money"])
 _R = WalletRefusal
@@ -63,8 +65,9 @@ _INSTRUCTED = (
     summary="Carry a payment or refund that the holder has signed",
     responses=problems(*_INSTRUCTED, statuses=STATUSES),
 )
-def create_payment(body: PaymentRequest, context: Services) -> PaymentView:
-    return payment_view(pay.pay_one(context, body.instruction))
+async def create_payment(body: PaymentRequest, request: Request) -> PaymentView:
+    carrier: Carrier = request.app.state.carrier
+    return payment_view(pay.final(await asyncio.wrap_future(carrier.submit(body.instruction))))
 
 
 @router.post(

@@ -113,7 +113,11 @@ def pay(context: Context, tokens: Sequence[str], *, kinds: Collection[TransferKi
 
 def pay_one(context: Context, token: str, *, kinds: Collection[TransferKind] = PAYMENTS) -> Payment:
     """The final payment. Raises: ProblemError with the refusal, or outcome-unknown: repeat the same request."""
-    outcome = pay(context, [token], kinds=kinds)[0]
+    return final(pay(context, [token], kinds=kinds)[0])
+
+
+def final(outcome: Outcome) -> Payment:
+    """The payment, if it is final. Raises: as `pay_one`."""
     if isinstance(outcome, Declined):
         raise ProblemError(outcome.refusal, outcome.detail)
     if outcome.state == "refused":

@@ -1,0 +1,373 @@
+"""The settlement service's operations: each parses, calls one use case or query, and renders."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+
+from kernel.errors import ProblemError, RequestRefusal
+from kernel.http import IdempotencyKey, problems, strict_router
+from kernel.idempotency import Outcome
+from kernel.money import Currency, Money, parse_minor
+from kernel.pagination import PAGE_ITEMS_DEFAULT, Page, PageCursor, PageLimit, decode, encode
+from ledger.contract import CurrencyCode, ParticipantRef
+from settlement.api.auth import SIGNED, Caller, Operator, Signed
+from settlement.api.service import Service, Services, not_found, parse_ref
+from settlement.api.views import (
+    batch_view,
+    in_doubt_view,
+    rate_view,
+    reconciliation_view,
+    settlement_view,
+    statement_file_view,
+)
+from settlement.contract import (
+    STATUS_BY_REFUSAL,
+    BatchRef,
+    BatchView,
+    InDoubtView,
+    QuoteView,
+    RateView,
+    ReconciliationView,
+    SettlementView,
+    StatementFileView,
+    StatementRequest,
+)
+from settlement.domain.escrow import SettlementState
+from settlement.domain.fx import find_rate, quote, show_fraction
+from settlement.domain.refusals import SettlementRefusal as R
+from settlement.store import batches, reports
+from settlement.usecases.reconcile import reconcile_batch
+from settlement.usecases.statements import write_batch_statement
+from settlement.usecases.submit import BatchFormat, Submission, submit_batch
+
+router = strict_router()
+XML = "application/xml"
+CSV = "text/csv"
+
+
+def _responses(*refusals: R | RequestRefusal) -> dict[int | str, dict[str, Any]]:
+    return problems(*SIGNED, *refusals, statuses=STATUS_BY_REFUSAL)
+
+
+# --- batches and settlements
+
+
+@router.post(
+    "/v1/batches",
+    tags=["batches"],
+    operation_id="submit_batch",
+    status_code=201,
+    response_model=BatchView,
+    summary="Submit PvP instructions: a pacs.009.001.08 file, or CSV",
+    responses=_responses(
+        R.BATCH_INVALID,
+        R.UETR_ALREADY_USED,
+        R.BATCH_ID_REUSED,
+        RequestRefusal.IDEMPOTENCY_KEY_REUSED,
+        RequestRefusal.IDEMPOTENCY_IN_PROGRESS,
+    )
+    | {200: {"model": BatchView, "description": "The batch was accepted before."}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {XML: {"schema": {"type": "string"}}, CSV: {"schema": {"type": "string"}}},
+        }
+    },
+)
+async def submit(request: Request, key: IdempotencyKey, service: Services, caller: Signed) -> Response:
+    is_csv = request.headers.get("content-type", "").partition(";")[0].strip().lower() == CSV
+    outcome = await run_in_threadpool(
+        _submit, service, caller, await request.body(), "csv" if is_csv else "pacs.009", key, request.url.path
+    )
+    return _json(outcome)
+
+
+def _submit(
+    service: Service, caller: Caller, content: bytes, batch_format: BatchFormat, key: str, path: str
+) -> Outcome:
+    outcome = submit_batch(
+        Submission(content, batch_format, caller.participant, caller.is_operator, key, path),
+        database=service.database,
+        directory=service.directory,
+        clock=service.clock,
+        run_on_submit=service.run_on_submit,
+        render=lambda row: batch_view(row).model_dump(mode="json"),
+    )
+    service.worker.wake()
+    return outcome
+
+
+def _json(outcome: Outcome) -> Response:
+    return JSONResponse(outcome.body, status_code=outcome.status, headers=outcome.headers)
+
+
+@router.get(
+    "/v1/batches/{batch}",
+    tags=["batches"],
+    operation_id="get_batch",
+    summary="A batch, with its settlements counted by state",
+    responses=_responses(R.BATCH_NOT_FOUND),
+)
+def get_batch(batch: str, service: Services, caller: Signed) -> BatchView:
+    return batch_view(_batch(service, caller, batch))
+
+
+@router.post(
+    "/v1/batches/{batch}/run",
+    tags=["batches"],
+    operation_id="run_batch",
+    summary="Let the engine settle a batch; harmless if it does already",
+    responses=_responses(R.BATCH_NOT_FOUND),
+)
+def run_batch(batch: str, service: Services, caller: Signed) -> BatchView:
+    row = _batch(service, caller, batch)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        batches.start(connection, row.id, now=service.clock())
+        started = batches.find(connection, row.id) or row
+    service.worker.wake()
+    return batch_view(started)
+
+
+@router.get(
+    "/v1/batches/{batch}/settlements",
+    tags=["batches"],
+    operation_id="list_settlements",
+    summary="A batch's settlements in the order of its file",
+    responses=_responses(R.BATCH_NOT_FOUND),
+)
+def list_settlements(
+    batch: str,
+    service: Services,
+    caller: Signed,
+    state: Annotated[list[SettlementState] | None, Query()] = None,
+    limit: PageLimit = PAGE_ITEMS_DEFAULT,
+    cursor: PageCursor = None,
+) -> Page[SettlementView]:
+    row = _batch(service, caller, batch)
+    filters = {"batch": batch, "state": ",".join(sorted(state or ())) or None}
+    after = 0 if cursor is None else int(decode(cursor, filters, shape=(int,))[0])
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        found = batches.settlements_page(connection, row.id, after=after, limit=limit + 1, states=state or ())
+    more = encode([found[limit - 1].position], filters) if len(found) > limit else None
+    return Page(items=[settlement_view(item) for item in found[:limit]], next_cursor=more)
+
+
+@router.get(
+    "/v1/settlements/{settlement}",
+    tags=["settlements"],
+    operation_id="get_settlement",
+    summary="A settlement: legs, decision, finality time, reason",
+    responses=_responses(R.SETTLEMENT_NOT_FOUND),
+)
+def get_settlement(settlement: str, service: Services, caller: Signed) -> SettlementView:
+    return settlement_view(_settlement(service, caller, settlement))
+
+
+@router.post(
+    "/v1/settlements/{settlement}/abort",
+    tags=["settlements"],
+    operation_id="abort_settlement",
+    status_code=202,
+    summary="Give an undecided settlement up; the engine writes ABORT unless a decision came first",
+    responses=_responses(R.SETTLEMENT_NOT_FOUND, R.SETTLEMENT_DECIDED),
+)
+def abort_settlement(settlement: str, service: Services, caller: Operator) -> SettlementView:
+    row = _settlement(service, caller, settlement)
+    if row.decision is not None:
+        raise ProblemError(R.SETTLEMENT_DECIDED, f"it was decided: {row.decision.value}")
+    service.engine.request_abort(row.id)
+    service.worker.wake()
+    return settlement_view(row)
+
+
+@router.get(
+    "/v1/in-doubt",
+    tags=["settlements"],
+    operation_id="list_in_doubt",
+    summary="Every settlement in which money may be reserved: why, and what it waits for; oldest first",
+    responses=_responses(),
+)
+def list_in_doubt(
+    service: Services, caller: Signed, limit: PageLimit = PAGE_ITEMS_DEFAULT, cursor: PageCursor = None
+) -> Page[InDoubtView]:
+    party = None if caller.is_operator else caller.participant
+    after = (
+        None if cursor is None else parse_ref("stl", str(decode(cursor, {}, shape=(str,))[0]), R.SETTLEMENT_NOT_FOUND)
+    )
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        found = batches.in_doubt(connection, after=after, limit=limit + 1, party=party)
+    more = encode([f"stl_{found[limit - 1].id}"], {}) if len(found) > limit else None
+    now = service.clock()
+    return Page(items=[in_doubt_view(item, now=now) for item in found[:limit]], next_cursor=more)
+
+
+# --- prices
+
+
+@router.get("/v1/rates", tags=["quotes"], operation_id="list_rates", summary="The fixed rates, with their validity")
+def list_rates(service: Services) -> list[RateView]:
+    return [rate_view(rate) for rate in service.directory.rates]
+
+
+@router.get(
+    "/v1/quotes",
+    tags=["quotes"],
+    operation_id="get_quote",
+    summary="What an amount buys now; nothing is locked until a batch is accepted",
+    responses=problems(R.QUOTE_NOT_FOUND, R.COUNTER_AMOUNT_OUT_OF_RANGE, statuses=STATUS_BY_REFUSAL),
+)
+def get_quote(
+    service: Services,
+    base: CurrencyCode,
+    counter: CurrencyCode,
+    amount_minor: Annotated[str, Query(pattern="^[1-9][0-9]{0,17}$", examples=["123450"])],
+    receiver: ParticipantRef | None = None,
+) -> QuoteView:
+    try:
+        amount, against = Money(parse_minor(amount_minor), Currency.of(base)), Currency.of(counter)
+    except ValueError as error:
+        raise ProblemError(R.QUOTE_NOT_FOUND, str(error)) from None
+    rate = find_rate(service.directory.rates, base=amount.currency, counter=against, at=service.clock())
+    if isinstance(rate, R):
+        raise ProblemError(rate)
+    found = quote(amount, rate, receiver=receiver)
+    if isinstance(found, R):
+        raise ProblemError(found)
+    return QuoteView(
+        amount_minor=amount.amount_minor,
+        base=base,
+        counter_amount_minor=found.counter.amount_minor,
+        counter=counter,
+        rate=show_fraction(rate.value),
+        provider=rate.provider,
+        remainder_minor=show_fraction(found.remainder_minor),
+    )
+
+
+# --- statements and reconciliation
+
+
+@router.post(
+    "/v1/statements",
+    tags=["statements"],
+    operation_id="write_statement",
+    status_code=201,
+    summary="Write a camt.053.001.08 of what a batch moved on a participant's account",
+    responses=_responses(R.BATCH_NOT_FOUND, R.ACCOUNT_NOT_IN_BATCH),
+)
+def write_statement(body: StatementRequest, service: Services, caller: Signed) -> StatementFileView:
+    caller.require(body.participant)
+    row = write_batch_statement(
+        body.batch,
+        participant=body.participant,
+        currency=_currency(body.currency),
+        database=service.database,
+        files_directory=service.files_directory,
+        clock=service.clock,
+    )
+    return statement_file_view(row)
+
+
+@router.get(
+    "/v1/statements/{statement}",
+    tags=["statements"],
+    operation_id="get_statement",
+    summary="A statement file",
+    response_class=Response,
+    responses=_responses(R.STATEMENT_NOT_FOUND)
+    | {200: {"content": {XML: {"schema": {"type": "string"}}}, "description": "camt.053.001.08"}},
+)
+def get_statement(statement: str, service: Services, caller: Signed) -> Response:
+    key = parse_ref("stf", statement, R.STATEMENT_NOT_FOUND)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        row = reports.find_statement_file(connection, key)
+    if row is None or not caller.may_see(row.participant):
+        not_found(R.STATEMENT_NOT_FOUND)
+    path = service.files_directory / row.file_name
+    if not path.is_file():
+        raise ProblemError(R.STATEMENT_NOT_FOUND, "the file is gone: write the statement again")
+    return Response(path.read_bytes(), media_type=XML)
+
+
+@router.post(
+    "/v1/reconciliations",
+    tags=["reconciliation"],
+    operation_id="reconcile",
+    status_code=201,
+    response_model=ReconciliationView,
+    summary="Compare our record of a batch with a counterparty's camt.053.001.08, line by line",
+    responses=_responses(R.STATEMENT_INVALID, R.BATCH_NOT_FOUND),
+    openapi_extra={"requestBody": {"required": True, "content": {XML: {"schema": {"type": "string"}}}}},
+)
+async def reconcile(
+    request: Request,
+    service: Services,
+    caller: Signed,
+    batch: Annotated[BatchRef, Query()],
+    participant: Annotated[ParticipantRef, Query()],
+    currency: Annotated[CurrencyCode, Query()],
+) -> ReconciliationView:
+    caller.require(participant)
+    content = await request.body()
+
+    def work() -> reports.ReconciliationRow:
+        return reconcile_batch(
+            content,
+            batch=batch,
+            participant=participant,
+            currency=_currency(currency),
+            run_by=caller.participant,
+            database=service.database,
+            clock=service.clock,
+        )
+
+    return reconciliation_view(await run_in_threadpool(work))
+
+
+@router.get(
+    "/v1/reconciliations/{reconciliation}",
+    tags=["reconciliation"],
+    operation_id="get_reconciliation",
+    summary="A reconciliation and its breaks",
+    responses=_responses(R.RECONCILIATION_NOT_FOUND),
+)
+def get_reconciliation(reconciliation: str, service: Services, caller: Signed) -> ReconciliationView:
+    key = parse_ref("rec", reconciliation, R.RECONCILIATION_NOT_FOUND)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        row = reports.find_reconciliation(connection, key)
+    if row is None or not caller.may_see(row.participant):
+        not_found(R.RECONCILIATION_NOT_FOUND)
+    return reconciliation_view(row)
+
+
+# --- lookups shared by routes
+
+
+def _batch(service: Service, caller: Caller, text: str) -> batches.BatchRow:
+    """A batch is its submitter's; to others it does not exist, so that ids tell nothing."""
+    key = parse_ref("bat", text, R.BATCH_NOT_FOUND)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        row = batches.find(connection, key)
+    if row is None or not caller.may_see(row.submitter):
+        not_found(R.BATCH_NOT_FOUND)
+    return row
+
+
+def _settlement(service: Service, caller: Caller, text: str) -> batches.SettlementRow:
+    key = parse_ref("stl", text, R.SETTLEMENT_NOT_FOUND)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        row = batches.find_settlement(connection, key)
+    if row is None or not caller.may_see(row.debtor, row.creditor):
+        not_found(R.SETTLEMENT_NOT_FOUND)
+    return row
+
+
+def _currency(code: str) -> Currency:
+    try:
+        return Currency.of(code)
+    except ValueError as error:
+        raise ProblemError(R.CURRENCY_NOT_SERVED, str(error)) from None

@@ -1,0 +1,157 @@
+"""Rows to response models: a table row never leaves the service as it is."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from settlement.contract import (
+    BatchView,
+    BreakView,
+    InDoubtView,
+    LegView,
+    RateView,
+    ReconciliationView,
+    SettlementView,
+    StatementFileView,
+)
+from settlement.domain.escrow import Decision, SettlementState
+from settlement.domain.fx import Rate, show_fraction
+from settlement.domain.refusals import AbortReason
+from settlement.store.batches import BatchRow, SettlementRow
+from settlement.store.reports import ReconciliationRow, StatementFileRow
+
+
+def batch_view(row: BatchRow) -> BatchView:
+    ended = row.counts[SettlementState.SETTLED] + row.counts[SettlementState.CANCELLED]
+    return BatchView(
+        batch=row.id,
+        submitter=row.submitter,
+        message_id=row.message_id,
+        format=row.format,
+        content_sha256=row.content_sha256.hex(),
+        received_at=row.received_at,
+        started_at=row.started_at,
+        settlement_count=row.settlement_count,
+        counts=row.counts,
+        is_finished=ended == row.settlement_count,
+    )
+
+
+def settlement_view(row: SettlementRow) -> SettlementView:
+    return SettlementView(
+        settlement=row.id,
+        batch=row.batch,
+        instruction_id=row.instruction_id,
+        end_to_end_id=row.end_to_end_id,
+        uetr=row.uetr,
+        debtor=row.debtor,
+        creditor=row.creditor,
+        value_date=row.value_date,
+        state=row.state,
+        rate=row.rate,
+        rate_provider=row.rate_provider,
+        remainder_minor=row.remainder_minor,
+        legs=[
+            LegView(
+                number=found.leg.number,
+                ledger=found.leg.terms.ledger,
+                payer=found.leg.terms.payer,
+                payee=found.leg.terms.payee,
+                debit=found.leg.terms.debit,
+                credit=found.leg.terms.credit,
+                amount_minor=found.leg.terms.amount.amount_minor,
+                currency=found.leg.terms.amount.currency.code,
+                state=found.leg.state,
+                hold=found.leg.hold_id,
+                detail=found.detail,
+                ended_at=found.ended_at,
+            )
+            for found in row.legs
+        ],
+        decision=row.decision,
+        finality_at=row.decided_at if row.decision is Decision.COMMIT else None,
+        decided_at=row.decided_at,
+        reason=None if row.reason is None else AbortReason(row.reason),
+        detail=row.detail,
+        waits_for=row.waits_for,
+        ended_at=row.ended_at,
+    )
+
+
+def in_doubt_view(row: SettlementRow, *, now: datetime) -> InDoubtView:
+    since = row.prepared_at or now
+    return InDoubtView(
+        settlement=row.id,
+        batch=row.batch,
+        uetr=row.uetr,
+        state=row.state,
+        decision=row.decision,
+        waits_for=row.waits_for or _WAITS_FOR[row.state],
+        since=since,
+        age_seconds=max(0, int((now - since).total_seconds())),
+        legs={f"{found.leg.number} {found.leg.terms.ledger}": found.leg.state for found in row.legs},
+    )
+
+
+_WAITS_FOR = {
+    SettlementState.PREPARED: "its legs to be authorised and held",
+    SettlementState.COMMITTED: "its legs to be posted",
+    SettlementState.ABORTED: "its holds to be voided",
+}
+
+
+def rate_view(rate: Rate) -> RateView:
+    return RateView(
+        base=rate.base.code,
+        counter=rate.counter.code,
+        rate=show_fraction(rate.value),
+        provider=rate.provider,
+        valid_from=rate.valid_from,
+        valid_until=rate.valid_until,
+    )
+
+
+def statement_file_view(row: StatementFileRow) -> StatementFileView:
+    return StatementFileView(
+        statement=row.id,
+        batch=row.batch_id,
+        participant=row.participant,
+        currency=row.currency,
+        sequence_number=row.sequence_number,
+        entry_count=row.entry_count,
+        file_name=row.file_name,
+        sha256=row.sha256.hex(),
+        created_at=row.created_at,
+    )
+
+
+def reconciliation_view(row: ReconciliationRow) -> ReconciliationView:
+    return ReconciliationView(
+        reconciliation=row.id,
+        batch=row.batch_id,
+        participant=row.participant,
+        currency=row.currency,
+        file_sha256=row.file_sha256.hex(),
+        as_of=row.as_of,
+        lines_ours=row.lines_ours,
+        lines_theirs=row.lines_theirs,
+        matched=row.matched,
+        breaks=[
+            BreakView(
+                number=item.number,
+                type=item.type,
+                side=item.side,
+                our_references=item.our_references,
+                their_references=item.their_references,
+                our_amount_minor=item.our_amount_minor,
+                their_amount_minor=item.their_amount_minor,
+                difference_minor=item.difference_minor,
+                age_days=item.age_days,
+                bucket=item.bucket,
+                sentence=item.sentence,
+            )
+            for item in row.breaks
+        ],
+        run_by=row.run_by,
+        created_at=row.created_at,
+    )
