@@ -9,12 +9,15 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
+from typing import Literal
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
+
+from rich.markup import escape
 
 from kernel.clock import Clock
 from kernel.ids import ParticipantId
@@ -25,7 +28,9 @@ from sandbox.report import Report, money_table
 from sandbox.retail import FIRST, FOURTH, SECOND, THIRD, Vaults, major
 from sandbox.scheme import Scheme
 from sandbox.topology import BRIDGE, BRIDGE_SERVICE, CENTRAL_BANKS, INSTITUTIONS, Institution, ledger_service
+from settlement.client import SettlementClient
 from settlement.contract import AbortReason, BatchView, Decision, LegState, SettlementState, SettlementView
+from settlement.domain.escrow import IN_DOUBT
 from settlement.domain.instructions import Instruction, Priority
 from settlement.iso20022.csv_batch import write_csv
 from settlement.iso20022.pacs009 import write_pacs009
@@ -33,8 +38,8 @@ from wallet.contract import BATCH_ITEMS_MAX, SettlementOrder
 
 CNY, AED = Currency.of("CNY"), Currency.of("AED")
 AGREED_EVERY = 10
-"""Every tenth instruction brings a counter amount that the banks agreed themselves; the others take the bridge's rate."""
-UNCONFIRMED = (4, 17)
+"""Every tenth instruction brings a counter amount that the banks agreed; the others take the bridge's rate."""
+UNCONFIRMED = (5, 17)
 """Places in the pacs.009 batch of payments that the creditor's desk never confirms: its bank will not sign."""
 MISTYPED = 9
 """Place of a payment whose amount has four zeros too many: more than the debtor's vault holds."""
@@ -58,7 +63,7 @@ class CrossBorder:
     ) -> None:
         self._scheme = scheme
         self._report = report
-        self._vaults = vaults
+        self.vaults = vaults
         self._clock = clock
         self._count_pacs009 = instructions * 2 // 3
         self._count_csv = instructions - self._count_pacs009
@@ -71,12 +76,35 @@ class CrossBorder:
         self.files: list[Path] = []
 
     def run(self) -> None:
-        self._report.step(4, "A cross-border batch, payment against payment, through crashes")
+        report = self._report
+        report.step(4, "A cross-border batch, payment against payment, through crashes")
         self._submit()
-        self._order()
-        self._settle()
-        self._check()
-        self._send_again()
+        unconfirmed = {self.settlements[place].uetr for place in UNCONFIRMED}
+        ordered, refused = self._order(self.settlements, unconfirmed=unconfirmed)
+        report.expect(
+            f"the four banks' desks order {ordered:,} legs, each at its own bank "
+            f"(all but {len(UNCONFIRMED)}, which {_name(self.settlements[UNCONFIRMED[0]].creditor)} does not confirm)",
+            expected=0,
+            seen=refused,
+        )
+        began = time.monotonic()
+        is_ended = self._settle(self.batches, CRASHES)
+        report.expect(
+            f"all {len(self.settlements):,} payments have ended, {time.monotonic() - began:.0f} s after the start, "
+            f"both restarts included",
+            expected=True,
+            seen=is_ended,
+        )
+        self.settlements = self._read_settlements(self.batches)
+        self._check(self.settlements)
+        reasons = Counter(item.reason for item in self.settlements if item.reason is not AbortReason.PRESUMED)
+        planted = {AbortReason.AUTHORISATION_REFUSED: len(UNCONFIRMED), AbortReason.LEG_REFUSED: 1}
+        report.expect(
+            f"the {len(UNCONFIRMED)} unconfirmed and the one mistyped payment were refused, each for its own reason",
+            expected=planted,
+            seen={reason: count for reason, count in reasons.items() if reason is not None},
+        )
+        self._send_again([item for item in self.settlements if item.reason is AbortReason.PRESUMED])
 
     # --- the files
 
@@ -89,7 +117,7 @@ class CrossBorder:
         pacs009[MISTYPED] = replace(pacs009[MISTYPED], amount=typed, counter_amount=agreed)
         csv = self._instructions(THIRD, (SECOND, FIRST), AED, CNY, self._count_csv, "C")
         message_id = f"{FIRST.participant}-{self.name}"
-        files = (
+        files: tuple[tuple[Literal["pacs.009", "csv"], Institution, list[Instruction], bytes], ...] = (
             ("pacs.009", FIRST, pacs009, write_pacs009(pacs009, message_id=message_id, created_at=self._clock())),
             ("csv", THIRD, csv, write_csv(csv)),
         )
@@ -102,7 +130,7 @@ class CrossBorder:
             path = self._scheme.home.files / f"batch-{self.name}.{'pacs009.' if suffix == 'xml' else ''}{suffix}"
             path.write_bytes(content)
             self.files.append(path)
-            batch = self._send(sender, content, file_format)
+            batch = self._send(sender.participant, content, file_format)
             self.batches.append(batch)
             currency = instructions[0].amount.currency
             pay = Money(sum(item.amount.amount_minor for item in instructions), currency)
@@ -112,7 +140,7 @@ class CrossBorder:
                 expected=(len(instructions), len(instructions)),
                 seen=(batch.settlement_count, batch.counts[SettlementState.RECEIVED]),
             )
-        self.settlements = self._read_settlements()
+        self.settlements = self._read_settlements(self.batches)
 
     def _instructions(
         self,
@@ -147,20 +175,29 @@ class CrossBorder:
             )
         return made
 
-    def _send(self, sender: Institution, content: bytes, file_format: str) -> BatchView:
-        raise NotImplementedError
+    def _send(self, sender: ParticipantId, content: bytes, file_format: Literal["pacs.009", "csv"]) -> BatchView:
+        """As the institution: its key signs the request."""
+        with self._scheme.bridge_client(self._scheme.keys.institution(sender)) as client:
+            return client.submit_batch(content, file_format=file_format)
+
+    def _bridge(self) -> SettlementClient:
+        """As the bridge's operator, who sees every batch."""
+        return self._scheme.bridge_client(self._scheme.keys.institution(BRIDGE))
+
+    def _read_settlements(self, batches: Sequence[BatchView]) -> list[SettlementView]:
+        with self._bridge() as client:
+            return [item for batch in batches for item in client.settlements(batch.batch)]
 
     # --- the banks' desks
 
-    def _order(self) -> None:
-        """Each bank looks at what it is to pay and get, and orders it at its own wallet service.
+    def _order(self, settlements: Sequence[SettlementView], *, unconfirmed: Container[UUID] = ()) -> tuple[int, int]:
+        """Each bank looks at what it is to pay and get, and orders it at its own wallet service: (ordered, refused).
 
         Only then will that service sign a leg, once, and exactly this one: the bridge can make nobody pay.
         """
-        unconfirmed = {self.settlements[place].uetr for place in UNCONFIRMED}
         orders: dict[ParticipantId, list[SettlementOrder]] = {item.participant: [] for item in INSTITUTIONS}
         valid_until = self._clock() + ORDER_LIFE
-        for settlement in self.settlements:
+        for settlement in settlements:
             first, second = settlement.legs
             for paying, receiving in ((first, second), (second, first)):
                 if paying is second and settlement.uetr in unconfirmed:
@@ -185,9 +222,187 @@ class CrossBorder:
                 for start in range(0, len(mine), BATCH_ITEMS_MAX):
                     results = client.register_settlements(mine[start : start + BATCH_ITEMS_MAX])
                     refused += sum(1 for result in results if result.refusal is not None)
+        return sum(map(len, orders.values())), refused
+
+    # --- settlement, and the crashes
+
+    def _settle(self, batches: Sequence[BatchView], crashes: Sequence[Crash]) -> bool:
+        """Run the batches to their end; each crash happens once its share of the settlements has ended.
+
+        True if everything ended within SECONDS_MAX.
+        """
+        total = sum(batch.settlement_count for batch in batches)
+        waiting = list(crashes)
+        deadline = time.monotonic() + SECONDS_MAX
+        with self._bridge() as client, self._report.progress("settling", total) as show:
+            for batch in batches:
+                client.run_batch(batch.batch)
+            while time.monotonic() < deadline:
+                counts: Counter[SettlementState] = Counter()
+                for batch in batches:
+                    counts.update(client.batch(batch.batch).counts)
+                ended = counts[SettlementState.SETTLED] + counts[SettlementState.CANCELLED]
+                in_doubt = sum(counts[state] for state in IN_DOUBT)
+                show(ended, f"settling, {in_doubt} in doubt")
+                if ended == total:
+                    return True
+                if waiting and in_doubt and ended >= waiting[0].share * total:
+                    self._crash(waiting.pop(0), ended, in_doubt, show)
+                time.sleep(POLL_SECONDS)
+        return False
+
+    def _crash(self, crash: Crash, ended: int, in_doubt: int, show: Callable[[int, str], None]) -> None:
+        processes = self._scheme.processes
+        pid = processes.kill(self._scheme.service(crash.service))
+        show(ended, f"{crash.service} is dead")
+        time.sleep(crash.dead_seconds)
+        began = time.monotonic()
+        self._scheme.restart(crash.service)
         self._report.expect(
-            f"the four banks' desks order their {sum(map(len, orders.values())):,} legs, each at its own bank "
-            f"(all but {len(UNCONFIRMED)}, which {_name(self.settlements[UNCONFIRMED[0]].creditor)} does not confirm)",
-            expected=0,
-            seen=refused,
+            f"SIGKILL to the {crash.title} (pid {pid}) with {ended} payments ended and {in_doubt} under way; "
+            f"started again, it answers after {time.monotonic() - began:.1f} s",
+            expected=True,
+            seen=pid is not None,
         )
+
+    # --- the pair law
+
+    def _check(self, settlements: Sequence[SettlementView]) -> None:
+        report = self._report
+        self._show_outcome(settlements)
+        by_state = Counter(settlement.state for settlement in settlements)
+        settled = {item.uetr for item in settlements if item.state is SettlementState.SETTLED}
+        posted = self._read_statements({item.uetr for item in settlements})
+        both = {uetr for uetr, currencies in posted.currencies_by_uetr.items() if len(currencies) == 2}
+        alone = len(posted.currencies_by_uetr) - len(both)
+        report.expect(
+            f"both central banks' own statements: {len(both):,} payments are posted on both ledgers, {alone} on one "
+            f"alone, {len(settlements) - len(both) - alone:,} on neither (I5)",
+            expected=(0, True),
+            seen=(alone, both == settled),
+        )
+        legs = Counter[str]()
+        for settlement in settlements:
+            if settlement.state is SettlementState.SETTLED:
+                for leg in settlement.legs:
+                    legs[leg.currency] += leg.amount_minor
+        sums = " against ".join(str(Money(posted.sums_minor[code], Currency.of(code))) for code in ("CNY", "AED"))
+        report.expect(
+            f"moved in vaults: {sums}, to the fen what the bridge says it settled",
+            expected=dict(legs),
+            seen=dict(posted.sums_minor),
+        )
+        is_consistent = all(
+            {leg.state for leg in item.legs} == {LegState.POSTED} and item.finality_at is not None
+            if item.state is SettlementState.SETTLED
+            else LegState.POSTED not in {leg.state for leg in item.legs} and item.decision is Decision.ABORT
+            for item in settlements
+        )
+        report.expect(
+            "every settled payment has its finality time in the decision log; no other has a posted leg",
+            expected=True,
+            seen=is_consistent,
+        )
+        report.expect(
+            "nothing is left in doubt",
+            expected=len(settlements),
+            seen=by_state[SettlementState.SETTLED] + by_state[SettlementState.CANCELLED],
+            quiet=True,
+        )
+
+    def _show_outcome(self, settlements: Sequence[SettlementView]) -> None:
+        meaning = {
+            None: "both legs posted",
+            AbortReason.AUTHORISATION_REFUSED: "a bank did not sign its leg",
+            AbortReason.LEG_REFUSED: "a ledger refused to reserve a leg",
+            AbortReason.PRESUMED: "undecided when the bridge died: presumed aborted",
+        }
+        columns = ("outcome", "payments", "why", "in the bridge's words")
+        table = money_table("What became of them", *columns, right=("payments",))
+        groups: dict[AbortReason | None, list[SettlementView]] = {}
+        for settlement in settlements:
+            groups.setdefault(settlement.reason, []).append(settlement)
+        for reason in sorted(groups, key=lambda reason: -len(groups[reason])):
+            found = groups[reason]
+            outcome = "[green]settled[/]" if reason is None else f"[yellow]{reason.value}[/]"
+            words = "" if reason in (None, AbortReason.PRESUMED) else found[0].detail
+            table.add_row(outcome, f"{len(found):,}", meaning.get(reason, ""), escape(words))
+        self._report.table(table)
+
+    def _read_statements(self, uetrs: Container[UUID]) -> Posted:
+        """Every vault's statement on both ledgers, read as the central bank."""
+        currencies: dict[UUID, set[str]] = {}
+        sums: Counter[str] = Counter()
+        for bank in CENTRAL_BANKS:
+            with self._scheme.ledger_client(bank.ledger, self._scheme.keys.operator(bank, 2)) as client:
+                for accounts in self.vaults.values():
+                    for line in client.statement_lines(accounts[bank.ledger]):
+                        # Each posting is in two statements; it is counted where it is a debit.
+                        if line.kind is TransferKind.POST and line.direction == "debit" and line.reference in uetrs:
+                            currencies.setdefault(line.reference, set()).add(bank.currency.code)
+                            sums[bank.currency.code] += line.amount_minor
+        return Posted(currencies, sums)
+
+    # --- once more
+
+    def _send_again(self, cancelled: Sequence[SettlementView]) -> None:
+        """What the crash cancelled is sent again, as new payments: a decision is for ever, an instruction is not."""
+        if not cancelled:
+            return
+        instructions = [
+            Instruction(
+                instruction_id=f"R{item.instruction_id}",
+                end_to_end_id=item.end_to_end_id,
+                uetr=uuid4(),
+                debtor=item.debtor,
+                creditor=item.creditor,
+                amount=Money(item.legs[0].amount_minor, Currency.of(item.legs[0].currency)),
+                counter_currency=Currency.of(item.legs[1].currency),
+                counter_amount=Money(item.legs[1].amount_minor, Currency.of(item.legs[1].currency)),
+                value_date=item.value_date,
+            )
+            for item in cancelled
+        ]
+        by_sender: dict[ParticipantId, list[Instruction]] = {}
+        for instruction in instructions:
+            by_sender.setdefault(instruction.debtor, []).append(instruction)
+        batches = []
+        for sender, own in by_sender.items():
+            path = self._scheme.home.files / f"batch-{self.name}-again-{sender}.csv"
+            path.write_bytes(write_csv(own))
+            self.files.append(path)
+            batches.append(self._send(sender, path.read_bytes(), "csv"))
+        again = self._read_settlements(batches)
+        self._order(again)
+        self._settle(batches, ())
+        again = self._read_settlements(batches)
+        self._report.expect(
+            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs, and settle",
+            expected={SettlementState.SETTLED: len(cancelled)},
+            seen=dict(Counter(item.state for item in again)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """SIGKILL to a service when `share` of the payments have ended, and `dead_seconds` without it."""
+
+    service: str
+    title: str
+    share: float
+    dead_seconds: float
+
+
+CRASHES = (
+    Crash(BRIDGE_SERVICE, "bridge", 0.2, 0.5),
+    Crash(ledger_service("ae-daed"), "AED ledger", 0.6, 0.5),
+)
+
+
+def _at_rate(amount_minor: int, currency: Currency) -> int:
+    """What two treasurers agree: the bridge's rate to one decimal less. Integer arithmetic, rounded down."""
+    return amount_minor * 512 // 1000 if currency == CNY else amount_minor * 1000 // 512
+
+
+def _name(participant: ParticipantId) -> str:
+    return next(item.name for item in INSTITUTIONS if item.participant == participant)

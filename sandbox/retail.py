@@ -303,7 +303,9 @@ class Retail:
 
     def _balances(self) -> None:
         shown = money_table(
-            "Balances, as the ledger has them", "holder", "class", "balance", "spent today", right=("balance", "spent today")
+            "Balances, as the ledger has them",
+            *("holder", "class", "balance", "spent today"),
+            right=("balance", "spent today"),
         )
         seen: dict[str, int] = {}
         for name, holder in self._holders.items():

@@ -28,7 +28,7 @@ _MEDIA_TYPE = {"pacs.009": "application/xml", "csv": "text/csv"}
 
 
 class SettlementClient:
-    """Sync. `signer` holds the key of a registered institution or of the bridge. Raises `kernel.client.ProblemResponse`."""
+    """Sync. `signer` has the key of an institution or of the bridge. Raises `kernel.client.ProblemResponse`."""
 
     def __init__(self, base_url: str, *, signer: RequestSigner | None = None, timeout_seconds: float = 60.0) -> None:
         self._http = ServiceClient(base_url, auth=signer, timeout_seconds=timeout_seconds)

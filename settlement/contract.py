@@ -1,7 +1,7 @@
 """What clients may know of the settlement service: request and response models, refusals and their statuses.
 
-Batches wear `bat_`, settlements `stl_`, statement files `stf_`, reconciliations `rec_`. Amounts are strings of digits in
-minor units, rates exact fractions ("5123/10000"), times RFC 3339 UTC.
+Batches wear `bat_`, settlements `stl_`, statement files `stf_`, reconciliations `rec_`. Amounts are strings of digits
+in minor units, rates exact fractions ("5123/10000"), times RFC 3339 UTC.
 """
 
 from __future__ import annotations

@@ -237,6 +237,9 @@ class Sequencer:
                 self._serve(group)
                 if self.failure is not None:
                     break
+        except BaseException as error:
+            self.failure = f"the sequencer ended: {type(error).__name__}: {error}"
+            log.critical("%s", self.failure, exc_info=error)
         finally:
             self._leave(carried)
 

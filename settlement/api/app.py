@@ -37,8 +37,8 @@ from settlement.usecases.worker import Worker
 
 _DESCRIPTION = """\
 Cross-border settlement: payment versus payment on several ledgers, all legs or none, by decision escrow. Instructions
-come as ISO 20022 pacs.009.001.08 or CSV; statements go out as camt.053.001.08 and are reconciled. Amounts are strings of
-digits in minor units. Requests are signed (RFC 9421) by a registered institution or by the bridge.
+come as ISO 20022 pacs.009.001.08 or CSV; statements go out as camt.053.001.08 and are reconciled. Amounts are strings
+of digits in minor units. Requests are signed (RFC 9421) by a registered institution or by the bridge.
 """
 
 
@@ -155,8 +155,10 @@ def connect_over_http(settings: SettlementSettings, directory: Directory, key: P
     }
 
     def close() -> None:
-        for client in (*ledgers.values(), *institutions.values()):
-            client.close()
+        for ledger in ledgers.values():
+            ledger.close()
+        for institution in institutions.values():
+            institution.close()
 
     islands = {name: NativeIsland(name, client) for name, client in ledgers.items()}
     return Outside(islands, HttpAuthoriser(institutions), close)

@@ -9,9 +9,9 @@ The protocol (architecture.md section 4); the numbers recur at each block of set
 4. publish only the decided secret: post (or void) every hold with it;
 5. recovery re-reads the log and repeats 4.
 
-No clock decides anything. Unknown outcomes decide nothing either: they are retried. Why nothing splits: a hold is posted
-only with the commit secret and voided only with the abort secret; of the two, at most one ever leaves the database,
-after its decision, and the log holds at most one decision a settlement.
+No clock decides anything. Unknown outcomes decide nothing either: they are retried. Why nothing splits: a hold is
+posted only with the commit secret and voided only with the abort secret; of the two, at most one ever leaves the
+database, after its decision, and the log holds at most one decision a settlement.
 """
 
 from __future__ import annotations

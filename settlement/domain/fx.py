@@ -26,7 +26,7 @@ _RATE = re.compile(r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """`value` major units of `counter` for one of `base`, from `valid_from` (inclusive) to `valid_until` (exclusive)."""
+    """`value` major units of `counter` for one of `base`, from `valid_from` (inclusive) to `valid_until`."""
 
     base: Currency
     counter: Currency
@@ -81,7 +81,7 @@ def find_rate(
 
 
 def quote(amount: Money, rate: Rate, *, receiver: ParticipantId | None) -> Quote | SettlementRefusal:
-    """What `receiver` (the debtor of the first leg) gets for `amount` at `rate`. Refuses: counter-amount-out-of-range."""
+    """What `receiver` (the first leg's debtor) gets for `amount` at `rate`. Refuses: counter-amount-out-of-range."""
     exact = Fraction(amount.amount_minor) * rate.value * Fraction(10**rate.counter.exponent, 10**rate.base.exponent)
     down = exact.numerator // exact.denominator
     counter_minor = down + 1 if receiver == rate.provider and down != exact else down

@@ -92,7 +92,7 @@ def _judged(order: HoldOrder, result: object) -> AuthorisationOutcome:
 
 
 def check_authorisation(order: HoldOrder, token: str) -> Authorised | Refused:
-    """Is this a signed instruction of exactly the ordered terms? The ledger verifies the signature; we read the content.
+    """Is this an instruction of exactly the ordered terms? The ledger verifies the signature; we read the content.
 
     Were it not read here, an institution could sign other hashes or a smaller amount, the ledger would hold that, and
     the engine would count it as the leg.

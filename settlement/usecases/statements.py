@@ -120,8 +120,8 @@ def ledger_statement(
 ) -> Statement:
     """A ledger's own statement of an account, with whatever signer the client has (the account's participant's).
 
-    Only lines that move the posted balance become entries: a hold, a void, an expiry moves nothing. `references` (UETRs)
-    and `since` choose some of the lines; the balances then are the chosen lines' own, opening with zero.
+    Only lines that move the posted balance become entries: a hold, a void, an expiry moves nothing. `since` begins at a
+    time; `references` (UETRs) choose some lines, whose statement then opens with zero.
     """
     view = client.get_account(account)
     currency = Currency.of(view.currency)

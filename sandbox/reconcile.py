@@ -1,0 +1,159 @@
+"""Step 5 of the demo: both ledgers' statements as camt.053; a counterparty's copy that errs; every error found, no other.
+
+The bridge holds its own record of each batch against a statement that somebody sends it. First the ledger's own
+statement, which must agree line by line; then a copy in which four lines were spoilt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from uuid import uuid4
+
+from kernel import ids
+from kernel.clock import Clock
+from kernel.money import Currency, Money, format_minor
+from sandbox.cross_border import CrossBorder
+from sandbox.report import Report, money_table
+from sandbox.retail import FIRST, THIRD
+from sandbox.scheme import Scheme
+from sandbox.topology import CENTRAL_BANKS, CentralBank, Institution
+from settlement.contract import BatchView, BreakView
+from settlement.domain.reconciliation import BreakType
+from settlement.domain.statements import Statement, StatementEntry, reference_of
+from settlement.iso20022.camt053 import read_camt053
+from settlement.usecases.statements import camt053_bytes, ledger_statement
+
+WRONG_BY_MINOR = 90_00
+"""What the counterparty's clerk adds to one amount."""
+
+Break = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""Type, our references, their references: what a break is recognised by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """A counterparty's copy of a statement, and what reconciliation must find in it."""
+
+    statement: Statement
+    breaks: frozenset[Break]
+
+
+def reconcile(scheme: Scheme, report: Report, crossing: CrossBorder, *, clock: Clock) -> None:
+    report.step(5, "Statements as camt.053, and reconciliation with a counterparty that errs")
+    cases = zip(CENTRAL_BANKS, (FIRST, THIRD), crossing.batches, strict=True)
+    for bank, institution, batch in cases:
+        _reconcile_account(scheme, report, crossing, bank, institution, batch, clock=clock)
+
+
+def _reconcile_account(
+    scheme: Scheme,
+    report: Report,
+    crossing: CrossBorder,
+    bank: CentralBank,
+    institution: Institution,
+    batch: BatchView,
+    *,
+    clock: Clock,
+) -> None:
+    currency = bank.currency
+    uetrs = {item.uetr for item in crossing.settlements if item.batch == batch.batch}
+    key = scheme.keys.institution(institution.participant)
+    account = crossing.vaults[institution.participant][bank.ledger]
+    with scheme.ledger_client(bank.ledger, key) as client:
+        statement = ledger_statement(
+            client,
+            account,
+            statement_id=f"{currency.code}-{crossing.name}",
+            sequence_number=1,
+            created_at=clock(),
+            references=uetrs,
+        )
+    path = scheme.home.files / f"statement-{crossing.name}-{currency.code}.camt053.xml"
+    path.write_bytes(camt053_bytes(statement))
+    report.say(
+        f"[bold]{currency}[/]: files/{path.name}, the statement that the ledger {bank.ledger} gives {institution.name} "
+        f"of its vault {ids.show_account(account)} for this batch: {len(statement.entries):,} lines"
+    )
+    read = read_camt053(path)
+    report.expect(
+        "the file is valid against the ISO 20022 schema, and its sums add up",
+        expected=((), ()),
+        seen=(read.problems, read.findings),
+    )
+    if read.statement is None:
+        return
+    planted = plant(read.statement)
+    copy = scheme.home.files / f"statement-{crossing.name}-{currency.code}-counterparty.camt053.xml"
+    copy.write_bytes(camt053_bytes(planted.statement))
+    with scheme.bridge_client(key) as bridge:
+        members = {"batch": batch.batch, "participant": institution.participant, "currency": currency.code}
+        clean = bridge.reconcile(path.read_bytes(), **members)
+        report.expect(
+            f"the bridge's record and the ledger's statement agree: {clean.matched:,} of {clean.lines_ours:,} lines "
+            f"match, no breaks",
+            expected=(len(statement.entries), len(statement.entries), []),
+            seen=(clean.lines_ours, clean.matched, [item.sentence for item in clean.breaks]),
+        )
+        found = bridge.reconcile(copy.read_bytes(), **members)
+    report.table(break_table(f"Breaks against files/{copy.name}", found.breaks, currency))
+    report.expect(
+        f"the counterparty's copy with 4 planted errors: {found.matched:,} lines match, and exactly the 4 are found",
+        expected=planted.breaks,
+        seen=frozenset(_recognised(item) for item in found.breaks),
+    )
+    report.expect("each break once", expected=len(planted.breaks), seen=len(found.breaks), quiet=True)
+
+
+def plant(statement: Statement) -> Planted:
+    """The same statement as a careless counterparty would send it.
+
+    One line of ours is lacking, one amount is wrong, one line is there twice, one line is of nobody's making.
+    """
+    lines = list(statement.entries)
+    lacking, wrong, doubled = lines[len(lines) // 4], lines[len(lines) // 2], lines[3 * len(lines) // 4]
+    currency = statement.currency
+    spoilt = replace(wrong, amount=Money(wrong.amount.amount_minor + WRONG_BY_MINOR, currency))
+    again = replace(doubled, reference=reference_of(ids.new_uuid7()))
+    largest = max(line.amount.amount_minor for line in lines)
+    stranger = StatementEntry(
+        reference=reference_of(ids.new_uuid7()),
+        end_to_end_id=None,
+        uetr=uuid4(),
+        # An amount of its own, so that it cannot be taken for the line that is lacking.
+        amount=Money(largest + 777_77, currency),
+        direction=lacking.direction,
+        booked_at=lines[-1].booked_at,
+        value_date=lines[-1].value_date,
+    )
+    copied: list[StatementEntry] = []
+    for line in lines:
+        if line is lacking:
+            continue
+        copied.append(spoilt if line is wrong else line)
+        if line is doubled:
+            copied.append(again)
+    copied.append(stranger)
+    breaks: frozenset[Break] = frozenset(
+        {
+            (BreakType.MISSING_AT_COUNTERPARTY.value, (lacking.reference,), ()),
+            (BreakType.AMOUNT.value, (wrong.reference,), (spoilt.reference,)),
+            (BreakType.DUPLICATE.value, (doubled.reference,), (again.reference,)),
+            (BreakType.MISSING_IN_OURS.value, (), (stranger.reference,)),
+        }
+    )
+    return Planted(statement.with_entries(copied), breaks)
+
+
+def break_table(title: str, breaks: Sequence[BreakView], currency: Currency) -> object:
+    columns = ("break", "ours", "theirs", "theirs - ours", "in words")
+    table = money_table(title, *columns, right=columns[1:4])
+    for item in breaks:
+        amounts = (item.our_amount_minor, item.their_amount_minor, item.difference_minor)
+        cells = ["" if amount is None else format_minor(amount, currency) for amount in amounts]
+        table.add_row(f"[yellow]{item.type}[/]", *cells, item.sentence)
+    return table
+
+
+def _recognised(item: BreakView) -> Break:
+    return item.type, tuple(item.our_references), tuple(item.their_references)
