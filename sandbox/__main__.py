@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,7 @@ from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto.keys import KeyRefused
 from kernel.postgres import EmbeddedPostgresError
 from sandbox.processes import Processes, SandboxBusy, ServiceFailed, locked
-from sandbox.topology import DIRECTORY_VARIABLE, Home, make_directory
+from sandbox.topology import DIRECTORY_VARIABLE, Home
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,7 +31,9 @@ Start with `jiaozi demo`: it runs the main job from end to end, checks every ste
 `jiaozi up` leaves the same scheme running for you; `jiaozi down` stops it; `jiaozi reset` removes its data.
 """,
 )
-console = Console(highlight=False)
+WIDTH_IN_FILES = 112
+"""Columns of what is written to a file or a pipe; a terminal has its own."""
+console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH_IN_FILES)
 errors = Console(stderr=True, highlight=False)
 
 DirOption = Annotated[
@@ -70,6 +74,7 @@ def demo(
     from sandbox.scheme import Scheme
 
     home = _home(directory)
+    _end_on_sigterm()
     with locked(home):
         scheme = Scheme(home, port_first=port)
         was_up = scheme.is_up()
@@ -88,10 +93,17 @@ def up(directory: DirOption = None, port: PortOption = None) -> None:
     from sandbox.scheme import Scheme
 
     home = _home(directory)
+    _end_on_sigterm()
     with locked(home):
         scheme = Scheme(home, port_first=port)
-        with console.status("starting") as status:
-            started = scheme.up(lambda text: status.update(text))
+        was_running = bool(scheme.processes.pids())
+        try:
+            with console.status("starting") as status:
+                started = scheme.up(lambda text: status.update(text))
+        except BaseException:
+            if not was_running:  # no half of a scheme is left behind
+                scheme.down()
+            raise
     console.print("The scheme is up." if started else "The scheme was up already.")
     _print_status(home)
     console.print("Stop it with [bold]jiaozi down[/]; its data stays. `jiaozi reset` removes the data.")
@@ -144,9 +156,19 @@ def status(directory: DirOption = None) -> None:
 
 
 def _home(directory: Path | None) -> Home:
+    """A directory that can be locked. Raises DirectoryRefused if it holds other things."""
     home = Home.at(directory)
-    make_directory(home.path)
+    home.claim()
     return home
+
+
+def _end_on_sigterm() -> None:
+    """SIGTERM ends a command like Ctrl-C: what it started is stopped on the way out."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _print_status(home: Home) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -21,10 +21,10 @@ from rich.markup import escape
 
 from kernel.clock import Clock
 from kernel.ids import ParticipantId
-from kernel.money import Currency, Money
+from kernel.money import Currency, Money, format_minor
 from ledger.contract import TransferKind
 from sandbox.bridge import RATE, RATE_BASE, RATE_COUNTER
-from sandbox.report import Report, money_table
+from sandbox.report import Report, make_table
 from sandbox.retail import FIRST, FOURTH, SECOND, THIRD, Vaults, major
 from sandbox.scheme import Scheme
 from sandbox.topology import BRIDGE, BRIDGE_SERVICE, CENTRAL_BANKS, INSTITUTIONS, Institution, ledger_service
@@ -42,7 +42,7 @@ AGREED_EVERY = 10
 UNCONFIRMED = (5, 17)
 """Places in the pacs.009 batch of payments that the creditor's desk never confirms: its bank will not sign."""
 MISTYPED = 9
-"""Place of a payment whose amount has four zeros too many: more than the debtor's vault holds."""
+"""Place of a payment whose amount has so many zeros too many that the debtor's vault cannot pay it."""
 SECONDS_MAX = 90.0
 """For the whole batch, restarts included; it takes some fifteen."""
 ORDER_LIFE = timedelta(hours=12)
@@ -58,9 +58,7 @@ class Posted:
 
 
 class CrossBorder:
-    def __init__(
-        self, scheme: Scheme, report: Report, vaults: Vaults, *, instructions: int, clock: Clock
-    ) -> None:
+    def __init__(self, scheme: Scheme, report: Report, vaults: Vaults, *, instructions: int, clock: Clock) -> None:
         self._scheme = scheme
         self._report = report
         self.vaults = vaults
@@ -78,12 +76,23 @@ class CrossBorder:
     def run(self) -> None:
         report = self._report
         report.step(4, "A cross-border batch, payment against payment, through crashes")
+        report.say(
+            "Each payment has two legs, one on each ledger. Both are reserved under the paying banks' own signatures; "
+            "then one row in the bridge's decision log is finality; then both are posted, or both are released."
+        )
         self._submit()
         unconfirmed = {self.settlements[place].uetr for place in UNCONFIRMED}
+        mistyped = self.settlements[MISTYPED].uetr
+        report.say(
+            f"Planted: {self.settlements[MISTYPED].instruction_id} pays "
+            f"{Money(self.settlements[MISTYPED].legs[0].amount_minor, CNY)}, a mistyped amount that the bank does not "
+            f"have; and {len(UNCONFIRMED)} payments that their receiver's desk does not confirm."
+        )
+        before = self._balances()
         ordered, refused = self._order(self.settlements, unconfirmed=unconfirmed)
         report.expect(
-            f"the four banks' desks order {ordered:,} legs, each at its own bank "
-            f"(all but {len(UNCONFIRMED)}, which {_name(self.settlements[UNCONFIRMED[0]].creditor)} does not confirm)",
+            f"the four banks' desks check what they pay against what they get, and order {ordered:,} of "
+            f"{2 * len(self.settlements):,} legs at their own wallet services; no other leg will be signed",
             expected=0,
             seen=refused,
         )
@@ -96,25 +105,34 @@ class CrossBorder:
             seen=is_ended,
         )
         self.settlements = self._read_settlements(self.batches)
-        self._check(self.settlements)
-        reasons = Counter(item.reason for item in self.settlements if item.reason is not AbortReason.PRESUMED)
-        planted = {AbortReason.AUTHORISATION_REFUSED: len(UNCONFIRMED), AbortReason.LEG_REFUSED: 1}
+        self._show_outcome(self.settlements)
+        self._check_pairs(self.settlements)
+        self._check_net_positions(before)
+        own_reason = dict.fromkeys(unconfirmed, AbortReason.AUTHORISATION_REFUSED) | {mistyped: AbortReason.LEG_REFUSED}
+        # One that the crash caught first has no reason of its own; that is as it should be.
+        otherwise = {
+            item.instruction_id: item.reason
+            for item in self.settlements
+            if item.uetr in own_reason and item.reason not in (own_reason[item.uetr], AbortReason.PRESUMED)
+        }
         report.expect(
-            f"the {len(UNCONFIRMED)} unconfirmed and the one mistyped payment were refused, each for its own reason",
-            expected=planted,
-            seen={reason: count for reason, count in reasons.items() if reason is not None},
+            "the unconfirmed payments and the mistyped one moved nothing, each for its own reason",
+            expected={},
+            seen=otherwise,
         )
-        self._send_again([item for item in self.settlements if item.reason is AbortReason.PRESUMED])
+        caught = [item for item in self.settlements if item.reason is AbortReason.PRESUMED]
+        self._send_again([item for item in caught if item.uetr not in own_reason])
 
     # --- the files
 
     def _submit(self) -> None:
         """Both files are written first, for people to look at; then sent as they are."""
         pacs009 = self._instructions(FIRST, (THIRD, FOURTH), CNY, AED, self._count_pacs009, "P")
-        plain = pacs009[MISTYPED].amount
-        typed = Money(plain.amount_minor * 10_000, CNY)
+        typed_minor = pacs009[MISTYPED].amount.amount_minor
+        while typed_minor <= self._balances()[FIRST.participant][CNY.code]:
+            typed_minor *= 10
         agreed = major("1281.00", AED)
-        pacs009[MISTYPED] = replace(pacs009[MISTYPED], amount=typed, counter_amount=agreed)
+        pacs009[MISTYPED] = replace(pacs009[MISTYPED], amount=Money(typed_minor, CNY), counter_amount=agreed)
         csv = self._instructions(THIRD, (SECOND, FIRST), AED, CNY, self._count_csv, "C")
         message_id = f"{FIRST.participant}-{self.name}"
         files: tuple[tuple[Literal["pacs.009", "csv"], Institution, list[Instruction], bytes], ...] = (
@@ -122,8 +140,8 @@ class CrossBorder:
             ("csv", THIRD, csv, write_csv(csv)),
         )
         self._report.say(
-            f"rate of the bridge: {RATE_BASE} 1 = {RATE_COUNTER} {RATE}; every {AGREED_EVERY}th instruction brings "
-            f"an amount that the banks agreed themselves"
+            f"The bridge quotes {RATE_BASE} 1 = {RATE_COUNTER} {RATE}; every {AGREED_EVERY}th instruction brings an "
+            f"amount that the two banks agreed themselves."
         )
         for file_format, sender, instructions, content in files:
             suffix = "xml" if file_format == "pacs.009" else "csv"
@@ -259,17 +277,16 @@ class CrossBorder:
         began = time.monotonic()
         self._scheme.restart(crash.service)
         self._report.expect(
-            f"SIGKILL to the {crash.title} (pid {pid}) with {ended} payments ended and {in_doubt} under way; "
-            f"started again, it answers after {time.monotonic() - began:.1f} s",
+            f"SIGKILL to the {crash.title} (pid {pid}): {ended} payments had ended, {in_doubt} were under way; started "
+            f"again, it answers after {time.monotonic() - began:.1f} s",
             expected=True,
             seen=pid is not None,
         )
 
     # --- the pair law
 
-    def _check(self, settlements: Sequence[SettlementView]) -> None:
+    def _check_pairs(self, settlements: Sequence[SettlementView], *, quiet: bool = False) -> None:
         report = self._report
-        self._show_outcome(settlements)
         by_state = Counter(settlement.state for settlement in settlements)
         settled = {item.uetr for item in settlements if item.state is SettlementState.SETTLED}
         posted = self._read_statements({item.uetr for item in settlements})
@@ -280,6 +297,7 @@ class CrossBorder:
             f"alone, {len(settlements) - len(both) - alone:,} on neither (I5)",
             expected=(0, True),
             seen=(alone, both == settled),
+            quiet=quiet,
         )
         legs = Counter[str]()
         for settlement in settlements:
@@ -291,6 +309,7 @@ class CrossBorder:
             f"moved in vaults: {sums}, to the fen what the bridge says it settled",
             expected=dict(legs),
             seen=dict(posted.sums_minor),
+            quiet=quiet,
         )
         is_consistent = all(
             {leg.state for leg in item.legs} == {LegState.POSTED} and item.finality_at is not None
@@ -302,6 +321,7 @@ class CrossBorder:
             "every settled payment has its finality time in the decision log; no other has a posted leg",
             expected=True,
             seen=is_consistent,
+            quiet=quiet,
         )
         report.expect(
             "nothing is left in doubt",
@@ -309,6 +329,40 @@ class CrossBorder:
             seen=by_state[SettlementState.SETTLED] + by_state[SettlementState.CANCELLED],
             quiet=True,
         )
+
+    def _check_net_positions(self, before: Mapping[ParticipantId, Mapping[str, int]]) -> None:
+        """Each bank's vault moved by the sum of its settled legs, in both currencies, and by nothing else."""
+        net = {participant: Counter[str]({"CNY": 0, "AED": 0}) for participant in before}
+        for settlement in self.settlements:
+            if settlement.state is SettlementState.SETTLED:
+                for leg in settlement.legs:
+                    net[leg.payer][leg.currency] -= leg.amount_minor
+                    net[leg.payee][leg.currency] += leg.amount_minor
+        after = self._balances()
+        table = make_table("bank", "CNY", "AED", right=("CNY", "AED"))
+        for institution in INSTITUTIONS:
+            own = net[institution.participant]
+            cells = [format_minor(own[currency.code], currency) for currency in (CNY, AED)]
+            table.add_row(institution.name, *cells)
+        self._report.table(table, "Net positions of the batch, as the bridge has them")
+        moved = {
+            participant: {code: after[participant][code] - amount for code, amount in balances.items()}
+            for participant, balances in before.items()
+        }
+        self._report.expect(
+            "every bank's vaults on both ledgers moved by exactly this",
+            expected={participant: dict(sums) for participant, sums in net.items()},
+            seen=moved,
+        )
+
+    def _balances(self) -> dict[ParticipantId, dict[str, int]]:
+        """Each institution's vault balance by currency, as each central bank has it."""
+        found: dict[ParticipantId, dict[str, int]] = {participant: {} for participant in self.vaults}
+        for bank in CENTRAL_BANKS:
+            with self._scheme.ledger_client(bank.ledger, self._scheme.keys.operator(bank, 2)) as client:
+                for participant, accounts in self.vaults.items():
+                    found[participant][bank.currency.code] = client.get_account(accounts[bank.ledger]).balance_minor
+        return found
 
     def _show_outcome(self, settlements: Sequence[SettlementView]) -> None:
         meaning = {
@@ -318,7 +372,7 @@ class CrossBorder:
             AbortReason.PRESUMED: "undecided when the bridge died: presumed aborted",
         }
         columns = ("outcome", "payments", "why", "in the bridge's words")
-        table = money_table("What became of them", *columns, right=("payments",))
+        table = make_table(*columns, right=("payments",), whole=("outcome",))
         groups: dict[AbortReason | None, list[SettlementView]] = {}
         for settlement in settlements:
             groups.setdefault(settlement.reason, []).append(settlement)
@@ -327,7 +381,7 @@ class CrossBorder:
             outcome = "[green]settled[/]" if reason is None else f"[yellow]{reason.value}[/]"
             words = "" if reason in (None, AbortReason.PRESUMED) else found[0].detail
             table.add_row(outcome, f"{len(found):,}", meaning.get(reason, ""), escape(words))
-        self._report.table(table)
+        self._report.table(table, "What became of them")
 
     def _read_statements(self, uetrs: Container[UUID]) -> Posted:
         """Every vault's statement on both ledgers, read as the central bank."""
@@ -337,9 +391,12 @@ class CrossBorder:
             with self._scheme.ledger_client(bank.ledger, self._scheme.keys.operator(bank, 2)) as client:
                 for accounts in self.vaults.values():
                     for line in client.statement_lines(accounts[bank.ledger]):
+                        uetr = line.reference
                         # Each posting is in two statements; it is counted where it is a debit.
-                        if line.kind is TransferKind.POST and line.direction == "debit" and line.reference in uetrs:
-                            currencies.setdefault(line.reference, set()).add(bank.currency.code)
+                        if line.kind is not TransferKind.POST or line.direction != "debit" or uetr is None:
+                            continue
+                        if uetr in uetrs:
+                            currencies.setdefault(uetr, set()).add(bank.currency.code)
                             sums[bank.currency.code] += line.amount_minor
         return Posted(currencies, sums)
 
@@ -348,6 +405,7 @@ class CrossBorder:
     def _send_again(self, cancelled: Sequence[SettlementView]) -> None:
         """What the crash cancelled is sent again, as new payments: a decision is for ever, an instruction is not."""
         if not cancelled:
+            self._report.say("The crash caught no payment undecided: nothing has to be sent again.")
             return
         instructions = [
             Instruction(
@@ -377,10 +435,11 @@ class CrossBorder:
         self._settle(batches, ())
         again = self._read_settlements(batches)
         self._report.expect(
-            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs, and settle",
+            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs, and settle on both ledgers",
             expected={SettlementState.SETTLED: len(cancelled)},
             seen=dict(Counter(item.state for item in again)),
         )
+        self._check_pairs(again, quiet=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +461,3 @@ CRASHES = (
 def _at_rate(amount_minor: int, currency: Currency) -> int:
     """What two treasurers agree: the bridge's rate to one decimal less. Integer arithmetic, rounded down."""
     return amount_minor * 512 // 1000 if currency == CNY else amount_minor * 1000 // 512
-
-
-def _name(participant: ParticipantId) -> str:
-    return next(item.name for item in INSTITUTIONS if item.participant == participant)

@@ -17,6 +17,7 @@ import time
 from rich.console import Console
 from rich.markup import escape
 
+from kernel import ids
 from kernel.clock import Clock, system_clock
 from kernel.money import Currency, format_minor
 from ledger.contract import SupplyView
@@ -25,9 +26,9 @@ from ledger.verifier.verify import verify_database
 from sandbox import retail
 from sandbox.cross_border import CrossBorder
 from sandbox.reconcile import reconcile
-from sandbox.report import Failure, Report, money_table
+from sandbox.report import Failure, Report, make_table
 from sandbox.scheme import Scheme
-from sandbox.topology import BRIDGE_NAME, BRIDGE_SERVICE, CENTRAL_BANKS, INSTITUTIONS, ledger_service
+from sandbox.topology import BRIDGE, BRIDGE_NAME, BRIDGE_SERVICE, CENTRAL_BANKS, INSTITUTIONS, ledger_service
 
 
 class Demo:
@@ -43,8 +44,9 @@ class Demo:
         began = time.monotonic()
         scheme, report = self._scheme, self._report
         self._console.print(
-            "[bold]Jiaozi[/]: issue, pay, settle across a border, reconcile.  "
-            "[dim]Every line with a ✓ was checked; nothing is simulated but the banks' deposits.[/]"
+            "[bold]Jiaozi[/]: issue, pay, settle across a border, reconcile.\n"
+            "[dim]Every line with a ✓ was checked. Processes, signatures and databases are real; names, bank deposits "
+            "and the exchange rate are made up.[/]"
         )
         self._bring_up()
         vaults = scheme.vaults()
@@ -54,7 +56,7 @@ class Demo:
         crossing.run()
         reconcile(scheme, report, crossing, clock=self._clock)
         self._prove()
-        self._close(time.monotonic() - began, keep=keep)
+        self._close(time.monotonic() - began, crossing, keep=keep)
         return report.failures
 
     # --- step 1
@@ -66,8 +68,7 @@ class Demo:
         with self._console.status("starting") as status:
             started = self._scheme.up(lambda text: status.update(escape(text)))
         seconds = time.monotonic() - began
-        table = money_table("", "who", "service", "currency", "address")
-        table.title = None
+        table = make_table("who", "service", "currency", "address", whole=("who", "service", "address"))
         for bank in CENTRAL_BANKS:
             name = ledger_service(bank.ledger)
             table.add_row(bank.title, f"ledger {bank.ledger}", bank.currency.code, self._scheme.url(name))
@@ -76,7 +77,7 @@ class Demo:
             table.add_row(
                 f"{item.name} ({item.participant})", "wallet service", currency, self._scheme.url(item.service)
             )
-        table.add_row(BRIDGE_NAME, "settlement service", "CNY / AED", self._scheme.url(BRIDGE_SERVICE))
+        table.add_row(BRIDGE_NAME, "settlement", "CNY / AED", self._scheme.url(BRIDGE_SERVICE))
         report.table(table)
         what = f"in {seconds:.0f} s" if started else "they were up already"
         report.expect(
@@ -107,22 +108,18 @@ class Demo:
             # The head that the ledger shows to everybody: a journal whose end was cut off cannot contain it.
             proof = verify_database(self._scheme.database_url(name), anchor=(head.number, head.hash))
             found.append((supply, proof))
-        table = money_table("", "amounts in major units", *(supply.currency for supply, _ in found))
-        table.title = None
-        for column in table.columns[1:]:
-            column.justify = "right"
+        currencies = tuple(supply.currency for supply, _ in found)
+        table = make_table("by replay", *currencies, right=currencies)
         rows = ("issued", "redeemed", "circulation", "vaults", "wallets", "held")
         titles = {
             "redeemed": "- redeemed",
             "circulation": "= in circulation",
-            "vaults": "= in institutions' vaults",
-            "wallets": "+ in holders' wallets",
-            "held": "  (of these reserved by holds)",
+            "vaults": "  in institutions' vaults",
+            "wallets": "  in holders' wallets",
+            "held": "  of these reserved by holds",
         }
         for row in rows:
-            cells = [
-                format_minor(getattr(proof.supply, row), Currency.of(supply.currency)) for supply, proof in found
-            ]
+            cells = [format_minor(getattr(proof.supply, row), Currency.of(supply.currency)) for supply, proof in found]
             table.add_row(titles.get(row, row), *cells)
         report.table(table)
         for bank, (supply, proof) in zip(CENTRAL_BANKS, found, strict=True):
@@ -154,30 +151,39 @@ class Demo:
 
     # --- the end
 
-    def _close(self, seconds: float, *, keep: bool) -> None:
-        report, home = self._report, self._scheme.home
-        self._console.print()
-        self._console.rule("[bold]Where everything is[/]", align="left", style="dim")
-        table = money_table("", "service", "API docs", "log")
-        table.title = None
-        for service in self._scheme.services:
+    def _close(self, seconds: float, crossing: CrossBorder, *, keep: bool) -> None:
+        report, home, scheme = self._report, self._scheme.home, self._scheme
+        console = self._console
+        console.print()
+        console.rule("[bold]Where everything is[/]", align="left", style="dim")
+        table = make_table("service", "API docs", "log", whole=("service", "API docs", "log"))
+        for service in scheme.services:
             table.add_row(service.name, f"{service.url}/docs", str(service.log_file.relative_to(home.path)))
-        self._console.print(table)
-        self._console.print(f"  files: {home.path}", soft_wrap=True, highlight=False)
-        for path in sorted(home.files.iterdir()):
-            self._console.print(f"    files/{path.name}  [dim]{path.stat().st_size:,} bytes[/]", soft_wrap=True)
-        self._console.print()
+        console.print(table)
+        console.print(f"\n  In {home.path}:", soft_wrap=True)
+        for path in sorted(home.files.glob(f"*{crossing.name}*")):
+            console.print(f"    files/{path.name}  [dim]{path.stat().st_size:,} bytes[/]", soft_wrap=True)
+        console.print("    keys/*.pem  [dim]every key of the scheme, to act as anybody[/]")
+        console.print()
         if keep:
             report.say("The services keep running. Stop them with [bold]jiaozi down[/].")
         else:
-            report.say(
-                "The services are stopped now. [bold]jiaozi up[/] brings them back with these data, to look around; "
-                "[bold]jiaozi reset[/] removes the data."
-            )
-        self._console.print()
+            report.say("The services are stopped now. [bold]jiaozi up[/] brings them back with these data. Then:")
+        ledger = ledger_service(CENTRAL_BANKS[0].ledger)
+        vault = ids.show_account(crossing.vaults[INSTITUTIONS[0].participant][CENTRAL_BANKS[0].ledger])
+        auditor = scheme.keys.operator_path(CENTRAL_BANKS[0], 2)
+        batch = ids.show("bat", crossing.batches[0].batch)
+        for command in (
+            f"jiaozi-ledger supply --url {scheme.url(ledger)}",
+            f"jiaozi-ledger balance {vault} --url {scheme.url(ledger)} --key {auditor}",
+            f"jiaozi-settlement status {batch} --url {scheme.url(BRIDGE_SERVICE)} --client-key {scheme.keys.path(BRIDGE)}",
+        ):
+            console.print(f"    {command}", soft_wrap=True)
+        report.say("[bold]jiaozi reset[/] removes all data.")
+        console.print()
         if report.failures:
-            self._console.print(f"[bold red]{len(report.failures)} of {report.checked} checks FAILED[/]:")
+            console.print(f"[bold red]{len(report.failures)} of {report.checked} checks FAILED[/]:")
             for failure in report.failures:
-                self._console.print(f"  [red]✗[/] {failure.what}")
+                console.print(f"  [red]✗[/] {failure.what}")
         else:
-            self._console.print(f"[bold green]All {report.checked} checks held[/], in {seconds:.0f} s.")
+            console.print(f"[bold green]All {report.checked} checks held[/], in {seconds:.0f} s.")

@@ -1,4 +1,4 @@
-"""Step 5 of the demo: both ledgers' statements as camt.053; a counterparty's copy that errs; every error found, no other.
+"""Step 5 of the demo: both ledgers' statements as camt.053; a counterparty's copy that errs; each error found.
 
 The bridge holds its own record of each batch against a statement that somebody sends it. First the ledger's own
 statement, which must agree line by line; then a copy in which four lines were spoilt.
@@ -6,19 +6,22 @@ statement, which must agree line by line; then a copy in which four lines were s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from uuid import uuid4
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from rich.table import Table
 
 from kernel import ids
 from kernel.clock import Clock
 from kernel.money import Currency, Money, format_minor
 from sandbox.cross_border import CrossBorder
-from sandbox.report import Report, money_table
+from sandbox.report import Report, make_table
 from sandbox.retail import FIRST, THIRD
 from sandbox.scheme import Scheme
 from sandbox.topology import CENTRAL_BANKS, CentralBank, Institution
-from settlement.contract import BatchView, BreakView
+from settlement.contract import BatchView, BreakView, ReconciliationView
 from settlement.domain.reconciliation import BreakType
 from settlement.domain.statements import Statement, StatementEntry, reference_of
 from settlement.iso20022.camt053 import read_camt053
@@ -72,8 +75,8 @@ def _reconcile_account(
     path = scheme.home.files / f"statement-{crossing.name}-{currency.code}.camt053.xml"
     path.write_bytes(camt053_bytes(statement))
     report.say(
-        f"[bold]{currency}[/]: files/{path.name}, the statement that the ledger {bank.ledger} gives {institution.name} "
-        f"of its vault {ids.show_account(account)} for this batch: {len(statement.entries):,} lines"
+        f"[bold]{currency}[/]: the ledger {bank.ledger} gives {institution.name} the statement of its vault "
+        f"{ids.show_account(account)} for this batch, {len(statement.entries):,} lines: files/{path.name}"
     )
     read = read_camt053(path)
     report.expect(
@@ -83,20 +86,31 @@ def _reconcile_account(
     )
     if read.statement is None:
         return
-    planted = plant(read.statement)
+    our_reference: dict[UUID | None, str] = {
+        item.uetr: reference_of(leg.hold)
+        for item in crossing.settlements
+        for leg in item.legs
+        if leg.currency == currency.code
+    }
+    planted = plant(read.statement, our_reference)
     copy = scheme.home.files / f"statement-{crossing.name}-{currency.code}-counterparty.camt053.xml"
     copy.write_bytes(camt053_bytes(planted.statement))
     with scheme.bridge_client(key) as bridge:
-        members = {"batch": batch.batch, "participant": institution.participant, "currency": currency.code}
-        clean = bridge.reconcile(path.read_bytes(), **members)
+
+        def compared(file: Path) -> ReconciliationView:
+            return bridge.reconcile(
+                file.read_bytes(), batch=batch.batch, participant=institution.participant, currency=currency.code
+            )
+
+        clean = compared(path)
         report.expect(
             f"the bridge's record and the ledger's statement agree: {clean.matched:,} of {clean.lines_ours:,} lines "
             f"match, no breaks",
             expected=(len(statement.entries), len(statement.entries), []),
             seen=(clean.lines_ours, clean.matched, [item.sentence for item in clean.breaks]),
         )
-        found = bridge.reconcile(copy.read_bytes(), **members)
-    report.table(break_table(f"Breaks against files/{copy.name}", found.breaks, currency))
+        found = compared(copy)
+    report.table(break_table(found.breaks, currency), f"Breaks in {currency} against files/{copy.name}")
     report.expect(
         f"the counterparty's copy with 4 planted errors: {found.matched:,} lines match, and exactly the 4 are found",
         expected=planted.breaks,
@@ -105,10 +119,11 @@ def _reconcile_account(
     report.expect("each break once", expected=len(planted.breaks), seen=len(found.breaks), quiet=True)
 
 
-def plant(statement: Statement) -> Planted:
+def plant(statement: Statement, our_reference: Mapping[UUID | None, str]) -> Planted:
     """The same statement as a careless counterparty would send it.
 
     One line of ours is lacking, one amount is wrong, one line is there twice, one line is of nobody's making.
+    `our_reference` by UETR: the bridge knows a leg by its hold, the ledger by its posting.
     """
     lines = list(statement.entries)
     lacking, wrong, doubled = lines[len(lines) // 4], lines[len(lines) // 2], lines[3 * len(lines) // 4]
@@ -136,23 +151,31 @@ def plant(statement: Statement) -> Planted:
     copied.append(stranger)
     breaks: frozenset[Break] = frozenset(
         {
-            (BreakType.MISSING_AT_COUNTERPARTY.value, (lacking.reference,), ()),
-            (BreakType.AMOUNT.value, (wrong.reference,), (spoilt.reference,)),
-            (BreakType.DUPLICATE.value, (doubled.reference,), (again.reference,)),
+            (BreakType.MISSING_AT_COUNTERPARTY.value, (our_reference[lacking.uetr],), ()),
+            (BreakType.AMOUNT.value, (our_reference[wrong.uetr],), (spoilt.reference,)),
+            (BreakType.DUPLICATE.value, (), (again.reference,)),
             (BreakType.MISSING_IN_OURS.value, (), (stranger.reference,)),
         }
     )
     return Planted(statement.with_entries(copied), breaks)
 
 
-def break_table(title: str, breaks: Sequence[BreakView], currency: Currency) -> object:
-    columns = ("break", "ours", "theirs", "theirs - ours", "in words")
-    table = money_table(title, *columns, right=columns[1:4])
+def break_table(breaks: Sequence[BreakView], currency: Currency) -> Table:
+    columns = ("break", "ours", "theirs", "theirs - ours", "what it means")
+    table = make_table(*columns, right=columns[1:4], whole=columns[:1])
     for item in breaks:
         amounts = (item.our_amount_minor, item.their_amount_minor, item.difference_minor)
         cells = ["" if amount is None else format_minor(amount, currency) for amount in amounts]
-        table.add_row(f"[yellow]{item.type}[/]", *cells, item.sentence)
+        table.add_row(f"[yellow]{item.type}[/]", *cells, _MEANING.get(item.type, item.sentence))
     return table
+
+
+_MEANING = {
+    BreakType.AMOUNT.value: "both have the payment, the amounts differ",
+    BreakType.DUPLICATE.value: "they have one payment twice",
+    BreakType.MISSING_AT_COUNTERPARTY.value: "we have it, they do not",
+    BreakType.MISSING_IN_OURS.value: "they have it, we do not",
+}
 
 
 def _recognised(item: BreakView) -> Break:

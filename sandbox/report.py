@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from kernel.client import ProblemResponse
 
@@ -39,8 +40,12 @@ class Report:
         """A sentence; markup is taken."""
         self._line(" ", text)
 
-    def table(self, table: Table) -> None:
+    def table(self, table: Table, title: str = "") -> None:
+        self.console.print()
+        if title:
+            self.console.print(f"  [bold]{title}[/]")
         self.console.print(table)
+        self.console.print()
 
     def expect(self, what: str, *, expected: object, seen: object, quiet: bool = False) -> bool:
         """Hold `seen` to `expected`. `quiet`: shown only if it fails (for things said elsewhere already)."""
@@ -58,7 +63,7 @@ class Report:
         seen, detail = refusal_of(call)
         self.checked += 1
         if seen == code:
-            words = f" [dim]{escape(detail.rstrip('.'))}[/]" if detail and detail != code else ""
+            words = f": [dim]{escape(detail.rstrip('.'))}[/]" if detail and detail != code else ""
             self._line("[green]✓[/]", f"{what}: [yellow]refused[/] [bold]{code}[/]{words}")
             return True
         self.failures.append(Failure(what, f"refused: {code}", seen))
@@ -66,10 +71,11 @@ class Report:
         return False
 
     def _line(self, mark: str, text: str) -> None:
-        """Two columns, so that a long text wraps under itself and not under the mark."""
-        grid = Table.grid(padding=(0, 1))
-        grid.add_row(" ", mark, text)
-        self.console.print(grid)
+        """Marked text that wraps under itself, not under the mark."""
+        lines = Text.from_markup(text).wrap(self.console, self.console.width - 4)
+        for number, line in enumerate(lines):
+            line.rstrip()
+            self.console.print(Text.assemble("  ", Text.from_markup(mark if number == 0 else " "), " ", line))
 
     @contextmanager
     def progress(self, text: str, total: int) -> Iterator[Callable[[int, str], None]]:
@@ -80,7 +86,8 @@ class Report:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as bar:
+        # In a log file a bar that moves is noise.
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             task = bar.add_task(text, total=total)
             yield lambda done, description: bar.update(task, completed=done, description=description)
 
@@ -94,9 +101,16 @@ def refusal_of(call: Callable[[], Any]) -> tuple[str, str]:
     return ACCEPTED, ""
 
 
-def money_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """A table in the demo's one style; columns named in `right` hold amounts."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=True, padding=(0, 2))
+def make_table(*columns: str, right: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> Table:
+    """A table in the demo's one style. Columns in `right` hold amounts; these and those in `whole` are never broken."""
+    table = Table(box=None, pad_edge=True, padding=(0, 0, 0, 2))
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", header_style="dim")
+        is_right = column in right
+        table.add_column(
+            column,
+            justify="right" if is_right else "left",
+            header_style="dim",
+            no_wrap=is_right or column in whole,
+            overflow="fold",
+        )
     return table

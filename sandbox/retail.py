@@ -23,7 +23,7 @@ from ledger.contract import (
     sign_instruction,
     sign_proposal,
 )
-from sandbox.report import Report, money_table
+from sandbox.report import Report, make_table
 from sandbox.scheme import Scheme
 from sandbox.seed import MANDATE_LIFE, QUOTA_MAJOR, approve, carry_out
 from sandbox.topology import CENTRAL_BANKS, INSTITUTIONS, CentralBank, Institution, central_bank
@@ -63,9 +63,7 @@ def issue(scheme: Scheme, report: Report, vaults: Vaults, *, clock: Clock) -> No
         report.say(f"{FIRST.name} proposes: issue {amount} into its vault {ids.show_account(vault)}")
         governor, treasurer = (scheme.keys.operator(CNY, number) for number in (0, 1))
         approve(client, CNY, view, governor)
-        report.refused(
-            "executed with 1 approval of 2", "approvals-missing", lambda: client.execute(view.mandate)
-        )
+        report.refused("executed with 1 approval of 2", "approvals-missing", lambda: client.execute(view.mandate))
         report.refused(
             "the governor approves a second time", "already-approved", lambda: approve(client, CNY, view, governor)
         )
@@ -177,17 +175,8 @@ class Retail:
         return major(amount, CNY.currency)
 
     def _open(self) -> None:
-        shown = money_table(
-            f"Wallets opened under the rule pack {CNY.rule_pack} (amounts in CNY; * = assumed, no source publishes it)",
-            "holder",
-            "bank",
-            "class",
-            "device key",
-            "balance up to",
-            "a payment",
-            "a day",
-            right=("balance up to", "a payment", "a day"),
-        )
+        columns = ("holder", "bank", "class", "device key", "balance up to", "a payment", "a day")
+        shown = make_table(*columns, right=columns[4:], whole=columns[:1])
         for name, institution, wallet_class, suite in _HOLDERS:
             key = PrivateKey.generate(suite)
             with self._bank(institution) as client:
@@ -199,7 +188,8 @@ class Retail:
             self._expected[name] = 0
             suite_name = "Ed25519" if suite is Suite.ED25519 else "P-256"
             shown.add_row(name, institution.name, wallet_class.value, suite_name, *_caps(view))
-        self._report.table(shown)
+        title = f"Wallets under the rule pack {CNY.rule_pack}: caps in CNY, * = assumed, no source publishes it"
+        self._report.table(shown, title)
         self._report.expect("wallets of the classes I to IV are open", expected=5, seen=len(self._holders))
         with self._bank(FIRST) as client:
             customer = client.create_customer(evidence=[Evidence.PHONE], name="visitor").customer
@@ -242,7 +232,7 @@ class Retail:
                 view = client.submit_payment(self._instruction(payer, payee, money))
             self._expected[payer] -= money.amount_minor
             self._expected[payee] += money.amount_minor
-            final = f", final at {view.booked_at:%H:%M:%S.%f} UTC as seq {view.seq}" if view.booked_at else ""
+            final = f", final at {view.booked_at:%H:%M:%S.%f} UTC" if view.booked_at else ""
             self._report.expect(
                 f"the {payer} pays {money} to the {payee} ({where}){final}", expected="final", seen=view.state.value
             )
@@ -286,7 +276,7 @@ class Retail:
                 result = bank.transfer(taken)
                 self._report.expect(
                     "the bank itself takes CNY 1,000.00 without the holder's signature: [yellow]refused[/] "
-                    "[bold]not-authorised[/]",
+                    f"[bold]not-authorised[/]: [dim]{(result.detail or '').rstrip('.')}[/]",
                     expected="not-authorised",
                     seen=result.refusal,
                 )
@@ -302,11 +292,8 @@ class Retail:
             )
 
     def _balances(self) -> None:
-        shown = money_table(
-            "Balances, as the ledger has them",
-            *("holder", "class", "balance", "spent today"),
-            right=("balance", "spent today"),
-        )
+        columns = ("holder", "class", "balance", "spent today")
+        shown = make_table(*columns, right=columns[2:])
         seen: dict[str, int] = {}
         for name, holder in self._holders.items():
             with self._bank(holder.institution) as client:
@@ -316,10 +303,8 @@ class Retail:
             seen[name] = view.balance.balance_minor
             spent = Money(view.balance.spent_today_minor, CNY.currency)
             shown.add_row(name, holder.wallet_class.value, str(Money(seen[name], CNY.currency)), str(spent))
-        self._report.table(shown)
-        self._report.expect(
-            "every wallet has exactly what was exchanged and paid", expected=self._expected, seen=seen
-        )
+        self._report.table(shown, "Balances, as the ledger has them")
+        self._report.expect("every wallet has exactly what was exchanged and paid", expected=self._expected, seen=seen)
 
     def _instruction(self, payer: str, payee: str, money: Money, *, key: PrivateKey | None = None) -> str:
         """What the payer's device makes: terms and signature. No service is asked, none can change it."""
@@ -358,5 +343,3 @@ def _altered(token: str) -> str:
 
 def _decoded(part: str) -> bytes:
     return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
-
-

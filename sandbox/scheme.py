@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from alembic.util import CommandError
+
 from kernel import migrate
 from kernel.clock import Clock, system_clock
 from kernel.crypto.http_signatures import RequestSigner
@@ -126,7 +128,7 @@ class Scheme:
             kind = name.partition("-")[0]
             if not migrate.is_current(kind, server.url(database)):
                 tell(f"PostgreSQL: making the tables of {name}")
-                migrate.upgrade(kind, server.url(database))
+                self._migrate(kind, server.url(database))
         # 2.
         tell("ledgers and wallet services: starting")
         self._write_files()
@@ -145,6 +147,15 @@ class Scheme:
         self.processes.start(self.service(BRIDGE_SERVICE))
         self.processes.await_healthy(self.services)
         return True
+
+    @staticmethod
+    def _migrate(kind: str, url: str) -> None:
+        try:
+            migrate.upgrade(kind, url)
+        except CommandError as error:
+            raise DirectoryRefused(
+                f"the data were made by another version of this program ({error}): `jiaozi reset` removes them"
+            ) from error
 
     def down(self) -> list[int]:
         """Stop every process of this sandbox, the database server last. Returns the pids of the services stopped."""
@@ -174,7 +185,7 @@ class Scheme:
         if running and self._port_first is not None:
             raise DirectoryRefused("some services are running on their ports: `jiaozi down` first")
         self._ports = choose_ports(service_names(), known=self._ports, first=self._port_first, in_use=in_use)
-        if running and not in_use <= frozenset(self._ports.values()):
+        if running and not (in_use and in_use <= frozenset(self._ports.values())):
             self.processes.stop_all()  # half of a scheme whose other ports were taken meanwhile
         self.home.write_state({**self.home.read_state(), "ports": self._ports})
 
@@ -247,5 +258,3 @@ def remove(home: Home) -> None:
     home.lock_file.unlink(missing_ok=True)
     if not os.listdir(home.path):
         home.path.rmdir()
-
-

@@ -134,11 +134,15 @@ class Home:
         """Was this directory made by `prepare`? Nothing else is ever removed."""
         return self.state_file.is_file()
 
-    def prepare(self) -> None:
-        """Make the directories. Raises DirectoryRefused for a directory that holds other things."""
+    def claim(self) -> None:
+        """Make the directory itself. Raises DirectoryRefused for one that holds other things, and leaves it alone."""
         if self.path.is_dir() and not self.is_sandbox() and set(os.listdir(self.path)) - {self.lock_file.name}:
             raise DirectoryRefused(f"{self.path} is not empty and no sandbox: give another directory with --dir")
         make_directory(self.path)
+
+    def prepare(self) -> None:
+        """Make what belongs into it. Raises DirectoryRefused as `claim` does."""
+        self.claim()
         for folder in (self.config, self.logs, self.run, self.files):
             folder.mkdir(exist_ok=True)
         self.keys.mkdir(mode=0o700, exist_ok=True)

@@ -146,7 +146,8 @@ class Sequencer:
         self._head: BlockHeader | None = None
         self._next_directive = 1
         self._mandates: dict[bytes, int] = {}
-        self._holds_written: set[bytes] = set()
+        self._holds_written: set[bytes] | None = set()
+        """Holds in the table `open_hold`; None = to be read, because a snapshot's outcome is unknown."""
         self._expiries: list[tuple[int, bytes]] = []
         self._blocks_since_snapshot = 0
         self._transfers_since_snapshot = 0
@@ -306,7 +307,7 @@ class Sequencer:
         try:
             if self.failure is None and self._head is not None:
                 self._write_snapshot()
-        except (Deposed, OutcomeUnknown, psycopg.Error) as error:
+        except (Deposed, InvariantBroken, SequencerUnavailable, OutcomeUnknown, psycopg.Error) as error:
             log.warning("no snapshot on the way out: %s", error)
         self._connections.close()
 
@@ -498,12 +499,21 @@ class Sequencer:
                         raise SequencerUnavailable(f"storage refuses to write: {error}") from error
                     time.sleep(0.1 * attempts)
                     continue
-                self._reconnect()
-                written = self._journal.block(block.header.number)
+                written = self._read_back(block.header.number)
                 if written is not None:
                     if written.hash == block.header.hash:
                         return
                     raise Deposed(f"block {block.header.number} was written by another sequencer") from error
+
+    def _read_back(self, number: int) -> BlockHeader | None:
+        """The block as the journal has it, however often the connection dies while asking: an outcome that is unknown
+        stays unknown until it is read."""
+        while True:
+            self._reconnect()
+            try:
+                return self._journal.block(number)
+            except (OutcomeUnknown, psycopg.OperationalError, psycopg.InterfaceError) as error:
+                log.warning("block %d is still to be read back: %s", number, error)
 
     def _connection_is_lost(self) -> bool:
         return self._connection.closed
@@ -511,9 +521,9 @@ class Sequencer:
     def _connect(self) -> None:
         self._connections.close()
         self._connection = self._connections.enter_context(self._database.raw(isolation="READ COMMITTED"))
-        epoch = self._journal.epoch if hasattr(self, "_journal") else 0
-        self._journal = Journal(self._connection)
-        self._journal.epoch = epoch
+        before = getattr(self, "_journal", None)
+        holder, epoch = (before.holder, before.epoch) if before is not None else ("", 0)
+        self._journal = Journal(self._connection, holder=holder, epoch=epoch)
 
     def _reconnect(self) -> None:
         """A new connection and the lease again, unless another sequencer has it. Waits while the database is down."""
@@ -559,6 +569,7 @@ class Sequencer:
                 self._write_snapshot()
             except (OutcomeUnknown, psycopg.Error) as error:  # a snapshot only shortens recovery: the block stands
                 log.warning("snapshot put off: %s", error)
+                self._holds_written = None  # it may be there all the same
 
     def _write_snapshot(self) -> None:
         if self._head is None:
@@ -566,9 +577,15 @@ class Sequencer:
         broken = self._state.broken_invariant()
         if broken is not None:
             raise InvariantBroken(broken[:2], broken)
-        self._holds_written = self._journal.write_snapshot(
-            self._state, block=self._head.number, holds_written=self._holds_written
-        )
+        if self._holds_written is None:
+            self._holds_written = {hold.id for hold in self._journal_call(lambda journal: journal.open_holds())}
+        try:
+            self._holds_written = self._journal.write_snapshot(
+                self._state, block=self._head.number, holds_written=self._holds_written
+            )
+        except errors.CheckViolation as error:
+            # The database's own copy of a money rule disagrees with the engine: stop, do not argue.
+            raise InvariantBroken(str(error.diag.constraint_name), "a CHECK refused the balances") from error
         self._blocks_since_snapshot = self._transfers_since_snapshot = 0
 
     def _recover(self) -> None:

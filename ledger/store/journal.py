@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import numpy as np
 import psycopg
@@ -67,21 +67,24 @@ class Tail:
 class Journal:
     """One database connection, owned by the sequencer's thread."""
 
-    def __init__(self, connection: CheckedConnection) -> None:
+    def __init__(self, connection: CheckedConnection, *, holder: str = "", epoch: int = 0) -> None:
         self._connection = connection
-        self.epoch = 0
+        self.holder = holder
+        """Unique to one process's time as the writer; the lease names it."""
+        self.epoch = epoch
 
     # --- the lease
 
     def take_lease(self, node: str) -> int:
         """Become the writer: every earlier epoch is fenced off, and a commit still under way has ended before this
         returns (it holds the row's lock)."""
+        self.holder = f"{node} {uuid4()}"
         with self._connection.cursor() as cursor:
             cursor.execute(
                 "INSERT INTO lease (id, epoch, node, renewed_at) VALUES (1, 1, %s, now())"
                 " ON CONFLICT (id) DO UPDATE SET epoch = lease.epoch + 1, node = EXCLUDED.node, renewed_at = now()"
                 " RETURNING epoch",
-                (node,),
+                (self.holder,),
             )
             row = cursor.fetchone()
         self._connection.commit()
@@ -92,11 +95,15 @@ class Journal:
 
     def renew_lease(self) -> int:
         """Take the lease again after a lost connection, unless somebody else has taken it since. Waits, by the row's
-        lock, until a transaction of the lost connection has ended. Raises Deposed."""
+        lock, until a transaction of the lost connection has ended. Raises Deposed.
+
+        It asks for the holder, not for the epoch: this commit's own answer may be lost too, and then the epoch in the
+        table is one that this process was never told.
+        """
         with self._connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE lease SET epoch = epoch + 1, renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING epoch",
-                (self.epoch,),
+                "UPDATE lease SET epoch = epoch + 1, renewed_at = now() WHERE id = 1 AND node = %s RETURNING epoch",
+                (self.holder,),
             )
             row = cursor.fetchone()
         if row is None:

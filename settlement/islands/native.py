@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from kernel.client import ProblemResponse, ServiceUnreachable
-from kernel.ids import AccountNumber, HoldId, TransferId, new_uuid7
+from kernel.ids import AccountNumber, HoldId, new_uuid7
 from ledger.client import LedgerClient
 from ledger.contract import (
     HoldStatus,
@@ -109,49 +109,49 @@ class NativeIsland:
         answers = self._submit(orders, lambda order: TransferItem(terms=_end_terms(order, kind)))
         return [self._ended(order, kind, answer) for order, answer in zip(orders, answers, strict=True)]
 
-    def _ended(self, order: EndOrder, kind: TransferKind, answer: TransferResult | Unknown | Refused) -> EndOutcome:
+    def _ended(
+        self,
+        order: EndOrder,
+        kind: TransferKind,
+        answer: TransferResult | Unknown | Refused,
+        *,
+        is_second: bool = False,
+    ) -> EndOutcome:
         if isinstance(answer, Unknown):
             return answer
         if isinstance(answer, TransferResult) and answer.outcome is not TransferOutcome.REFUSED:
             # `already-booked` is our own post or void: its terms name the hold, which ends once (I6).
             return Ended()
         refusal = answer.code if isinstance(answer, Refused) else answer.refusal or ""
-        if refusal in (TransferRefusal.ID_ALREADY_USED.value, TransferRefusal.HOLD_SECRET_WRONG.value):
-            return self._ended_otherwise(order, kind, refusal)
-        wanted, opposite = (
-            (TransferRefusal.HOLD_ALREADY_POSTED, TransferRefusal.HOLD_ALREADY_VOIDED)
-            if kind is TransferKind.POST
-            else (TransferRefusal.HOLD_ALREADY_VOIDED, TransferRefusal.HOLD_ALREADY_POSTED)
-        )
-        if refusal == wanted.value:
-            return Ended()  # anyone may post with a published secret; the payee's bank was faster
-        if refusal == opposite.value:
-            if kind is TransferKind.VOID and self._standing(order.order) is HoldStanding.OTHER:
+        is_post = kind is TransferKind.POST
+        match refusal:
+            case TransferRefusal.HOLD_ALREADY_POSTED if is_post:
+                return Ended()  # anyone may post with a published secret; the payee's bank was faster
+            case TransferRefusal.HOLD_ALREADY_VOIDED | TransferRefusal.HOLD_EXPIRED if not is_post:
                 return Ended()
-            return Contradiction(f"{kind.value} refused: {refusal}")
-        if refusal == TransferRefusal.HOLD_EXPIRED.value:
-            return Ended() if kind is TransferKind.VOID else Contradiction("a decided hold expired")
-        return Unknown(f"{kind.value} refused: {refusal}")
+            case TransferRefusal.HOLD_SECRET_WRONG if not is_post:
+                return Ended()  # a hold of another's hashes took the id, so ours can never be placed
+            case TransferRefusal.HOLD_ALREADY_POSTED:
+                return self._posted_though_aborted(order)
+            case TransferRefusal.HOLD_ALREADY_VOIDED | TransferRefusal.HOLD_EXPIRED | TransferRefusal.HOLD_SECRET_WRONG:
+                return Contradiction(f"the post of a held, committed leg is refused: {refusal}")
+            case TransferRefusal.ID_ALREADY_USED if not is_second:
+                # Somebody booked another transfer under our id. Any id does: a hold ends once, whatever its ends' ids.
+                terms = _end_terms(order, kind).model_copy(update={"id": new_uuid7()})
+                second = self._submit([terms], lambda item: TransferItem(terms=item))[0]
+                return self._ended(order, kind, second, is_second=True)
+            case _:
+                return Unknown(f"{kind.value} refused: {refusal}")
 
-    def _ended_otherwise(self, order: EndOrder, kind: TransferKind, refusal: str) -> EndOutcome:
-        """The deterministic id is taken by another transfer, or the hold is not under our hash: look before judging."""
+    def _posted_though_aborted(self, order: EndOrder) -> EndOutcome:
+        """Ours, which takes the erased secret, or another's hold that took the id (the ledger shows us only ours)?"""
         match self._standing(order.order):
-            case HoldStanding.POSTED:
-                return Ended() if kind is TransferKind.POST else Contradiction("an aborted leg stands posted")
-            case HoldStanding.VOIDED:
-                return Ended() if kind is TransferKind.VOID else Contradiction("a committed leg stands voided")
-            case HoldStanding.OTHER if kind is TransferKind.VOID:
-                return Ended()  # somebody else's hold took the id, so ours can never be placed
-            case HoldStanding.OTHER:
-                return Contradiction("a committed leg's hold does not have our terms")
-            case HoldStanding.HELD | HoldStanding.ABSENT if refusal == TransferRefusal.ID_ALREADY_USED.value:
-                # Any id does: the hold ends once, whatever ids its ends have.
-                terms = _end_terms(order, kind).model_copy(update={"id": TransferId(new_uuid7())})
-                answer = self._submit([terms], lambda item: TransferItem(terms=item))[0]
-                is_booked = isinstance(answer, TransferResult) and answer.outcome is not TransferOutcome.REFUSED
-                return Ended() if is_booked else Unknown(f"{kind.value} under a second id: no clear answer")
-            case standing:
-                return Unknown(f"{kind.value} refused: {refusal}; the hold stands {standing.value}")
+            case HoldStanding.OTHER | HoldStanding.ABSENT:
+                return Ended()
+            case HoldStanding.UNKNOWN:
+                return Unknown("the hold was posted and cannot be looked up now")
+            case _:
+                return Contradiction("an aborted leg stands posted")
 
     def _standing(self, order: HoldOrder) -> HoldStanding:
         try:

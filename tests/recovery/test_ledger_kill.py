@@ -32,7 +32,7 @@ import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
 
-from kernel import ids
+from kernel import ids, migrate
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.clock import system_clock
 from kernel.crypto.http_signatures import RequestSigner
@@ -356,6 +356,7 @@ def campaign(server_dir: Path, directory: Path, *, kills: int, seed: int) -> Non
     server = EmbeddedPostgres(server_dir)
     server.start()
     server.ensure_database("ledger")
+    migrate.upgrade("ledger", server.url("ledger"))
     world = make_world(server.url("ledger"), directory)
     ledger = Ledger(world, directory / "ledger.log")
     try:

@@ -1,15 +1,15 @@
-"""Goal: no settlement is ever split (I5), whatever dies, is lost, is late or comes twice; and all end when all are back.
+"""Goal: no settlement is ever split (I5), whatever dies, is lost, late or doubled; and all end when all are back.
 
-Method: the real engine over the real decision log (PostgreSQL), and two fake islands with the ledger's semantics. Every durable
-write and every send of the protocol is a crash point, before and after; the points are counted by a first run, so a new
-step of the protocol is tested without a new test. After each crash a fresh engine recovers from the log alone.
+Method: the real engine over the real decision log (PostgreSQL), and two fake islands with the ledger's semantics. Every
+durable write and every send of the protocol is a crash point, before and after; the points are counted by a first run,
+so that a new step is tested without a new test. After each crash a fresh engine recovers from the log alone.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -103,10 +103,13 @@ class World:
             if not moved:
                 self.clock.advance(timedelta(seconds=6))
 
-    def recover(self) -> Engine:
-        engine = self.engine()
+    def start_and_run(self, engine: Engine) -> None:
         engine.start()
         self.run(engine)
+
+    def recover(self) -> Engine:
+        engine = self.engine()
+        self.start_and_run(engine)
         return engine
 
     def state(self, settlement: UUID) -> batches.SettlementRow:
@@ -146,7 +149,7 @@ ISLAND_CALLS = ("prepare", "fulfil", "cancel")
 
 
 class CrashPoints:
-    """Counts every durable write and send; dies before or after the chosen one. Point 2n is before call n, 2n+1 after."""
+    """Counts every durable write and send; dies before or after the chosen one."""
 
     def __init__(self, die_at: int | None = None) -> None:
         self.die_at = die_at
@@ -246,8 +249,7 @@ def test_i5_no_crash_point_of_the_protocol_splits_a_settlement(
         (settlement,) = wish(world)
         engine = world.engine(crash=CrashPoints(point))
         with pytest.raises(IslandCrashed):
-            engine.start()
-            world.run(engine)
+            world.start_and_run(engine)
         world.recover()
         ended = world.check_ended(settlement)
         world.check_nothing_reserved()
@@ -434,11 +436,11 @@ def test_a_decision_of_unknown_outcome_is_read_back_and_never_guessed(world: Wor
 
 
 def test_a_recovered_undecided_settlement_is_aborted_before_its_secret_is_read(world: World) -> None:
+    point = _point_of(world, "before log.decide")
     (settlement,) = world.submit([(100, 51)])
-    dying = world.engine(crash=CrashPoints(_point_of(world, "before log.decide")))
+    dying = world.engine(crash=CrashPoints(point))
     with pytest.raises(IslandCrashed):
-        dying.start()
-        world.run(dying)
+        world.start_and_run(dying)
     watch = CrashPoints()
     engine = world.engine(crash=watch)
     engine.start()
@@ -449,12 +451,12 @@ def test_a_recovered_undecided_settlement_is_aborted_before_its_secret_is_read(w
 
 
 def _point_of(world: World, label: str) -> int:
+    """Where a crash point lies, found by a rehearsal: call it before the settlement in question is submitted."""
+    world.submit([(1, 1)])
     counting = CrashPoints()
-    rehearsal = world.submit([(1, 1)])
-    held_back = world.engine(crash=counting, wave_settlements=10)
-    held_back.start()
-    world.run(held_back)
-    assert rehearsal
+    rehearsal = world.engine(crash=counting)
+    rehearsal.start()
+    world.run(rehearsal)
     return counting.points.index(label)
 
 
@@ -466,10 +468,8 @@ def test_the_undecided_secret_is_erased_with_the_decision_and_the_decided_one_al
     world.cny.cancel = lambda orders: sent.extend(orders) or real_cancel(orders)  # type: ignore[method-assign, func-returns-value]
     world.recover()
     with world.database.raw(isolation="READ COMMITTED") as connection:
-        rows = dict(
-            (row[0], (row[1], row[2]))
-            for row in connection.execute("SELECT settlement_id, commit_secret, abort_secret FROM secret").fetchall()
-        )
+        found = connection.execute("SELECT settlement_id, commit_secret, abort_secret FROM secret").fetchall()
+        rows = {row[0]: (row[1], row[2]) for row in found}
     committed, aborted = (rows[settlement] for settlement in settlements)
     assert committed[0] is not None and committed[1] is None
     assert aborted[0] is None and aborted[1] is not None
@@ -484,8 +484,6 @@ def test_a_hold_of_other_terms_under_the_legs_id_is_never_counted_as_held(world:
     real = world.cny.prepare
 
     def attack(holds: Sequence[SignedHold]) -> Any:
-        from dataclasses import replace
-
         world.cny.prepare = real  # type: ignore[method-assign]
         evil = [replace(item, order=replace(item.order, commit_hash=secrets.token_bytes(32))) for item in holds]
         real(evil)
@@ -522,11 +520,11 @@ def test_an_operator_gives_up_an_undecided_settlement_and_cannot_undo_a_decided_
 
 def test_a_leg_ended_against_its_decision_halts_the_engine(world: World) -> None:
     """I5 broken from outside (a ledger restored from an old backup, say) is not passed over."""
+    point = _point_of(world, "before cny.fulfil")
     (settlement,) = world.submit([(100, 51)])
-    engine = world.engine(crash=CrashPoints(_point_of(world, "before cny.fulfil")))
+    engine = world.engine(crash=CrashPoints(point))
     with pytest.raises(IslandCrashed):
-        engine.start()
-        world.run(engine)
+        world.start_and_run(engine)
     leg = world.state(settlement).legs[0].leg
     world.cny._holds[leg.hold_id].standing = HoldStanding.VOIDED
     engine = world.engine()

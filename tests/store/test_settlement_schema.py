@@ -31,7 +31,8 @@ def connection(fresh_database: Callable[[str], str]):
             [ONE, BATCH, ONE],
         )
         found.execute(
-            "INSERT INTO leg (settlement_id, number, ledger, payer, payee, debit, credit, amount_minor, currency, state)"
+            "INSERT INTO leg"
+            " (settlement_id, number, ledger, payer, payee, debit, credit, amount_minor, currency, state)"
             " VALUES (%s, 0, 'cny', 'A', 'B', 1, 2, 5, 'CNY', 'held')",
             [ONE],
         )
