@@ -435,7 +435,7 @@ class CrossBorder:
         self._settle(batches, ())
         again = self._read_settlements(batches)
         self._report.expect(
-            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs, and settle on both ledgers",
+            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs and settle on both ledgers",
             expected={SettlementState.SETTLED: len(cancelled)},
             seen=dict(Counter(item.state for item in again)),
         )

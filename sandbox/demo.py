@@ -171,12 +171,12 @@ class Demo:
             report.say("The services are stopped now. [bold]jiaozi up[/] brings them back with these data. Then:")
         ledger = ledger_service(CENTRAL_BANKS[0].ledger)
         vault = ids.show_account(crossing.vaults[INSTITUTIONS[0].participant][CENTRAL_BANKS[0].ledger])
-        auditor = scheme.keys.operator_path(CENTRAL_BANKS[0], 2)
+        auditor, bridge = scheme.keys.operator_path(CENTRAL_BANKS[0], 2), scheme.keys.path(BRIDGE)
         batch = ids.show("bat", crossing.batches[0].batch)
         for command in (
             f"jiaozi-ledger supply --url {scheme.url(ledger)}",
             f"jiaozi-ledger balance {vault} --url {scheme.url(ledger)} --key {auditor}",
-            f"jiaozi-settlement status {batch} --url {scheme.url(BRIDGE_SERVICE)} --client-key {scheme.keys.path(BRIDGE)}",
+            f"jiaozi-settlement status {batch} --url {scheme.url(BRIDGE_SERVICE)} --client-key {bridge}",
         ):
             console.print(f"    {command}", soft_wrap=True)
         report.say("[bold]jiaozi reset[/] removes all data.")

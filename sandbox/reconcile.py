@@ -161,7 +161,7 @@ def plant(statement: Statement, our_reference: Mapping[UUID | None, str]) -> Pla
 
 
 def break_table(breaks: Sequence[BreakView], currency: Currency) -> Table:
-    columns = ("break", "ours", "theirs", "theirs - ours", "what it means")
+    columns = ("break", "ours", "theirs", "effect on balance", "what it means")
     table = make_table(*columns, right=columns[1:4], whole=columns[:1])
     for item in breaks:
         amounts = (item.our_amount_minor, item.their_amount_minor, item.difference_minor)

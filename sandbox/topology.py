@@ -200,7 +200,7 @@ def choose_ports(
     for choice in (known, preferred):
         if set(choice) == set(names) and all(port in in_use or _is_free(port) for port in choice.values()):
             return dict(choice)
-    return _free_ports(names)
+    return free_ports(names)
 
 
 def _is_free(port: int) -> bool:
@@ -213,7 +213,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_ports(names: Sequence[str]) -> dict[str, int]:
+def free_ports(names: Sequence[str]) -> dict[str, int]:
+    """A port for each name that nobody listens on now."""
     probes = [socket.socket() for _ in names]
     try:
         for probe in probes:  # all bound at once, so that no port is given twice
