@@ -17,8 +17,8 @@ import psycopg
 from psycopg import IsolationLevel, pq
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from kernel.postgres import EmbeddedPostgres, default_data_dir
 
@@ -32,6 +32,8 @@ POOL_WAIT_SECONDS_MAX = 10.0
 STATEMENT_TIMEOUT_MS = 30_000
 """No statement of a request may run longer. It does not bound a wait for synchronous replication."""
 CONNECT_SECONDS_MAX = 10
+START_SECONDS_MAX = 60.0
+"""A server in crash recovery answers "starting up"; a service that starts beside it waits so long."""
 RETRY_ATTEMPTS_MAX = 10
 RETRY_PAUSE_SECONDS = 0.005
 RETRY_PAUSE_SECONDS_MAX = 0.5
@@ -174,21 +176,34 @@ class Database:
         self.engine.dispose()
 
 
-def resolve_url(
-    database_url: str | None, data_dir: Path | None, service: str
-) -> tuple[str, EmbeddedPostgres | None]:
+def resolve_url(database_url: str | None, data_dir: Path | None, service: str) -> tuple[str, EmbeddedPostgres | None]:
     """The URL of a service's database: the one given, or one on an embedded server that is now running.
 
-    The embedded server is the caller's to stop, or to leave running for the next start.
-    Raises: ValueError on a URL of another kind of database; EmbeddedPostgresError.
+    The embedded server is the caller's to stop, or to leave running for the next start. A server given by URL is
+    waited for while it starts up or recovers, START_SECONDS_MAX at most.
+    Raises: ValueError on a URL of another kind of database; EmbeddedPostgresError; sqlalchemy.exc.OperationalError.
     """
     if database_url is not None:
-        parse_url(database_url)
+        _wait_until_it_answers(parse_url(database_url))
         return database_url, None
     server = EmbeddedPostgres(data_dir if data_dir is not None else default_data_dir(service))
     server.start()
     server.ensure_database(service)
     return server.url(service), server
+
+
+def _wait_until_it_answers(url: URL) -> None:
+    engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": CONNECT_SECONDS_MAX})
+    deadline = time.monotonic() + START_SECONDS_MAX
+    while True:
+        try:
+            engine.connect().close()
+            return
+        except OperationalError as error:
+            is_starting = any(sign in str(error.orig) for sign in ("starting up", "in recovery", "shutting down"))
+            if not is_starting or time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
 
 
 def parse_url(url: str) -> URL:

@@ -79,6 +79,7 @@ def create_app(
 ) -> FastAPI:
     """A FastAPI app with the edge of this module, GET /healthz, /openapi.json and /docs.
 
+    A service may set `app.state.failure`, a callable that says why it does not work (None: it does), for /healthz.
     `status_tables` are the service's refusal -> HTTP status tables (the request refusals' own is added).
     `body_limits` maps path templates ("/v1/batches/{id}") to body bounds in bytes other than `body_bytes_max`.
     """
@@ -107,8 +108,12 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
 
-    @app.get(HEALTH_PATH, operation_id="health", tags=["service"], summary="Whether the process answers")
+    @app.get(HEALTH_PATH, operation_id="health", tags=["service"], summary="Whether the service does its work")
     async def health() -> dict[str, str]:
+        """503 once the service has stopped writing; then a supervisor restarts it, or pages a person."""
+        failure = getattr(app.state, "failure", lambda: None)()
+        if failure is not None:
+            raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, str(failure))
         return {"status": "ok"}
 
     @app.get("/docs", include_in_schema=False)

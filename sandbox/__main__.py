@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -51,7 +52,7 @@ PortOption = Annotated[
         "--port",
         min=1024,
         max=65_500,
-        help="First of seven consecutive ports. Default: those of last time, or 8100 to 8106, or any free ones.",
+        help="First of seven consecutive ports. Default: those of last time, or 8100, 8200 and 8300 on, or free ones.",
         show_default=False,
     ),
 ]
@@ -63,7 +64,7 @@ def demo(
     port: PortOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running afterwards.")] = False,
     instructions: Annotated[
-        int, typer.Option(min=100, max=8_000, help="Cross-border instructions in the batch of step 4.")
+        int, typer.Option(min=400, max=8_000, help="Cross-border instructions in the batch of step 4.")
     ] = 1_200,
 ) -> None:
     """Run the main job: issue, open, pay, settle across a border through a crash, reconcile, prove the supply.
@@ -197,7 +198,7 @@ def main() -> None:
     try:
         app()
     except ProblemResponse as error:
-        errors.print(f"[red]refused ({error.refusal or error.status}):[/] {error.detail}")
+        errors.print(f"[red]refused ({error.refusal or error.status}):[/] {escape(error.detail)}")
         raise SystemExit(1) from None
     except (
         ServiceUnreachable,
@@ -208,7 +209,7 @@ def main() -> None:
         ValueError,
         OSError,
     ) as error:
-        errors.print(f"[red]error:[/] {error}", soft_wrap=True, markup=True)
+        errors.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise SystemExit(1) from None
 
 

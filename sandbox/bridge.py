@@ -62,5 +62,7 @@ def settings(home: Home, keys: Keys, *, url: str, port: int, database_url: str) 
         "FILES_DIR": home.path / "data" / BRIDGE_SERVICE / "files",
         # The banks' desks look at what the bridge made of their files before anything is settled.
         "RUN_ON_SUBMIT": "false",
+        # Small enough that a person sees them pass, and that a crash finds few payments undecided.
+        "WAVE_SETTLEMENTS": 100,
     }
     return {f"JIAOZI_SETTLEMENT_{key}": str(value) for key, value in values.items()}

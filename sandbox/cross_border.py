@@ -263,6 +263,9 @@ class CrossBorder:
                 in_doubt = sum(counts[state] for state in IN_DOUBT)
                 show(ended, f"settling, {in_doubt} in doubt")
                 if ended == total:
+                    # A batch that outran its crashes would prove less than the demo says.
+                    left = [crash.title for crash in waiting]
+                    self._report.expect("every crash came in time", expected=[], seen=left, quiet=True)
                     return True
                 if waiting and in_doubt and ended >= waiting[0].share * total:
                     self._crash(waiting.pop(0), ended, in_doubt, show)
@@ -435,7 +438,7 @@ class CrossBorder:
         self._settle(batches, ())
         again = self._read_settlements(batches)
         self._report.expect(
-            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs and settle on both ledgers",
+            f"the {len(cancelled):,} that the crash cancelled are sent again under new UETRs; now they settle too",
             expected={SettlementState.SETTLED: len(cancelled)},
             seen=dict(Counter(item.state for item in again)),
         )

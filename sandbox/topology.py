@@ -19,8 +19,8 @@ from kernel.money import Currency
 from kernel.postgres import EmbeddedPostgres, default_data_dir
 
 DIRECTORY_VARIABLE = "JIAOZI_SANDBOX_DIR"
-PORTS_PREFERRED_FROM = 8100
-"""Ledgers at 8100 and 8101, wallet services from 8102, the bridge last: if all of these are free."""
+PORT_PREFERRED = {"ledger": 8100, "wallet": 8200, "settlement": 8300}
+"""Of the first service of each kind, the next follow: what the services' own commands take for default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,21 +186,38 @@ def write_whole(path: Path, text: str) -> None:
 # --- ports ------------------------------------------------------------------------------------------------------------
 
 
+class PortTaken(ValueError):
+    """Another program listens on a port that was asked for."""
+
+
 def choose_ports(
     names: Sequence[str], *, known: Mapping[str, int], first: int | None, in_use: frozenset[int]
 ) -> dict[str, int]:
     """A loopback port for each service.
 
     `first` fixes them from there on. Otherwise those `known` from last time, or the preferred ones, or any free ones.
-    `in_use` are ports of our own running services, which are not free and yet ours.
+    `in_use` are ports of our own running services, which are not free and yet ours. Raises: PortTaken.
     """
     if first is not None:
-        return {name: first + number for number, name in enumerate(names)}
-    preferred = {name: PORTS_PREFERRED_FROM + number for number, name in enumerate(names)}
-    for choice in (known, preferred):
+        fixed = {name: first + number for number, name in enumerate(names)}
+        for port in fixed.values():
+            if port not in in_use and not _is_free(port):
+                raise PortTaken(f"port {port} on 127.0.0.1 is taken: give another --port, or none")
+        return fixed
+    for choice in (known, _preferred_ports(names)):
         if set(choice) == set(names) and all(port in in_use or _is_free(port) for port in choice.values()):
             return dict(choice)
     return free_ports(names)
+
+
+def _preferred_ports(names: Sequence[str]) -> dict[str, int]:
+    following = dict(PORT_PREFERRED)
+    ports: dict[str, int] = {}
+    for name in names:
+        kind = name.partition("-")[0]
+        ports[name] = following[kind]
+        following[kind] += 1
+    return ports
 
 
 def _is_free(port: int) -> bool:

@@ -26,6 +26,7 @@ def create(settings: LedgerSettings, *, clock: Clock = system_clock) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service = await run_in_threadpool(start_service, settings, clock=clock)
         app.state.service = service
+        app.state.failure = lambda: service.sequencer.failure
         try:
             yield
         finally:

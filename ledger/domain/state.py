@@ -238,9 +238,11 @@ class LedgerState:
             raise InvariantBroken("I4", "booked_at went backwards")
         day, year = self.local_date(booked_at)
         if day != self.day:
+            self.dirty[: self.size] |= self.spent_day[: self.size] != 0  # else the tables keep yesterday's as today's
             self.spent_day[: self.size] = 0
             self.day = day
         if year != self.year:
+            self.dirty[: self.size] |= self.spent_year[: self.size] != 0
             self.spent_year[: self.size] = 0
             self.year = year
         self.booked_at = booked_at  # also if nothing is booked: the day must not be begun twice

@@ -72,6 +72,8 @@ SNAPSHOT_BLOCKS = 5_000
 SNAPSHOT_TRANSFERS = 1_000_000
 """Replay after a crash is bounded by both."""
 RECONNECT_PAUSE_SECONDS_MAX = 0.5
+EXPIRY_RETRY_MICROS = 1_000_000
+"""A due hold whose expiry could not be booked waits so long for the next try."""
 STORAGE_ATTEMPTS_MAX = 5
 """A disk that stays full refuses the batch (nothing was written); the next one tries again."""
 
@@ -228,14 +230,17 @@ class Sequencer:
         carried: _Operation | None = None
         try:
             while not self._stopping.is_set():
+                self._expire_due_holds()  # also under load, when the queue is never empty
+                if self.failure is not None:
+                    break
                 operation, carried = (carried or self._next()), None
                 if operation is None:
-                    self._expire_due_holds()
                     continue
                 group: list[_Operation] = [operation]
                 if isinstance(operation, _Transfers):
                     carried = self._merge(group)
                 self._serve(group)
+                self._snapshot_if_due()
                 if self.failure is not None:
                     break
         except BaseException as error:
@@ -282,10 +287,8 @@ class Sequencer:
             else:
                 first.future.set_result(first.read(self._state))
         except (Deposed, InvariantBroken, BlockMismatch) as error:
-            # Another writer, or a rule that does not hold: no write may follow. A person is needed.
-            self.failure = f"{type(error).__name__}: {error}"
-            log.critical("the ledger stopped writing: %s", self.failure)
-            _fail(group, SequencerUnavailable(self.failure))
+            self._halt(error)
+            _fail(group, SequencerUnavailable(self.failure or ""))
         except ProblemError as error:  # a read that was refused
             _fail(group, error)
         except Exception as error:
@@ -353,6 +356,7 @@ class Sequencer:
                 found = self._journal_call(lambda journal, ids=ids: journal.known(ids))  # type: ignore[misc]
                 asked.update(ids)
                 if not found:
+                    self._journal_call(lambda journal: journal.renew_lease())  # Deposed, if it collided with a rival
                     raise InvariantBroken("I7", "the journal refused an id that it does not have") from None
                 known |= found
                 continue
@@ -444,6 +448,9 @@ class Sequencer:
         batch.authority[:] = Authority.ENGINE
         future: Future[BatchOutcome] = Future()
         self._serve([_Transfers(batch, future)])
+        for hold in due:  # storage refused, or the clock went back just then: again in a while
+            if hold in self._state.holds:
+                heapq.heappush(self._expiries, (now + EXPIRY_RETRY_MICROS, hold))
 
     # --- blocks
 
@@ -561,15 +568,25 @@ class Sequencer:
                 self._mandates[directive.mandate_id] = directive.number
         self._blocks_since_snapshot += 1
         self._transfers_since_snapshot += transfer_count
-        if (
-            self._blocks_since_snapshot >= SNAPSHOT_BLOCKS
-            or self._transfers_since_snapshot >= SNAPSHOT_TRANSFERS
-        ):
-            try:
-                self._write_snapshot()
-            except (OutcomeUnknown, psycopg.Error) as error:  # a snapshot only shortens recovery: the block stands
-                log.warning("snapshot put off: %s", error)
-                self._holds_written = None  # it may be there all the same
+
+    def _snapshot_if_due(self) -> None:
+        """After the answers are out: what a snapshot meets must not be told to a client whose transfers are booked."""
+        is_due = self._blocks_since_snapshot >= SNAPSHOT_BLOCKS or self._transfers_since_snapshot >= SNAPSHOT_TRANSFERS
+        if not is_due or self.failure is not None:
+            return
+        try:
+            self._write_snapshot()
+        except (Deposed, InvariantBroken) as error:
+            self._halt(error)
+        except (OutcomeUnknown, SequencerUnavailable, psycopg.Error) as error:
+            log.warning("snapshot put off: %s", error)  # it only shortens recovery: the blocks stand
+            self._holds_written = None  # it may be there all the same
+            self._blocks_since_snapshot = self._transfers_since_snapshot = 0
+
+    def _halt(self, error: Exception) -> None:
+        """Another writer, or a rule that does not hold: no write may follow. A person is needed."""
+        self.failure = f"{type(error).__name__}: {error}"
+        log.critical("the ledger stopped writing: %s", self.failure)
 
     def _write_snapshot(self) -> None:
         if self._head is None:

@@ -103,5 +103,3 @@ def find_block(connection: sa.Connection, number: int) -> BlockHeader | None:
         sa.select(*(block.c[name] for name in BLOCK_COLUMNS.split(", "))).where(block.c.number == number)
     ).first()
     return header_of(row) if row is not None else None
-
-

@@ -22,7 +22,9 @@ from sandbox.processes import MARK
 from sandbox.scheme import Scheme
 from sandbox.topology import BRIDGE_SERVICE, Home, free_ports, service_names
 
-pytestmark = pytest.mark.xdist_group("sandbox")
+# Half a minute on an idle machine; the other tests' processes share its cores.
+pytestmark = [pytest.mark.xdist_group("sandbox"), pytest.mark.timeout(300)]
+COMMAND_SECONDS_MAX = 240
 COMMAND = [sys.executable, "-m", "sandbox"]
 
 
@@ -41,7 +43,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 def jiaozi(command: str, home: Home, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*COMMAND, command, "--dir", str(home.path), *options], capture_output=True, text=True, timeout=110, check=False
+        [*COMMAND, command, "--dir", str(home.path), *options],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS_MAX,
+        check=False,
     )
 
 

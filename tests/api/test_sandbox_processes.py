@@ -1,7 +1,7 @@
 """The sandbox's hold on its processes, ports and directory.
 
 Goal: `jiaozi` signals and removes what is its own and nothing else, and two commands never work on one sandbox.
-Method: stand-in processes (`sleep`) with and without the sandbox's mark, in temporary directories; no service is started.
+Method: stand-in processes with and without the sandbox's mark, in temporary directories; no service is started.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
+from typer.testing import CliRunner
 
+from sandbox.__main__ import app
+from sandbox.demo import Demo
 from sandbox.processes import MARK, Processes, SandboxBusy, Service, ServiceFailed, locked
+from sandbox.report import Failure
 from sandbox.scheme import removable, remove
-from sandbox.topology import DirectoryRefused, Home, choose_ports, service_names
+from sandbox.topology import DirectoryRefused, Home, PortTaken, choose_ports, service_names
 
 
 @pytest.fixture
@@ -124,9 +128,10 @@ def test_ports_are_last_times_unless_taken_and_all_different(home: Home) -> None
         assert len(set(again.values())) == len(names)
         # The listener is our own running service: its port is kept.
         assert choose_ports(names, known=known, first=None, in_use=frozenset({port})) == known
-    assert choose_ports(names, known={}, first=9000, in_use=frozenset()) == dict(
-        zip(names, range(9000, 9007), strict=True)
-    )
+        with pytest.raises(PortTaken, match=str(port)):
+            choose_ports(names, known={}, first=port, in_use=frozenset())
+        fixed = choose_ports(names[:1], known={}, first=port, in_use=frozenset({port}))
+        assert fixed == {names[0]: port}
 
 
 def test_directory_with_other_things_in_it_is_neither_claimed_nor_removed(tmp_path: Path) -> None:
@@ -152,3 +157,12 @@ def test_damaged_state_file_says_what_to_do(home: Home) -> None:
     home.state_file.write_text("{")
     with pytest.raises(DirectoryRefused, match="jiaozi reset"):
         home.read_state()
+
+
+@pytest.mark.parametrize(("failures", "exit_code"), [([], 0), ([Failure("supply", 1, 2)], 1)])
+def test_demo_ends_well_only_if_every_check_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: list[Failure], exit_code: int
+) -> None:
+    monkeypatch.setattr(Demo, "run", lambda demo, *, keep: failures)
+    result = CliRunner().invoke(app, ["demo", "--dir", str(tmp_path / "sandbox")])
+    assert result.exit_code == exit_code, result.output

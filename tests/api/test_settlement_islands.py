@@ -1,7 +1,7 @@
-"""Goal: every island behind the port keeps the same promises, so that what is proved with the fake holds for the ledger.
+"""Goal: every island behind the port keeps the same promises: what is proved with the fake holds for the ledger.
 
-Method: one conformance suite, run against the in-memory fake and against the native adapter over a real ledger on a real
-socket. Attacks that need a ledger's own API (a payer that places its leg first) run against the real one only.
+Method: one conformance suite, run against the in-memory fake and against the native adapter over a real ledger on a
+real socket. Attacks that need a ledger's own API (a payer that places its leg first) run against the real one only.
 """
 
 from __future__ import annotations

@@ -452,7 +452,6 @@ def check(server: EmbeddedPostgres, world: LedgerWorld, notes: Notes, accounts: 
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.xdist_group("kill")
 def test_fifty_kills_lose_nothing_and_double_nothing(server_dir: Path, tmp_path: Path) -> None:
     campaign(server_dir, tmp_path, kills=KILLS, seed=20261123)
 

@@ -124,9 +124,7 @@ def _live(world: LedgerWorld, scheme: Scheme) -> None:
         signed("exchange-out", wallet, vault, 300, key)
         booked(bank.transfer(world.terms("interest", vault, wallet, 3)))
         seqs["carried"] = signed("payment", vault, phone, 41, world.participants[BANK])
-        chain = [
-            TransferItem(terms=world.terms("payment", vault, other, 70 + i), linked=i < 2) for i in range(3)
-        ]
+        chain = [TransferItem(terms=world.terms("payment", vault, other, 70 + i), linked=i < 2) for i in range(3)]
         booked(*bank.submit(chain))
 
         def hold(kind: str = "plain", *, amount: int = 1_000, seconds: float = 3600) -> tuple[Any, bytes, bytes]:
@@ -421,10 +419,10 @@ def _reseal(connection: psycopg.Connection[Any]) -> None:
         )
 
 
-@pytest.mark.parametrize("forged", ["one approver twice", "the maker approves", "too few", "outsider", "another action"])
-def test_a_forged_mandate_is_caught_even_when_sealed(
-    attacked: psycopg.Connection[Any], forged: str
-) -> None:
+@pytest.mark.parametrize(
+    "forged", ["one approver twice", "the maker approves", "too few", "outsider", "another action"]
+)
+def test_a_forged_mandate_is_caught_even_when_sealed(attacked: psycopg.Connection[Any], forged: str) -> None:
     """Made of genuine signatures of other mandates where it can be: what is missing is what the test is named for."""
     found = attacked.execute("SELECT number, body FROM directive WHERE kind = 'issue' ORDER BY number").fetchall()
     (number, body), (_, other) = found[0], found[1]
@@ -442,9 +440,7 @@ def test_a_forged_mandate_is_caught_even_when_sealed(
             document["approvals"] = [first, jws.sign(jws.peek_payload(last), stranger, typ="jiaozi-approval+jws")]
         case _:
             document["proposal"] = second["proposal"]
-    attacked.execute(
-        "UPDATE directive SET body = %s WHERE number = %s", (jws.canonical_json(document), number)
-    )
+    attacked.execute("UPDATE directive SET body = %s WHERE number = %s", (jws.canonical_json(document), number))
     attacked.execute("DELETE FROM snapshot")
     _reseal(attacked)
     report = verify_transaction(attacked)
@@ -457,9 +453,7 @@ def jws_document(body: bytes) -> dict[str, Any]:
     return document
 
 
-def test_a_cut_tail_is_seen_only_with_an_anchor_from_outside(
-    scheme: Scheme, attacked: psycopg.Connection[Any]
-) -> None:
+def test_a_cut_tail_is_seen_only_with_an_anchor_from_outside(scheme: Scheme, attacked: psycopg.Connection[Any]) -> None:
     before = verify_transaction(attacked)
     anchor = (before.head_block, before.head_hash)
     assert verify_transaction(attacked, anchor=anchor).is_whole
@@ -472,9 +466,7 @@ def test_a_cut_tail_is_seen_only_with_an_anchor_from_outside(
     assert (rewritten.findings[0].rule, rewritten.findings[0].block) == ("I4", 3)
 
 
-def test_dropped_middle_block_with_its_transfers_is_found(
-    scheme: Scheme, attacked: psycopg.Connection[Any]
-) -> None:
+def test_dropped_middle_block_with_its_transfers_is_found(scheme: Scheme, attacked: psycopg.Connection[Any]) -> None:
     row = attacked.execute(
         "SELECT number, first_seq, transfer_count FROM block WHERE first_seq <= %s ORDER BY number DESC LIMIT 1",
         (scheme.seqs["payment"],),
@@ -489,9 +481,7 @@ def test_dropped_middle_block_with_its_transfers_is_found(
     assert finding.message == f"block {number} is missing"
 
 
-def test_verify_stops_after_some_findings_and_says_so(
-    attacked: psycopg.Connection[Any]
-) -> None:
+def test_verify_stops_after_some_findings_and_says_so(attacked: psycopg.Connection[Any]) -> None:
     attacked.execute("UPDATE transfer SET booked_at = booked_at + '1 second'")
     report = verify_transaction(attacked)
     assert len(report.findings) == 20

@@ -90,9 +90,11 @@ STATEMENTS = (
     PRIMARY KEY (id),
     CONSTRAINT settlement_uetr_once UNIQUE (uetr),
     CONSTRAINT settlement_position UNIQUE (batch_id, position),
-    CONSTRAINT settlement_state CHECK (state IN ('received', 'prepared', 'committed', 'aborted', 'settled', 'cancelled')),
+    CONSTRAINT settlement_state CHECK (state IN
+        ('received', 'prepared', 'committed', 'aborted', 'settled', 'cancelled')),
     CONSTRAINT settlement_parties_differ CHECK (debtor <> creditor),
-    CONSTRAINT settlement_hashes CHECK (state = 'received' OR (epoch IS NOT NULL AND octet_length(commit_hash) = 32 AND octet_length(abort_hash) = 32 AND commit_hash <> abort_hash)),
+    CONSTRAINT settlement_hashes CHECK (state = 'received' OR (epoch IS NOT NULL
+        AND octet_length(commit_hash) = 32 AND octet_length(abort_hash) = 32 AND commit_hash <> abort_hash)),
     FOREIGN KEY(batch_id) REFERENCES batch (id)
 )""",
     """CREATE INDEX settlement_open ON settlement (state) WHERE state IN ('prepared', 'committed', 'aborted')""",
@@ -164,11 +166,13 @@ STATEMENTS = (
     decision TEXT,
     ended_at TIMESTAMP WITH TIME ZONE,
     CONSTRAINT leg_pk PRIMARY KEY (settlement_id, number),
-    CONSTRAINT leg_follows_decision_i5 FOREIGN KEY(settlement_id, decision) REFERENCES decision (settlement_id, decision),
+    CONSTRAINT leg_follows_decision_i5 FOREIGN KEY(settlement_id, decision) REFERENCES decision
+        (settlement_id, decision),
     CONSTRAINT leg_amount_positive CHECK (amount_minor > 0),
     CONSTRAINT leg_i1 CHECK (debit <> credit),
     CONSTRAINT leg_state CHECK (state IN ('pending', 'held', 'refused', 'posted', 'voided')),
-    CONSTRAINT leg_ends_as_decided_i5 CHECK ((state <> 'posted' OR decision IS NOT DISTINCT FROM 'commit') AND (state <> 'voided' OR decision IS NOT DISTINCT FROM 'abort')),
+    CONSTRAINT leg_ends_as_decided_i5 CHECK ((state <> 'posted' OR decision IS NOT DISTINCT FROM 'commit') AND
+        (state <> 'voided' OR decision IS NOT DISTINCT FROM 'abort')),
     FOREIGN KEY(settlement_id) REFERENCES settlement (id)
 )""",
     """CREATE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
