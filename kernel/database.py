@@ -181,7 +181,7 @@ def resolve_url(database_url: str | None, data_dir: Path | None, service: str) -
 
     The embedded server is the caller's to stop, or to leave running for the next start. A server given by URL is
     waited for while it starts up or recovers, START_SECONDS_MAX at most.
-    Raises: ValueError on a URL of another kind of database; EmbeddedPostgresError; sqlalchemy.exc.OperationalError.
+    Raises: ValueError on a URL of another kind of database; EmbeddedPostgresError.
     """
     if database_url is not None:
         _wait_until_it_answers(parse_url(database_url))
@@ -202,7 +202,7 @@ def _wait_until_it_answers(url: URL) -> None:
         except OperationalError as error:
             is_starting = any(sign in str(error.orig) for sign in ("starting up", "in recovery", "shutting down"))
             if not is_starting or time.monotonic() > deadline:
-                raise
+                return  # whoever connects next tells it better
         time.sleep(0.2)
 
 

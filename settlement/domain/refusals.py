@@ -48,3 +48,5 @@ class AbortReason(StrEnum):
     """The engine that prepared it ended before it decided."""
     OPERATOR = "operator"
     """The bridge's operator ended it before a decision."""
+    NO_ANSWER = "no-answer"
+    """An institution or a ledger did not answer for so long that the money of the others should not wait."""

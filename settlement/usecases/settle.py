@@ -44,6 +44,9 @@ OPEN_SETTLEMENTS_MAX = 2_000
 """Undecided settlements at once; above it no new wave starts, so a lost island reserves a bounded amount of money."""
 UNFINISHED_MAX = 10_000
 """Decided settlements in memory at once after a start; the rest follow when these are done."""
+UNDECIDED_MAX = timedelta(minutes=10)
+"""How long a settlement may wait for a party that does not answer. Then it is aborted, which is always safe before a
+decision: otherwise one silent institution could fill the bridge with waiting settlements."""
 BACKOFF_FIRST = timedelta(milliseconds=100)
 BACKOFF_MAX = timedelta(seconds=5)
 
@@ -74,6 +77,7 @@ class _Open:
     """An undecided settlement of this epoch."""
 
     settlement: Settlement
+    opened_at: datetime
     authorisations: dict[int, str] = field(default_factory=dict)
     refusal: Verdict | None = None
     waits_for: str = ""
@@ -195,7 +199,7 @@ class Engine:
         # 1. Two fresh secrets each, stored before anybody hears of the settlement.
         made = {key: fresh_secrets(self._entropy) for key in received}
         for settlement in self._log.persist(made, epoch=self._epoch, now=self._clock()):
-            self._open[settlement.id] = _Open(settlement)
+            self._open[settlement.id] = _Open(settlement, self._clock())
         return True
 
     # --- 2. place every leg as a hold
@@ -276,9 +280,13 @@ class Engine:
         for key, item in self._open.items():
             if item.refusal is None and key in self._abort_requests:
                 item.refusal = Verdict(key, Decision.ABORT, AbortReason.OPERATOR, "given up by the operator")
+            is_held = decide([leg.state for leg in item.settlement.legs]) is Decision.COMMIT
+            if item.refusal is None and not is_held and self._clock() - item.opened_at > UNDECIDED_MAX:
+                waited = f"given up after waiting for {item.waits_for or 'an answer'}"
+                item.refusal = Verdict(key, Decision.ABORT, AbortReason.NO_ANSWER, waited)
             if item.refusal is not None:
                 verdicts.append(item.refusal)
-            elif decide([leg.state for leg in item.settlement.legs]) is Decision.COMMIT:
+            elif is_held:
                 verdicts.append(Verdict(key, Decision.COMMIT))
         if not verdicts:
             return False

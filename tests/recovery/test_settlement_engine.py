@@ -547,6 +547,24 @@ def test_a_thousand_settlements_in_waves_conserve_money(world: World) -> None:
     assert world.cny.balance(B_CNY) == START + sum(1 + index % 7 for index in range(1_000))
 
 
+def test_a_party_that_never_answers_is_given_up_and_nothing_is_split(world: World) -> None:
+    (settlement,) = world.submit([(100, 51)])
+    world.aed.faults.down = True
+    engine = world.engine()
+    engine.start()
+    world.run(engine, rounds=20)
+    assert world.state(settlement).decision is None
+    world.clock.advance(timedelta(minutes=11))
+    world.run(engine, rounds=5)
+    row = world.state(settlement)
+    assert (row.decision, row.reason) == (Decision.ABORT, "no-answer")
+    assert "ledger aed" in (row.detail or "")
+    world.aed.faults.down = False
+    world.run(engine)
+    assert world.check_ended(settlement) is Decision.ABORT
+    world.check_nothing_reserved()
+
+
 def test_open_settlements_are_bounded_while_an_island_is_down(world: World) -> None:
     world.submit([(1, 1)] * 120)
     world.aed.faults.down = True
