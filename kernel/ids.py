@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-import time
+from datetime import datetime
 from typing import NewType
 from uuid import UUID
 
@@ -24,7 +24,7 @@ ParticipantId = NewType("ParticipantId", str)
 
 ACCOUNT_NUMBER_MAX = 2**62
 
-_UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 _ACCOUNT = re.compile(r"acc_([0-9]{12,19})([0-9]{2})", re.ASCII)
 _PARTICIPANT = re.compile(r"[A-Z0-9]{4}[A-Z]{2}[A-Z0-9]{2}(?:[A-Z0-9]{3})?", re.ASCII)
 
@@ -45,9 +45,9 @@ def uuid7_millis(value: UUID) -> int:
     return value.int >> 80
 
 
-def is_from_future(value: UUID, *, tolerance_seconds: int = 300) -> bool:
+def is_from_future(value: UUID, *, now: datetime, tolerance_seconds: int = 300) -> bool:
     """A client whose clock runs ahead must not be able to mint ids that sort after everybody's for ever."""
-    return uuid7_millis(value) > int(time.time() * 1000) + tolerance_seconds * 1000
+    return uuid7_millis(value) > int(now.timestamp() * 1000) + tolerance_seconds * 1000
 
 
 def show(prefix: str, value: UUID) -> str:
@@ -56,9 +56,12 @@ def show(prefix: str, value: UUID) -> str:
 
 
 def parse(prefix: str, text: str) -> UUID:
-    """The UUIDv7 in `prefix_...`. Raises ValueError for another prefix, version, case or length."""
+    """The UUID in `prefix_...`. Raises ValueError for another prefix, version, case or length.
+
+    Version 7 is a client's; version 8 is one that a service has derived (see `derive_uuid8`).
+    """
     head, _, tail = text.partition("_")
-    if head != prefix or _UUID7.fullmatch(tail) is None:
+    if head != prefix or _UUID.fullmatch(tail) is None:
         raise ValueError(f"expected {prefix}_ and a lower-case UUIDv7")
     return UUID(tail)
 
@@ -88,6 +91,16 @@ def parse_participant(text: str) -> ParticipantId:
 
 def derive_uuid7(base: UUID, label: str) -> UUID:
     """A deterministic id in the same millisecond as `base`: how one operation's steps get ids that a retry repeats."""
+    return _derive(base, label, 7)
+
+
+def derive_uuid8(base: UUID, label: str) -> UUID:
+    """The same as a UUIDv8, which no client may choose: for what the ledger books by itself, so that nobody can take
+    the id first."""
+    return _derive(base, label, 8)
+
+
+def _derive(base: UUID, label: str, version: int) -> UUID:
     digest = int.from_bytes(hashlib.sha256(base.bytes + label.encode()).digest()[:16], "big")
-    value = (base.int >> 80) << 80 | 7 << 76 | (digest >> 64 & 0xFFF) << 64 | 2 << 62 | digest & (2**62 - 1)
+    value = (base.int >> 80) << 80 | version << 76 | (digest >> 64 & 0xFFF) << 64 | 2 << 62 | digest & (2**62 - 1)
     return UUID(int=value)

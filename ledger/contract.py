@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -26,7 +27,7 @@ from pydantic import (
 from kernel import ids, money
 from kernel.clock import from_micros
 from kernel.crypto import jws
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import KeyRefused, PrivateKey, PublicKey
 from kernel.errors import Refusal
 from kernel.ids import AccountNumber, ParticipantId
 from ledger.domain.blocks import BlockHeader
@@ -44,7 +45,7 @@ INSTRUCTION_TYP = "jiaozi-instruction+jws"
 MANDATE_TYP = "jiaozi-mandate+jws"
 APPROVAL_TYP = "jiaozi-approval+jws"
 BINARY_MEDIA_TYPE = "application/vnd.jiaozi.transfers"
-"""The fixed binary record of a bulk submission: see `ledger.records`."""
+"""The fixed binary record of a bulk submission: see `ledger.domain.records`."""
 
 
 STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
@@ -179,7 +180,10 @@ def _moment(value: Any) -> datetime:
     moment = value if isinstance(value, datetime) else datetime.fromisoformat(_text(value))
     if moment.tzinfo is None:
         raise ValueError("a time needs its zone: end it in Z")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is out of range") from None
 
 
 Moment = Annotated[
@@ -222,6 +226,8 @@ class TransferTerms(Model):
 
     @model_validator(mode="after")
     def _has_the_members_of_its_kind(self) -> Self:
+        if self.id.version != 7:
+            raise ValueError("the id must be a UUIDv7")
         given = {name for name in _TERMS_OPTIONAL if getattr(self, name) is not None}
         if self.kind in (TransferKind.POST, TransferKind.VOID):
             needed, allowed = {"hold"}, {"hold", "secret", "amount_minor"}
@@ -255,6 +261,12 @@ class TransferItem(Model):
     terms: TransferTerms | None = None
     linked: bool = False
     """Chained to the next item: the chain is booked whole or not at all."""
+
+    @model_validator(mode="after")
+    def _is_signed_or_plain(self) -> Self:
+        if (self.instruction is None) == (self.terms is None):
+            raise ValueError("give either instruction or terms")
+        return self
 
 
 class TransferBatchRequest(Model):
@@ -333,6 +345,18 @@ Jwk = Annotated[
 ]
 
 
+def _valid_jwk(value: dict[str, str]) -> dict[str, str]:
+    try:
+        PublicKey.from_jwk(value)
+    except KeyRefused as error:
+        raise ValueError(f"not a public key: {error}") from None
+    return value
+
+
+PublicJwk = Annotated[Jwk, AfterValidator(_valid_jwk)]
+"""A key that is checked as soon as it is read: of participants and operators, where one bad key would hurt all."""
+
+
 class AccountOpening(Model):
     """Opens one account. `opening` is client-made and makes the request idempotent."""
 
@@ -341,6 +365,12 @@ class AccountOpening(Model):
     rule_class: Annotated[str, Field(max_length=32)] = "none"
     holder_key: Jwk | None = None
     """Wallets only: the key whose signature the ledger will ask for (I8)."""
+
+    @model_validator(mode="after")
+    def _names_a_wallets_class(self) -> Self:
+        if self.kind is AccountKind.WALLET and "rule_class" not in self.model_fields_set:
+            raise ValueError("a wallet's opening names its rule class")
+        return self
 
 
 class AccountOpeningRequest(Model):
@@ -432,14 +462,14 @@ class RegisterParticipantAction(Model):
     participant: ParticipantRef
     name: Annotated[str, Field(min_length=1, max_length=140)]
     role: ParticipantRole
-    key: Jwk
-    quota_minor: Amount = 0
+    key: PublicJwk
+    quota_minor: Amount
 
 
 class RotateParticipantKeyAction(Model):
     action: Literal["rotate-participant-key"] = "rotate-participant-key"
     participant: ParticipantRef
-    key: Jwk
+    key: PublicJwk
 
 
 class SetQuotaAction(Model):
@@ -642,7 +672,7 @@ def _canonical(document: Model) -> bytes:
 
 class GenesisOperator(Model):
     name: Annotated[str, Field(min_length=1, max_length=140)]
-    key: Jwk
+    key: PublicJwk
 
 
 class Genesis(Model):

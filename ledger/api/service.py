@@ -71,7 +71,7 @@ def start_service(settings: LedgerSettings, *, clock: Clock = system_clock) -> S
         raise LedgerNotReady("the database is not at this program's migration: run `jiaozi-ledger migrate`")
     database = Database(url, application_name=f"jiaozi-ledger {settings.node}")
     revive = server.start if server is not None else None
-    sequencer = Sequencer(database, node=settings.node, clock=clock, revive=revive)
+    sequencer = Sequencer(database, node=settings.node, clock=clock, revive=revive, check_clock=clock is system_clock)
     try:
         sequencer.start()
         _ensure_genesis(settings, sequencer)
@@ -96,6 +96,7 @@ def start_service(settings: LedgerSettings, *, clock: Clock = system_clock) -> S
         submitter=Submitter(
             sequencer,
             keyring,
+            database,
             ledger=state.ledger,
             currency=state.currency,
             clock=clock,

@@ -29,6 +29,7 @@ from ledger.domain.state import (
     DEBITS_PENDING,
     DEBITS_POSTED,
     ISSUANCE_ACCOUNT,
+    NO_CAP,
     SPENT_DAY,
     SPENT_YEAR,
     Effects,
@@ -109,6 +110,8 @@ class Known:
     hold: bytes
     reference: bytes
     terms: HoldTerms = (None, None, 0)
+    guard: bytes = b""
+    """Of a tombstone."""
 
 
 @dataclass(slots=True)
@@ -135,9 +138,7 @@ class Decision:
         return TRANSFER_REFUSALS[code - 1] if code > 0 else None
 
 
-def decide(
-    state: LedgerState, batch: Batch, *, booked_at: int, known: Mapping[bytes, Known] | None = None
-) -> Decision:
+def decide(state: LedgerState, batch: Batch, *, booked_at: int, known: Mapping[bytes, Known] | None = None) -> Decision:
     """Decide a batch against the state, which `state.roll_to(booked_at)` has brought to the day.
 
     `known` are transfers of the journal whose ids occur in the batch. Never raises for what a client sent.
@@ -294,6 +295,13 @@ class _Item:
     extra: Extra
 
     @property
+    def guard(self) -> bytes:
+        """What a void of an unknown hold would keep out; empty if nothing."""
+        if self.extra.secret is not None:
+            return hashlib.sha256(self.extra.secret).digest()
+        return guard_of_participant(self.submitter) if self.authority == Authority.INSTITUTION else b""
+
+    @property
     def terms(self) -> HoldTerms:
         return self.extra.commit_hash, self.extra.abort_hash, self.expires_at
 
@@ -429,7 +437,8 @@ class _Ordered:
             item.position, (item.kind, item.debit, item.credit, item.amount)
         )
         code = KIND_CODE[kind]
-        return Known(0, self.booked_at, code, debit, credit, amount, item.hold, item.reference, item.terms)
+        guard = self.tombstones.get(item.position, (b"", b""))[1]
+        return Known(0, self.booked_at, code, debit, credit, amount, item.hold, item.reference, item.terms, guard)
 
     def _move(self, item: _Item) -> TransferRefusal | None:
         state, kind = self.state, item.kind
@@ -522,6 +531,9 @@ class _Ordered:
             return TransferRefusal.HOLD_TERMS_INVALID
         if item.expires_at and item.expires_at <= self.booked_at:
             return TransferRefusal.HOLD_TERMS_INVALID
+        is_capped = self.state.classes[self.state.rule_class[item.credit]].balance_max != NO_CAP
+        if item.expires_at == 0 and is_capped:  # or a stranger could fill a holder's cap for ever
+            return TransferRefusal.HOLD_TERMS_INVALID
         return None
 
     def _place_hold(self, item: _Item) -> None:
@@ -600,13 +612,9 @@ class _Ordered:
         """The abort overtook its hold. Only who could have voided the hold can keep it out, hence the guard."""
         if item.submitter == 0:
             return TransferRefusal.HOLD_NOT_FOUND  # nobody unknown may fill the journal with tombstones
-        if item.extra.secret is not None:
-            guard = hashlib.sha256(item.extra.secret).digest()
-        elif item.authority == Authority.INSTITUTION:
-            guard = guard_of_participant(item.submitter)
-        else:
+        if not item.guard:
             return TransferRefusal.HOLD_NOT_FOUND
-        tombstone = (item.hold, guard)
+        tombstone = (item.hold, item.guard)
         if tombstone in self.state.tombstones or tombstone in self.effects.tombstones:
             return TransferRefusal.HOLD_ALREADY_VOIDED
         self.effects.tombstones.add(tombstone)
@@ -697,8 +705,9 @@ def _is_same(known: Known, item: _Item) -> bool:
     if (known.hold, known.reference) != (item.hold, item.reference):
         return False
     if item.kind in _ENDS:
-        is_void = item.kind is TransferKind.VOID and known.kind == KIND_CODE[TransferKind.TOMBSTONE]
-        return is_void or (known.kind == KIND_CODE[item.kind] and item.amount in (0, known.amount))
+        if known.kind == KIND_CODE[TransferKind.TOMBSTONE]:
+            return item.kind is TransferKind.VOID and known.guard == item.guard
+        return known.kind == KIND_CODE[item.kind] and item.amount in (0, known.amount)
     if item.kind is TransferKind.HOLD and known.terms != item.terms:
         return False
     return (known.kind, known.debit, known.credit, known.amount) == (

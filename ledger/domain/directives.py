@@ -23,6 +23,8 @@ TRANSFER_ACTIONS = ("issue", "redeem", "adjustment")
 
 def check(state: LedgerState, action: Mapping[str, Any]) -> LedgerRefusal | None:
     """Would the action be refused now? (Transfers it implies are asked of `decide`.)"""
+    if action["action"] in TRANSFER_ACTIONS and action["currency"] != state.currency:
+        return LedgerRefusal.WRONG_CURRENCY
     match action["action"]:
         case "register-participant":
             if action["participant"] in state.participant_by_code:
@@ -48,8 +50,6 @@ def check(state: LedgerState, action: Mapping[str, Any]) -> LedgerRefusal | None
 
 
 def _check_issuance(state: LedgerState, action: Mapping[str, Any]) -> LedgerRefusal | None:
-    if action["currency"] != state.currency:
-        return LedgerRefusal.WRONG_CURRENCY
     vault = parse_account(action["vault"])
     if not state.exists(vault):
         return LedgerRefusal.ACCOUNT_NOT_FOUND
@@ -85,6 +85,7 @@ def _apply_genesis(state: LedgerState, document: Mapping[str, Any]) -> None:
     state.ledger, state.currency = document["ledger"], document["currency"]
     state.approvals_needed = document["approvals_needed"]
     state.operators = [Operator(item["name"], jws.canonical_json(item["key"])) for item in document["operators"]]
+    state.institutions_version += 1
     state.set_class(RuleCaps("none"))
     for item in document["rule_classes"]:
         state.set_class(caps_of(item))

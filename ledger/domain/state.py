@@ -148,6 +148,8 @@ class LedgerState:
         self.participants: list[Participant | None] = [None]
         self.participant_by_code: dict[str, Participant] = {}
         self.participant_key_version: npt.NDArray[np.int32] = np.zeros(1, np.int32)
+        self.institutions_version = 0
+        """Moves whenever a participant's or operator's key does."""
         self.operators: list[Operator] = []
         self.approvals_needed = 0
         self.ledger = ""
@@ -218,12 +220,14 @@ class LedgerState:
         self.participants.append(participant)
         self.participant_by_code[code] = participant
         self.participant_key_version = np.append(self.participant_key_version, np.int32(1))
+        self.institutions_version += 1
         return participant
 
     def rotate_participant_key(self, participant: Participant, key: bytes) -> None:
         participant.key = key
         participant.key_version += 1
         self.participant_key_version[participant.number] = participant.key_version
+        self.institutions_version += 1
 
     # --- time
 

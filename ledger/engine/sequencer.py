@@ -19,9 +19,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -35,7 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from kernel.clock import Clock, to_micros
 from kernel.database import Database, OutcomeUnknown
 from kernel.errors import InvariantBroken, ProblemError
-from kernel.ids import derive_uuid7
+from kernel.ids import derive_uuid8
 from kernel.postgres import EmbeddedPostgresError
 from ledger.domain import directives
 from ledger.domain.blocks import (
@@ -74,8 +74,12 @@ SNAPSHOT_TRANSFERS = 1_000_000
 RECONNECT_PAUSE_SECONDS_MAX = 0.5
 EXPIRY_RETRY_MICROS = 1_000_000
 """A due hold whose expiry could not be booked waits so long for the next try."""
-STORAGE_ATTEMPTS_MAX = 5
-"""A disk that stays full refuses the batch (nothing was written); the next one tries again."""
+STORAGE_ATTEMPTS_MAX = 2
+STORAGE_REST_SECONDS = 1.0
+"""A full disk refuses the batch (nothing was written), and for a second every other at once: reads go on meanwhile."""
+CLOCK_JUMP_MICROS = 3_600_000_000
+"""A clock that has moved by more than an hour since the last block is compared with the database's before it is
+believed: booking time never runs back, so one wrong step would hold it in the future."""
 
 log = logging.getLogger("jiaozi.ledger.sequencer")
 T = TypeVar("T")
@@ -83,6 +87,10 @@ T = TypeVar("T")
 
 class SequencerUnavailable(RuntimeError):
     """Nothing was written: not started, stepped down, halted, storage refused, or the queue is full."""
+
+
+class SignerRotated(RuntimeError):
+    """The request was signed with a key that has been replaced since. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,8 @@ class BatchOutcome:
 class _Transfers:
     batch: Batch
     future: Future[BatchOutcome]
+    signer: tuple[int, int] | None = None
+    """Participant and version of the key that signed the request."""
 
 
 @dataclass(slots=True)
@@ -131,11 +141,20 @@ class Sequencer:
     """Owns the state and the journal's only writing connection. Thread-safe: every method may be called from any."""
 
     def __init__(
-        self, database: Database, *, node: str, clock: Clock, revive: Callable[[], object] | None = None
+        self,
+        database: Database,
+        *,
+        node: str,
+        clock: Clock,
+        revive: Callable[[], object] | None = None,
+        check_clock: bool = False,
     ) -> None:
-        """`revive` brings the database server back when it is gone: the embedded server's `start`."""
+        """`check_clock`: hold `clock` against the database's (not for clocks that tests move).
+        `revive` brings the database server back when it is gone: the embedded server's `start`."""
         self._database = database
         self._revive = revive
+        self._check_clock = check_clock
+        self._refusing_until = 0.0
         self._node = node
         self._clock = clock
         self._queue: queue.Queue[_Operation | None] = queue.Queue(QUEUE_OPERATIONS_MAX)
@@ -170,12 +189,13 @@ class Sequencer:
             self._queue.put_nowait(None)
         self._thread.join()
 
-    def submit(self, batch: Batch) -> Future[BatchOutcome]:
-        """Book transfers. At most BLOCK_TRANSFERS_MAX; chains must close within the batch."""
+    def submit(self, batch: Batch, *, signer: tuple[int, int] | None = None) -> Future[BatchOutcome]:
+        """Book transfers. At most BLOCK_TRANSFERS_MAX; chains must close within the batch. `signer`: whose request, by
+        which version of the participant's key; if that was replaced before the batch is decided, SignerRotated."""
         if not 0 < len(batch) <= BLOCK_TRANSFERS_MAX:
             raise ValueError("a batch holds 1 to BLOCK_TRANSFERS_MAX transfers")
         future: Future[BatchOutcome] = Future()
-        self._put(_Transfers(batch, future))
+        self._put(_Transfers(batch, future, signer))
         return future
 
     def open_accounts(self, accounts: Sequence[OpenedAccount]) -> Future[list[OpenedAccount | None]]:
@@ -278,22 +298,39 @@ class Sequencer:
     def _serve(self, group: list[_Operation]) -> None:
         try:
             first = group[0]
+            if isinstance(first, _Read):
+                _answer(first.future, first.read(self._state))
+                return
+            self._check_may_write()
             if isinstance(first, _Transfers):
                 self._serve_transfers([item for item in group if isinstance(item, _Transfers)])
             elif isinstance(first, _Openings):
-                first.future.set_result(self._open(first.accounts))
-            elif isinstance(first, _Order):
-                first.future.set_result(self._carry_out(first))
+                _answer(first.future, self._open(first.accounts))
             else:
-                first.future.set_result(first.read(self._state))
+                _answer(first.future, self._carry_out(first))
         except (Deposed, InvariantBroken, BlockMismatch) as error:
             self._halt(error)
             _fail(group, SequencerUnavailable(self.failure or ""))
         except ProblemError as error:  # a read that was refused
             _fail(group, error)
+        except SequencerUnavailable as error:
+            log.warning("not done: %s", error)
+            _fail(group, error)
         except Exception as error:
             log.exception("an operation failed")
-            _fail(group, error if isinstance(error, SequencerUnavailable) else SequencerUnavailable(str(error)))
+            _fail(group, SequencerUnavailable(type(error).__name__))
+
+    def _check_may_write(self) -> None:
+        """Fail fast while storage refuses, and never book by a clock that has jumped away from the database's."""
+        if time.monotonic() < self._refusing_until:
+            raise SequencerUnavailable("storage refuses to write")
+        now = to_micros(self._clock())
+        jumped = abs(now - self._state.booked_at) > CLOCK_JUMP_MICROS
+        if self._check_clock and jumped and self._head is not None:
+            database_now = self._journal_call(lambda journal: journal.database_time())
+            if abs(now - database_now) > CLOCK_JUMP_MICROS:
+                seconds = (now - database_now) // 1_000_000
+                raise SequencerUnavailable(f"this clock is {seconds} s ahead of the database's: set both by NTP")
 
     def _leave(self, carried: _Operation | None) -> None:
         reason = SequencerUnavailable(self.failure or "the ledger is stopping")
@@ -317,6 +354,11 @@ class Sequencer:
     # --- operations
 
     def _serve_transfers(self, group: list[_Transfers]) -> None:
+        stale = [item for item in group if not self._is_current(item.signer)]
+        _fail(stale, SignerRotated("the request's key was replaced"))
+        group = [item for item in group if self._is_current(item.signer)]
+        if not group:
+            return
         decision = self._book(Batch.concatenate([item.batch for item in group]))
         offset = 0
         for item in group:
@@ -324,8 +366,10 @@ class Sequencer:
             known = {p - offset: k for p, k in decision.known.items() if offset <= p < end} if decision.known else {}
             outcome = BatchOutcome(decision.codes[offset:end], decision.seqs[offset:end], decision.booked_at, known)
             offset = end
-            if not item.future.cancelled():
-                item.future.set_result(outcome)
+            _answer(item.future, outcome)
+
+    def _is_current(self, signer: tuple[int, int] | None) -> bool:
+        return signer is None or int(self._state.participant_key_version[signer[0]]) == signer[1]
 
     def _book(self, batch: Batch, order: Directive | None = None) -> Decision:
         """Decide and append until the journal agrees about every id. Refused whole orders write nothing."""
@@ -360,12 +404,21 @@ class Sequencer:
                     raise InvariantBroken("I7", "the journal refused an id that it does not have") from None
                 known |= found
                 continue
-            state.absorb(decision.effects, transfer_count=len(decision.positions), booked_at=booked_at)
-            self._after_block(block, len(decision.positions))
-            for hold in decision.hold_terms.values():
-                if hold.expires_at:
-                    heapq.heappush(self._expiries, (hold.expires_at, hold.id))
+            with self._memory_follows(block):
+                state.absorb(decision.effects, transfer_count=len(decision.positions), booked_at=booked_at)
+                self._after_block(block, len(decision.positions))
+                for hold in decision.hold_terms.values():
+                    if hold.expires_at:
+                        heapq.heappush(self._expiries, (hold.expires_at, hold.id))
             return decision
+
+    @contextmanager
+    def _memory_follows(self, block: Block) -> Iterator[None]:
+        """The journal has the block. If memory cannot follow, they differ: stop before anything else is done."""
+        try:
+            yield
+        except Exception as error:
+            raise InvariantBroken("I4", f"memory cannot follow block {block.header.number}: {error!r}") from error
 
     def _open(self, accounts: Sequence[OpenedAccount]) -> list[OpenedAccount | None]:
         state = self._state
@@ -383,15 +436,15 @@ class Sequencer:
             state.roll_to(booked_at)
             block = self._seal(booked_at, accounts=list(opened.values()))
             self._append(block)
-            for item in opened.values():
-                state.open_account(
-                    kind=ACCOUNT_KINDS[item.kind],
-                    participant=item.participant,
-                    rule_class=state.class_by_name[item.rule_class],
-                    holder_key=item.holder_key,
-                )
-            state.booked_at = booked_at
-            self._after_block(block, 0)
+            with self._memory_follows(block):
+                for item in opened.values():
+                    state.open_account(
+                        kind=ACCOUNT_KINDS[item.kind],
+                        participant=item.participant,
+                        rule_class=state.class_by_name[item.rule_class],
+                        holder_key=item.holder_key,
+                    )
+                self._after_block(block, 0)
         results: list[OpenedAccount | None] = []
         for item in accounts:
             found = existing.get(item.opening_id) or opened[item.opening_id]
@@ -417,16 +470,16 @@ class Sequencer:
                 self._next_directive += 1
                 return directive.number, None
         booked_at = self._now()
+        state.roll_to(booked_at)
         block = self._seal(booked_at, orders=[directive])
         self._append(block)
         if order.kind == "genesis":  # brings its time zone, currency and operators: recover it as any restart would
             self._recover()
             return directive.number, None
-        directives.apply(state, order.body)
-        state.roll_to(booked_at)
-        state.booked_at = booked_at
-        self._next_directive += 1
-        self._after_block(block, 0)
+        with self._memory_follows(block):
+            directives.apply(state, order.body)
+            self._next_directive += 1
+            self._after_block(block, 0)
         return directive.number, None
 
     def _expire_due_holds(self) -> None:
@@ -440,7 +493,7 @@ class Sequencer:
             return
         records = np.zeros(len(due), SUBMISSION)
         for row, hold in zip(records, due, strict=True):
-            own = derive_uuid7(UUID(bytes=hold), "expire")
+            own = derive_uuid8(UUID(bytes=hold), "expire")  # an id that no client can take first
             row["id_high"], row["id_low"] = own.int >> 64, own.int & (2**64 - 1)
             row["hold_high"], row["hold_low"] = (int.from_bytes(hold[:8], "big"), int.from_bytes(hold[8:], "big"))
             row["kind"] = KIND_CODE[TransferKind.EXPIRE]
@@ -503,8 +556,9 @@ class Sequencer:
                 if not connection_lost:
                     attempts += 1
                     if attempts >= STORAGE_ATTEMPTS_MAX:
+                        self._refusing_until = time.monotonic() + STORAGE_REST_SECONDS
                         raise SequencerUnavailable(f"storage refuses to write: {error}") from error
-                    time.sleep(0.1 * attempts)
+                    time.sleep(0.05)
                     continue
                 written = self._read_back(block.header.number)
                 if written is not None:
@@ -542,14 +596,20 @@ class Sequencer:
                 return
             except Deposed:
                 raise
-            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown, EmbeddedPostgresError) as error:
+            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown) as error:
                 if self._stopping.is_set():
                     raise SequencerUnavailable("stopping while the database is away") from error
                 log.warning("waiting for the database: %s", str(error).splitlines()[0] if str(error) else error)
                 time.sleep(pause)
                 pause = min(pause * 2, RECONNECT_PAUSE_SECONDS_MAX)
-                if self._revive is not None:
-                    self._revive()
+                self._try_to_revive()
+
+    def _try_to_revive(self) -> None:
+        if self._revive is not None:
+            try:
+                self._revive()
+            except EmbeddedPostgresError as error:  # not yet; the loop comes back to it
+                log.warning("the embedded server does not start: %s", error)
 
     def _journal_call(self, call: Callable[[Journal], T]) -> T:
         """A read that survives a lost connection."""
@@ -612,6 +672,8 @@ class Sequencer:
         self._next_directive = len(found) + 1
         self._mandates = {item.mandate_id: item.number for item in found if item.mandate_id is not None}
         self._holds_written = {hold.id for hold in self._journal.open_holds()}
+        snapshot = self._journal.snapshot()
+        self._blocks_since_snapshot = (self._head.number if self._head else 0) - (snapshot[0] if snapshot else 0)
         self._expiries = [(hold.expires_at, hold.id) for hold in self._state.holds.values() if hold.expires_at]
         heapq.heapify(self._expiries)
         log.info(
@@ -639,9 +701,15 @@ class Sequencer:
             state.tombstones |= tombstones
 
 
+def _answer(future: Future[T], result: T) -> None:
+    """Unless whoever asked has gone: a cancelled future takes no result, and must not stop the thread."""
+    with suppress(InvalidStateError):
+        future.set_result(result)
+
+
 def _fail(operations: Sequence[_Operation], error: Exception) -> None:
     for operation in operations:
-        if not operation.future.done():
+        with suppress(InvalidStateError):
             operation.future.set_exception(error)
 
 

@@ -324,8 +324,9 @@ class Journal:
         wanted = [UUID(bytes=item) for item in ids]
         rows = self._all(
             "SELECT t.id, t.seq, t.booked_at, t.kind, t.debit_account, t.credit_account, t.amount_minor, t.hold_id,"
-            " t.reference, h.commit_hash, h.abort_hash, h.expires_at FROM transfer t"
-            " LEFT JOIN hold_event h ON h.hold_id = t.id AND h.phase = 0 WHERE t.id = ANY(%s)",
+            " t.reference, h.commit_hash, h.abort_hash, h.expires_at, b.guard FROM transfer t"
+            " LEFT JOIN hold_event h ON h.hold_id = t.id AND h.phase = 0"
+            " LEFT JOIN hold_tombstone b ON b.hold_id = t.hold_id AND b.transfer_id = t.id WHERE t.id = ANY(%s)",
             (wanted,),
         )
         nil = UUID(int=0)
@@ -340,6 +341,7 @@ class Journal:
                 hold=(row[7] or nil).bytes,
                 reference=(row[8] or nil).bytes,
                 terms=(row[9], row[10], to_micros(row[11]) if row[11] else 0),
+                guard=row[12] or b"",
             )
             for row in rows
         }
@@ -359,6 +361,10 @@ class Journal:
             ([UUID(bytes=item) for item in opening_ids],),
         )
         return {row[1].bytes: OpenedAccount(row[0], row[1].bytes, *row[2:]) for row in rows}
+
+    def database_time(self) -> int:
+        """The database's clock, in microseconds since 1970."""
+        return to_micros(self._all("SELECT clock_timestamp()", None)[0][0])
 
     def directives(self) -> list[Directive]:
         rows = self._all("SELECT number, kind, mandate_id, body FROM directive ORDER BY number", None)

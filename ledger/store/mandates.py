@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from ledger.store.tables import mandate, mandate_approval
+from ledger.store.tables import directive, mandate, mandate_approval
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,14 @@ def approvals(connection: sa.Connection, mandate_id: UUID) -> Sequence[tuple[str
 
 
 def finish_mandate(
-    connection: sa.Connection, mandate_id: UUID, *, status: str, directive: int | None, refusal: str | None
+    connection: sa.Connection, mandate_id: UUID, *, status: str, directive_number: int | None, refusal: str | None
 ) -> None:
-    connection.execute(
-        mandate.update().where(mandate.c.id == mandate_id).values(status=status, directive=directive, refusal=refusal)
-    )
+    """Of two at once, what was carried out stands."""
+    unfinished = mandate.update().where(mandate.c.id == mandate_id, mandate.c.status != "executed")
+    connection.execute(unfinished.values(status=status, directive=directive_number, refusal=refusal))
+
+
+def directive_of(connection: sa.Connection, mandate_id: UUID) -> int | None:
+    """The journal's word on whether a mandate was carried out."""
+    found = connection.execute(sa.select(directive.c.number).where(directive.c.mandate_id == mandate_id)).scalar()
+    return int(found) if found is not None else None

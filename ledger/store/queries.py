@@ -60,6 +60,16 @@ def find_transfer(connection: sa.Connection, transfer_id: UUID) -> BookedTransfe
     return BookedTransfer(**row._mapping) if row is not None else None
 
 
+def kept_instructions(connection: sa.Connection, transfer_ids: Sequence[UUID]) -> Sequence[Any]:
+    """(id, seq, booked_at, token) of booked transfers that came as signed instructions."""
+    query = (
+        sa.select(transfer.c.id, transfer.c.seq, transfer.c.booked_at, evidence.c.body.label("token"))
+        .join(evidence, sa.and_(evidence.c.transfer_id == transfer.c.id, evidence.c.kind == 1))
+        .where(transfer.c.id.in_(transfer_ids))
+    )
+    return connection.execute(query).all()
+
+
 def find_hold(connection: sa.Connection, hold_id: UUID) -> HoldRecord | None:
     """A hold with its terms and end; also an id that only has a tombstone."""
     rows = connection.execute(sa.select(hold_event).where(hold_event.c.hold_id == hold_id)).all()

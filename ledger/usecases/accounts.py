@@ -61,6 +61,7 @@ class Accounts:
         self._keyring = keyring
         self._database = database
         self._state = state
+        self._supply_known: SupplyView | None = None
         self._answer_seconds_max = answer_seconds_max
 
     # --- opening
@@ -173,6 +174,10 @@ class Accounts:
         if cursor is not None:
             position = pagination.decode(cursor, filters, shape=(int, int))
             at, balance = int(position[0]), int(position[1])
+            if at <= 0:
+                raise ProblemError(
+                    RequestRefusal.VALIDATION_FAILED, "pass next_cursor unchanged"
+                )
             after, through = (0, at - 1) if newest_first else (at, through)
         elif not newest_first:
             balance = 0
@@ -215,8 +220,11 @@ class Accounts:
         )
 
     def supply(self) -> SupplyView:
-        """I2 from the sequencer's own totals, at one seq."""
-        return self._wait(lambda: self._sequencer.read(self._supply))
+        """I2 from the sequencer's own totals, at one seq. Added up once a block, however many ask."""
+        known, head = self._supply_known, self._sequencer.head
+        if known is None or head is None or known.as_of_block != head.number:
+            known = self._supply_known = self._wait(lambda: self._sequencer.read(self._supply))
+        return known
 
     def _supply(self, state: LedgerState) -> SupplyView:
         used = slice(1, state.size)

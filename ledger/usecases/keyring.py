@@ -23,10 +23,11 @@ _WALLET = ACCOUNT_KIND_CODE[AccountKind.WALLET]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who signed a request: a participant (its number) or an operator (number 0)."""
+    """Who signed a request: a participant (its number, and which of its keys) or an operator (number 0)."""
 
     thumbprint: str
     participant: int
+    key_version: int
     is_operator: bool
 
 
@@ -35,19 +36,28 @@ class Keyring:
         self._state = state
         self._institutions: dict[bytes, PublicKey] = {}
         self._holders: OrderedDict[bytes, PublicKey] = OrderedDict()
+        self._callers: tuple[int, dict[str, tuple[Caller, PublicKey]]] = (-1, {})
 
     def find_caller(self, thumbprint: str) -> tuple[Caller, PublicKey] | None:
         """The operator or participant with this active key."""
+        version, callers = self._callers
+        if version != self._state.institutions_version:
+            version = self._state.institutions_version  # read before the keys: at worst they are read once more
+            callers = self._all_callers()
+            self._callers = (version, callers)
+        return callers.get(thumbprint)
+
+    def _all_callers(self) -> dict[str, tuple[Caller, PublicKey]]:
+        found: dict[str, tuple[Caller, PublicKey]] = {}
+        for participant in list(self._state.participants):
+            if participant is not None:
+                key_version = participant.key_version  # before the key: see `owner_key`
+                key = self._institution_key(participant.key)
+                found[key.thumbprint] = Caller(key.thumbprint, participant.number, key_version, False), key
         for operator in self._state.operators:
             key = self._institution_key(operator.key)
-            if key.thumbprint == thumbprint:
-                return Caller(thumbprint, 0, True), key
-        for participant in self._state.participants:
-            if participant is not None:
-                key = self._institution_key(participant.key)
-                if key.thumbprint == thumbprint:
-                    return Caller(thumbprint, participant.number, False), key
-        return None
+            found[key.thumbprint] = Caller(key.thumbprint, 0, 0, True), key
+        return found
 
     def operator_thumbprints(self) -> set[str]:
         return {self._institution_key(operator.key).thumbprint for operator in self._state.operators}
@@ -62,7 +72,10 @@ class Keyring:
             participant = state.participants[int(state.participant[account])]
             if participant is None:
                 return None
-            return self._institution_key(participant.key), participant.key_version
+            # The version before the key: a rotation in between then gives the new key with the old version, which the
+            # state machine refuses; the other way round it would book on the old key.
+            version = participant.key_version
+            return self._institution_key(participant.key), version
         if kind == _WALLET:
             version = int(state.key_version[account])
             return self._holder_key(state.holder_key[account].tobytes()), version

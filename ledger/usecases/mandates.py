@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import replace
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -57,6 +58,10 @@ class Mandates:
             proposal = Proposal.model_validate(strict_json.loads(payload, wire=True))
         except ValidationError as error:
             raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, _first(error)) from None
+        if json.loads(payload)["action"] != proposal.action.model_dump(mode="json", exclude_none=True):
+            raise ProblemError(
+                LedgerRefusal.INSTRUCTION_INVALID, "the action must state all its members, as documented, and no nulls"
+            )
         if proposal.ledger != self._state.ledger:
             raise ProblemError(LedgerRefusal.WRONG_LEDGER, f"this is {self._state.ledger}")
         if proposal.valid_until <= self._clock():
@@ -117,7 +122,7 @@ class Mandates:
             row = store.find_mandate(connection, mandate_id)
             if row is None:
                 raise ProblemError(LedgerRefusal.MANDATE_NOT_FOUND)
-            if row.status == MandateStatus.EXECUTED:
+            if row.status == MandateStatus.EXECUTED or store.directive_of(connection, mandate_id) is not None:
                 raise ProblemError(LedgerRefusal.MANDATE_EXECUTED)
             if row.valid_until <= self._clock():
                 raise ProblemError(LedgerRefusal.MANDATE_EXPIRED)
@@ -148,7 +153,7 @@ class Mandates:
                 connection,
                 mandate_id,
                 status=(MandateStatus.EXECUTED if refusal is None else MandateStatus.REFUSED).value,
-                directive=directive if refusal is None else None,
+                directive_number=directive if refusal is None else None,
                 refusal=refusal.value if refusal is not None else None,
             )
         if refusal is not None:
@@ -160,6 +165,10 @@ class Mandates:
             row = store.find_mandate(connection, mandate_id)
             if row is None:
                 raise ProblemError(LedgerRefusal.MANDATE_NOT_FOUND)
+            if row.status != MandateStatus.EXECUTED:
+                directive = store.directive_of(connection, mandate_id)
+                if directive is not None:  # carried out, and the process died before it said so here
+                    row = replace(row, status=MandateStatus.EXECUTED.value, directive=directive, refusal=None)
             return self._view(row, [operator for operator, _ in store.approvals(connection, mandate_id)])
 
     def queue(self, *, status: str | None, after: UUID | None, limit: int) -> list[MandateView]:

@@ -20,9 +20,11 @@ from pydantic import ValidationError
 from kernel import strict_json
 from kernel.clock import Clock, from_micros, to_micros
 from kernel.crypto import jws
+from kernel.database import Database
 from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import is_from_future
 from ledger.contract import (
+    BATCH_TRANSFERS_MAX,
     INSTRUCTION_TYP,
     SignedInstruction,
     TransferItem,
@@ -39,11 +41,16 @@ from ledger.domain.vocabulary import (
     TransferKind,
     TransferRefusal,
 )
-from ledger.engine.sequencer import BatchOutcome, Sequencer, SequencerUnavailable
+from ledger.engine.sequencer import BatchOutcome, Sequencer, SequencerUnavailable, SignerRotated
+from ledger.store import queries
 from ledger.usecases.keyring import Caller, Keyring
 
 _VERIFY_CHUNK = 32
 """Signatures a thread checks at a time."""
+IN_FLIGHT_TRANSFERS_MAX = 16 * BATCH_TRANSFERS_MAX
+"""Of one signer (or of all who do not sign): nobody's flood makes the others wait for more than these."""
+UNSIGNED_ITEMS_MAX = 256
+"""Items of a request that nobody signed: checking them is work for whoever asks."""
 _CLIENT_KINDS = frozenset(TransferKind) - {
     TransferKind.ISSUE,
     TransferKind.REDEEM,
@@ -82,6 +89,7 @@ class Submitter:
         self,
         sequencer: Sequencer,
         keyring: Keyring,
+        database: Database,
         *,
         ledger: str,
         currency: str,
@@ -91,6 +99,8 @@ class Submitter:
     ) -> None:
         self._sequencer = sequencer
         self._keyring = keyring
+        self._database = database
+        self._in_flight: dict[str, int] = {}
         self._ledger = ledger
         self._currency = currency
         self._clock = clock
@@ -102,38 +112,86 @@ class Submitter:
 
     async def submit(self, items: Sequence[TransferItem], *, caller: Caller | None) -> list[TransferResult]:
         """One result an item, in order. Raises ProblemError(OUTCOME_UNKNOWN | SERVICE_UNAVAILABLE) for the whole."""
+        if caller is None and len(items) > UNSIGNED_ITEMS_MAX:
+            detail = f"an unsigned request carries at most {UNSIGNED_ITEMS_MAX} items; sign it to send more"
+            raise ProblemError(RequestRefusal.VALIDATION_FAILED, detail)
         loop = asyncio.get_running_loop()
         now = self._clock()
         chunks = [items[start : start + _VERIFY_CHUNK] for start in range(0, len(items), _VERIFY_CHUNK)]
         checked = await asyncio.gather(
             *(loop.run_in_executor(self._verifiers, self._check_all, chunk, caller, now) for chunk in chunks)
         )
-        checks = _refuse_broken_chains([item for chunk in checked for item in chunk])
+        found = [item for chunk in checked for item in chunk]
+        booked = await loop.run_in_executor(self._verifiers, self._booked_before, items, found)
+        checks = _refuse_broken_chains(found)
         prepared = [item for item in checks if isinstance(item, Prepared)]
-        outcome = await self.book(_to_batch(prepared, caller)) if prepared else None
+        outcome = await self.book(_to_batch(prepared, caller), caller=caller) if prepared else None
         results: list[TransferResult] = []
         position = 0
         for item in checks:
             if isinstance(item, Refused) or outcome is None:
-                results.append(_refused(item))
+                before = booked.get(len(results))
+                results.append(_refused(item) if before is None else before)
             else:
                 results.append(_result(item, outcome, position))
                 position += 1
         return results
 
-    async def book(self, batch: Batch) -> BatchOutcome:
-        """Hand a batch to the sequencer and wait for its commit."""
+    async def book(self, batch: Batch, *, caller: Caller | None) -> BatchOutcome:
+        """Hand a batch to the sequencer and wait for its commit. Each participant has a bounded share of the queue."""
+        who = caller.thumbprint if caller is not None else ""
+        waiting = self._in_flight.get(who, 0)
+        if waiting and waiting + len(batch) > IN_FLIGHT_TRANSFERS_MAX:
+            raise ProblemError(RequestRefusal.TOO_MANY_REQUESTS, f"{waiting} transfers of yours wait already")
+        self._in_flight[who] = waiting + len(batch)
         try:
-            future = self._sequencer.submit(batch)
+            return await self._book(batch, caller)
+        finally:
+            left = self._in_flight[who] - len(batch)
+            if left:
+                self._in_flight[who] = left
+            else:
+                del self._in_flight[who]
+
+    async def _book(self, batch: Batch, caller: Caller | None) -> BatchOutcome:
+        signer = (caller.participant, caller.key_version) if caller is not None and caller.participant else None
+        try:
+            future = self._sequencer.submit(batch, signer=signer)
             return await asyncio.wait_for(asyncio.wrap_future(future), self._answer_seconds_max)
         except TimeoutError:
             raise ProblemError(
                 LedgerRefusal.OUTCOME_UNKNOWN, "The journal did not answer in time; retry with the same ids."
             ) from None
+        except SignerRotated:
+            raise ProblemError(
+                RequestRefusal.SIGNATURE_INVALID, "the key was replaced: sign anew"
+            ) from None
         except SequencerUnavailable as error:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "retry with the same ids: they book once") from error
 
     # --- checks, in verifier threads
+
+    def _booked_before(
+        self, items: Sequence[TransferItem], checks: Sequence[Prepared | Refused]
+    ) -> dict[int, TransferResult]:
+        """Instructions refused now that were booked when they were first sent: a retry after its expiry, or after its
+        signer's key was replaced, is answered with the booking. The journal keeps the very token (I7, I8)."""
+        tokens = {
+            item.id: (position, items[position].instruction)
+            for position, item in enumerate(checks)
+            if isinstance(item, Refused) and item.id is not None and items[position].instruction is not None
+        }
+        if not tokens:
+            return {}
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            kept = queries.kept_instructions(connection, list(tokens))
+        return {
+            tokens[row.id][0]: TransferResult(
+                id=row.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=row.seq, booked_at=row.booked_at
+            )
+            for row in kept
+            if row.token.decode() == tokens[row.id][1]
+        }
 
     def _check_all(
         self, items: Sequence[TransferItem], caller: Caller | None, now: datetime
@@ -147,7 +205,10 @@ class Submitter:
                 return checked
         elif item.terms is not None:
             has_secret = item.terms.secret is not None
-            authority = Authority.SECRET if has_secret or caller is None else Authority.INSTITUTION
+            if caller is None and not has_secret:
+                detail = "sign the request, or send what the account's owner has signed"
+                return Refused(item.terms.id, TransferRefusal.NOT_AUTHORISED, detail, item.linked)
+            authority = Authority.SECRET if has_secret else Authority.INSTITUTION
             checked = Prepared(item.terms, authority, 0, None, item.linked)
         else:
             return Refused(None, LedgerRefusal.INSTRUCTION_INVALID, "give an instruction or terms", item.linked)
@@ -158,7 +219,7 @@ class Submitter:
         if terms.kind not in _CLIENT_KINDS:
             detail = f"{terms.kind.value} comes from a mandate or from the ledger itself"
             return Refused(terms.id, TransferRefusal.KIND_NOT_ALLOWED, detail, checked.linked)
-        if is_from_future(terms.id):
+        if is_from_future(terms.id, now=now):
             return Refused(terms.id, LedgerRefusal.ID_FROM_FUTURE, "", checked.linked)
         return checked
 

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 from kernel.clock import to_micros
 from kernel.crypto.keys import PublicKey
-from kernel.ids import derive_uuid7, parse, parse_account, show
+from kernel.ids import derive_uuid8, parse, parse_account, show
 from kernel.money import AMOUNT_MINOR_MAX, parse_minor
 from ledger.verifier import documents
 from ledger.verifier.documents import InstructionCheck, Mandate, Unproven
@@ -475,7 +475,7 @@ class Book:
     def _end_problem(self, row: TransferRow, attached: Attached, hold: Hold) -> str | None:
         is_due = hold.expires_at != 0 and hold.expires_at <= self.booked_at
         if row.kind == EXPIRE:
-            own_id = derive_uuid7(UUID(bytes=row.hold), "expire").bytes
+            own_id = derive_uuid8(UUID(bytes=row.hold), "expire").bytes
             return None if is_due and row.id == own_id else "the hold expired before its time"
         if row.kind == POST and is_due:
             return "the hold was posted after its expiry"

@@ -177,8 +177,9 @@ def apply(state: LedgerState, items: Sequence[Item], *, at: int, known: dict[byt
         seq, number, kind, debit, credit, amount, hold, reference, _, booked_at = row
         placed = decision.hold_terms.get(position)
         terms = (placed.commit_hash, placed.abort_hash, placed.expires_at) if placed else (None, None, 0)
+        guard = decision.tombstones.get(position, (b"", b""))[1]
         known[uuid_of(number)] = Known(
-            seq, booked_at, KIND_CODE[kind], debit, credit, amount, uuid_of(hold), uuid_of(reference), terms
+            seq, booked_at, KIND_CODE[kind], debit, credit, amount, uuid_of(hold), uuid_of(reference), terms, guard
         )
     return decision
 

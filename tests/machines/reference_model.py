@@ -64,6 +64,7 @@ class ReferenceLedger:
     holds: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: dict[int, str] = field(default_factory=dict)
     tombstones: set[tuple[int, object]] = field(default_factory=set)
+    guards: dict[int, object] = field(default_factory=dict)
     rows: dict[int, tuple[Any, ...]] = field(default_factory=dict)
     """id -> (seq, id, kind, debit, credit, amount, hold, reference, submitter, booked_at), as the journal has it"""
     terms: dict[int, tuple[Any, ...]] = field(default_factory=dict)
@@ -115,8 +116,9 @@ class ReferenceLedger:
         if (hold, reference) != (item.hold, item.reference):
             return False
         if item.kind in ENDS:
-            is_entombed = kind is Kind.TOMBSTONE and item.kind is Kind.VOID
-            return is_entombed or (kind is item.kind and item.amount in (0, amount))
+            if kind is Kind.TOMBSTONE:
+                return item.kind is Kind.VOID and self.guards[item.id] == guard_of(item)
+            return kind is item.kind and item.amount in (0, amount)
         same_terms = kind is not Kind.HOLD or self.terms[item.id] == (item.commit, item.abort, item.expires_at)
         return (kind, debit, credit, amount) == (item.kind, item.debit, item.credit, item.amount) and same_terms
 
@@ -150,6 +152,8 @@ class ReferenceLedger:
             is_plain = item.commit is None and item.abort is None and item.expires_at != 0
             is_conditional = item.commit is not None and item.abort is not None and item.commit != item.abort
             if not (is_plain or is_conditional) or not (item.expires_at == 0 or item.expires_at > self.now):
+                return No.HOLD_TERMS_INVALID
+            if item.expires_at == 0 and payee["caps"][0] != LARGEST:
                 return No.HOLD_TERMS_INVALID
         is_legal_order = kind is Kind.ADJUSTMENT
         if payer["frozen"] and not is_legal_order:
@@ -200,12 +204,13 @@ class ReferenceLedger:
             return ENDED[self.ended[item.hold]]
         hold = self.holds.get(item.hold)
         if hold is None:
-            guard: object = item.submitter if shown is None else shown
+            guard = guard_of(item)
             if kind is not Kind.VOID or not item.submitter or (shown is None and item.authority != "institution"):
                 return No.HOLD_NOT_FOUND
             if (item.hold, guard) in self.tombstones:
                 return No.HOLD_ALREADY_VOIDED
             self.tombstones.add((item.hold, guard))
+            self.guards[item.id] = guard
             return self._book(item, Kind.TOMBSTONE, 0, 0, 0)
         payer, payee = self.accounts[hold["by"]], self.accounts[hold["to"]]
         commit, abort, expires_at = hold["terms"]
@@ -247,3 +252,10 @@ class ReferenceLedger:
 
 def balance(account: dict[str, Any]) -> int:
     return int(account["credits_posted"] - account["debits_posted"])
+
+
+def guard_of(item: Item) -> object:
+    """What a void of an unknown hold keeps out: the hold with this abort hash, or of this payee's participant."""
+    if item.secret is not None:
+        return hashlib.sha256(item.secret).digest()
+    return item.submitter if item.authority == "institution" else None

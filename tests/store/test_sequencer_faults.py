@@ -301,6 +301,7 @@ def test_storage_that_refuses_to_write_refuses_the_batch_and_goes_on(
     """A full disk: an error with the connection alive. Nothing was written, and the ledger does not stop."""
     payer, payee = world.vault(1_000), world.vault()
     monkeypatch.setattr(sequencer_module, "STORAGE_ATTEMPTS_MAX", 2)
+    monkeypatch.setattr(sequencer_module, "STORAGE_REST_SECONDS", 0.5)
 
     def full(journal: Journal, cursor: Any, header: Any) -> None:
         raise psycopg.errors.DiskFull("could not extend file")
@@ -310,6 +311,11 @@ def test_storage_that_refuses_to_write_refuses_the_batch_and_goes_on(
         patch.setattr(Journal, "_insert_header", full)
         with pytest.raises(SequencerUnavailable, match="storage"):
             world.submit(item)
+        began = time.monotonic()
+        with pytest.raises(SequencerUnavailable, match="storage"):
+            world.submit(item)
+        assert time.monotonic() - began < 0.05  # refused at once, so that reads do not wait behind writes
+    time.sleep(sequencer_module.STORAGE_REST_SECONDS)
     assert rows_of(world, item) == [0]
     assert world.names(item) == ["booked"]
     assert world.findings() == []

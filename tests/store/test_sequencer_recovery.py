@@ -152,6 +152,7 @@ def test_due_holds_expire_though_the_queue_is_never_empty(
 
 def test_expiry_that_storage_refused_is_tried_again(world: SequencerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sequencer_module, "STORAGE_ATTEMPTS_MAX", 1)
+    monkeypatch.setattr(sequencer_module, "STORAGE_REST_SECONDS", 0.0)
     monkeypatch.setattr(sequencer_module, "EXPIRY_RETRY_MICROS", 1_000)
     payer, payee = world.vault(1_000), world.vault()
     hold = Item("hold", payer, payee, 300, expires_at=world.clock() + timedelta(minutes=1))

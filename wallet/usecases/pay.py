@@ -166,7 +166,7 @@ def _check(
         return Declined(item.id, TransferRefusal.ACCOUNTS_MUST_DIFFER)
     if terms.kind is TransferKind.EXCHANGE_OUT and item.credit != context.ledgers.vault(home):
         return Declined(item.id, WalletRefusal.NOT_OUR_VAULT, "an exchange out credits the vault of /v1/institution")
-    if is_from_future(item.id):
+    if is_from_future(item.id, now=context.clock()):
         return Declined(item.id, LedgerRefusal.ID_FROM_FUTURE)
     now = context.clock()
     return Payment(
