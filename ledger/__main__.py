@@ -47,7 +47,7 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 
-UrlOption = Annotated[str, typer.Option("--url", envvar="JIAOZI_LEDGER_CLIENT_URL", help="The ledger's address.")]
+UrlOption = Annotated[str, typer.Option("--url", envvar="JIAOZI_LEDGER_PUBLIC_URL", help="The ledger's address.")]
 KeyOption = Annotated[Path, typer.Option("--key", help="Private key file (PEM, mode 0600) to sign with.")]
 DEFAULT_URL = "http://127.0.0.1:8100"
 
@@ -277,7 +277,9 @@ def _approve(client: LedgerClient, view: MandateView, key: PrivateKey) -> Mandat
 
 
 def _print_mandate(view: MandateView) -> None:
-    table = Table("mandate", "action", "amount", "approvals", "status")
+    table = Table(box=None, pad_edge=False)
+    for column in ("mandate", "action", "amount", "approvals", "status"):
+        table.add_column(column, no_wrap=True, overflow="ignore")
     action = view.action
     amount = ""
     if hasattr(action, "amount_minor") and hasattr(action, "currency"):

@@ -107,7 +107,40 @@ def up(directory: DirOption = None, port: PortOption = None) -> None:
             raise
     console.print("The scheme is up." if started else "The scheme was up already.")
     _print_status(home)
-    console.print("Stop it with [bold]jiaozi down[/]; its data stays. `jiaozi reset` removes the data.")
+    console.print(
+        'Try it by hand: eval "$(jiaozi env)" sets the keys and addresses; the README has the first lines to type.\n'
+        "Stop it with [bold]jiaozi down[/]; its data stays. `jiaozi reset` removes the data."
+    )
+
+
+@app.command()
+def env(directory: DirOption = None) -> None:
+    """Print shell exports for the running scheme: keys, addresses, a bank's vault. Use: eval "$(jiaozi env)"."""
+    from kernel.crypto.keys import PrivateKey
+    from kernel.ids import show_account
+    from sandbox.scheme import Scheme
+    from sandbox.topology import CENTRAL_BANKS, INSTITUTIONS, ledger_service
+
+    home = _home(directory)
+    scheme = Scheme(home)
+    if not scheme.is_up():
+        raise ValueError("the scheme is not up: run `jiaozi up` first")
+    bank, central = INSTITUTIONS[0], CENTRAL_BANKS[0]
+    device, shop = home.keys / "device.pem", home.keys / "shop.pem"
+    for path in (device, shop):  # a device has one wallet: one key to pay with, one to be paid
+        if not path.exists():
+            PrivateKey.generate().save(path)
+    exports = {
+        "PATH": f"{Path(sys.executable).parent}:$PATH",
+        "KEYS": home.keys,
+        "VAULT": show_account(scheme.vaults()[bank.participant][central.ledger]),
+        "JIAOZI_LEDGER_PUBLIC_URL": scheme.url(ledger_service(central.ledger)),
+        "JIAOZI_WALLET_PUBLIC_URL": scheme.url(bank.service),
+        "JIAOZI_CLIENT_KEY": home.keys / f"{bank.participant}-channel.pem",
+        "JIAOZI_DEVICE_KEY": device,
+    }
+    for name, value in exports.items():
+        sys.stdout.write(f'export {name}="{value}"\n')
 
 
 @app.command()

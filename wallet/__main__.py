@@ -167,6 +167,7 @@ def open_wallet(
     deposit: Annotated[
         str, typer.Option(help="Sandbox only: major units to pay into the customer's bank deposit from nowhere.")
     ] = "",
+    exchange: Annotated[str, typer.Option(help="Major units of the deposit to exchange for currency at once.")] = "",
     url: Url = DEFAULT_URL,
 ) -> None:
     """Register a customer with just the evidence that the class needs, and open a wallet for the device's key.
@@ -188,6 +189,10 @@ def open_wallet(
             amount = _amount(deposit, pack.currency)
             client.simulate_deposit(customer=customer, amount_minor=amount.amount_minor)
             typer.echo(f"deposit  {amount}")
+        if exchange:
+            money = _amount(exchange, pack.currency)
+            done = client.exchange_in(wallet=view.wallet, amount_minor=money.amount_minor, currency=pack.currency)
+            typer.echo(f"balance  {money} ({done.state.value})")
 
 
 @app.command("exchange-in")

@@ -71,9 +71,7 @@ def order_by_operators(client: LedgerClient, operators: list[PrivateKey], action
     )
     view = client.propose(sign_proposal(proposal, key=operators[0]))
     for operator in operators[1:3]:
-        approval = Approval(
-            ledger=proposal.ledger, mandate=proposal.mandate, proposal_sha256=view.proposal_sha256
-        )
+        approval = Approval(ledger=proposal.ledger, mandate=proposal.mandate, proposal_sha256=view.proposal_sha256)
         client.approve(proposal.mandate, sign_approval(approval, key=operator))
     assert client.execute(proposal.mandate).status == "executed"
 
