@@ -277,21 +277,15 @@ def _approve(client: LedgerClient, view: MandateView, key: PrivateKey) -> Mandat
 
 
 def _print_mandate(view: MandateView) -> None:
-    table = Table(box=None, pad_edge=False)
-    for column in ("mandate", "action", "amount", "approvals", "status"):
-        table.add_column(column, no_wrap=True, overflow="ignore")
     action = view.action
-    amount = ""
+    console.print(f"mandate    {ids.show('mdt', UUID(str(view.mandate)))}", soft_wrap=True, highlight=False)
     if hasattr(action, "amount_minor") and hasattr(action, "currency"):
-        amount = str(Money(action.amount_minor, Currency.of(action.currency)))
-    table.add_row(
-        ids.show("mdt", UUID(str(view.mandate))),
-        action.action,
-        amount,
-        f"{len(view.approvers)} of {view.approvals_needed}",
-        view.status.value,
-    )
-    console.print(table)
+        amount = Money(action.amount_minor, Currency.of(action.currency))
+        console.print(f"action     {action.action} {amount}", highlight=False)
+    else:
+        console.print(f"action     {action.action}", highlight=False)
+    console.print(f"approvals  {len(view.approvers)} of {view.approvals_needed}", highlight=False)
+    console.print(f"status     {view.status.value}", highlight=False)
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Write the three OpenAPI documents from the code, or check that the committed ones are up to date.
 
-    python -m sandbox.openapi            writes openapi/*.v1.yaml
-    python -m sandbox.openapi --check    exits 1 and names what differs
+python -m sandbox.openapi            writes openapi/*.v1.yaml
+python -m sandbox.openapi --check    exits 1 and names what differs
 """
 
 from __future__ import annotations

@@ -222,9 +222,7 @@ class FakeLedger(LedgerClient):
             raise AssertionError("the wallet let a malformed instruction through") from error
         return self._decide(document.terms, token=item.instruction, document=document)
 
-    def _decide(
-        self, terms: TransferTerms, *, token: str | None, document: SignedInstruction | None
-    ) -> TransferResult:
+    def _decide(self, terms: TransferTerms, *, token: str | None, document: SignedInstruction | None) -> TransferResult:
         refusal = self._refusal(terms, token, document)
         if refusal is not None:
             return TransferResult(
@@ -249,13 +247,9 @@ class FakeLedger(LedgerClient):
         balances: dict[int, int] = {terms.debit: debit.balance, terms.credit: credit.balance}
         booked = _Booked(len(self.booked) + 1, terms, self._clock(), balances)
         self.booked[terms.id] = booked
-        return TransferResult(
-            id=terms.id, outcome=TransferOutcome.BOOKED, seq=booked.seq, booked_at=booked.booked_at
-        )
+        return TransferResult(id=terms.id, outcome=TransferOutcome.BOOKED, seq=booked.seq, booked_at=booked.booked_at)
 
-    def _refusal(
-        self, terms: TransferTerms, token: str | None, document: SignedInstruction | None
-    ) -> Refusal | None:
+    def _refusal(self, terms: TransferTerms, token: str | None, document: SignedInstruction | None) -> Refusal | None:
         if document is not None and document.ledger != self.name:
             return LedgerRefusal.WRONG_LEDGER
         if document is not None and self._clock() >= document.valid_until:

@@ -66,9 +66,7 @@ class Bank:
         self.ledger.fund(self.vault, VAULT_FUNDS)
         self._numbers = itertools.count(1)
 
-    def holder(
-        self, wallet_class: WalletClass = WalletClass.II, *, funds: int = 0, suite: str = "ed25519"
-    ) -> Holder:
+    def holder(self, wallet_class: WalletClass = WalletClass.II, *, funds: int = 0, suite: str = "ed25519") -> Holder:
         """A new customer with an open wallet; `funds` come from nowhere."""
         customer = register_customer(self.context, self.new_id(), name="", phone="", evidence=ALL_EVIDENCE)
         key = PrivateKey.generate(suite)

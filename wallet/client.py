@@ -83,9 +83,7 @@ class WalletClient:
     def create_customer(
         self, *, evidence: Sequence[Evidence], name: str = "", phone: str = "", customer: UUID | None = None
     ) -> CustomerView:
-        body = CustomerRequest(
-            customer=customer or ids.new_uuid7(), name=name, phone=phone, evidence=list(evidence)
-        )
+        body = CustomerRequest(customer=customer or ids.new_uuid7(), name=name, phone=phone, evidence=list(evidence))
         return CustomerView.model_validate(self._post("/v1/customers", body))
 
     def get_customer(self, customer: UUID) -> CustomerView:

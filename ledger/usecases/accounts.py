@@ -175,9 +175,7 @@ class Accounts:
             position = pagination.decode(cursor, filters, shape=(int, int))
             at, balance = int(position[0]), int(position[1])
             if at <= 0:
-                raise ProblemError(
-                    RequestRefusal.VALIDATION_FAILED, "pass next_cursor unchanged"
-                )
+                raise ProblemError(RequestRefusal.VALIDATION_FAILED, "pass next_cursor unchanged")
             after, through = (0, at - 1) if newest_first else (at, through)
         elif not newest_first:
             balance = 0

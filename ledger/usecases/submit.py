@@ -163,9 +163,7 @@ class Submitter:
                 LedgerRefusal.OUTCOME_UNKNOWN, "The journal did not answer in time; retry with the same ids."
             ) from None
         except SignerRotated:
-            raise ProblemError(
-                RequestRefusal.SIGNATURE_INVALID, "the key was replaced: sign anew"
-            ) from None
+            raise ProblemError(RequestRefusal.SIGNATURE_INVALID, "the key was replaced: sign anew") from None
         except SequencerUnavailable as error:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "retry with the same ids: they book once") from error
 

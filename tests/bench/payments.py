@@ -139,7 +139,8 @@ def _signed_requests(url: str, ledger: str, holders: list[tuple[PrivateKey, int]
         )
         token = sign_instruction(terms, ledger=ledger, valid_until=valid_until, key=key)
         body = json.dumps({"instruction": token}).encode()
-        head = f"POST /v1/payments HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        lines = ("POST /v1/payments HTTP/1.1", f"Host: {host}", "Content-Type: application/json")
+        head = "\r\n".join((*lines, f"Content-Length: {len(body)}", "", ""))
         found.append(head.encode() + body)
     return found
 

@@ -196,9 +196,7 @@ def test_a_torn_pid_file_is_not_believed(server: EmbeddedPostgres, content: str)
     assert server.is_running()
 
 
-def test_recovery_is_waited_out_without_a_time_limit(
-    server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recovery_is_waited_out_without_a_time_limit(server: EmbeddedPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """Recovery is held up for two seconds, four times what a silent server would be given; two callers wait for it."""
     execute(server, "CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
     server.kill()

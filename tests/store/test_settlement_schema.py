@@ -22,9 +22,7 @@ ONE = "00000000-0000-7000-8000-000000000001"
 def connection(fresh_database: Callable[[str], str]):
     url = fresh_database("settlement").replace("postgresql+psycopg", "postgresql")
     with psycopg.connect(url, autocommit=True) as found:
-        found.execute(
-            "INSERT INTO batch VALUES (%s, 'BRDGAEAD', 'm', 'csv', %s, 1, now(), now())", [BATCH, bytes(32)]
-        )
+        found.execute("INSERT INTO batch VALUES (%s, 'BRDGAEAD', 'm', 'csv', %s, 1, now(), now())", [BATCH, bytes(32)])
         found.execute(
             "INSERT INTO settlement (id, batch_id, position, instruction_id, end_to_end_id, uetr, debtor, creditor,"
             " value_date, priority, state) VALUES (%s, %s, 1, 'i', 'e', %s, 'A', 'B', now(), 2, 'received')",

@@ -23,9 +23,7 @@ router = strict_router(tags=["sandbox"])
     operation_id="simulate_deposit",
     status_code=201,
     summary="Pay into a customer's bank deposit, from nowhere",
-    responses=problems(
-        *SIGNED, TransferRefusal.AMOUNT_INVALID, WalletRefusal.POSTING_EXISTS, statuses=STATUSES
-    ),
+    responses=problems(*SIGNED, TransferRefusal.AMOUNT_INVALID, WalletRefusal.POSTING_EXISTS, statuses=STATUSES),
 )
 def simulate_deposit(request: Request, body: DepositRequest, context: Services, client: Channel) -> DepositView:
     bank: SandboxCoreBanking = request.app.state.sandbox_bank

@@ -16,9 +16,7 @@ def insert_orders(connection: sa.Connection, rows: Sequence[SettlementOrder]) ->
     """Those whose id is taken are left out: read back with `find_orders`."""
     if rows:
         ordered = sorted(rows, key=lambda row: row.id)
-        connection.execute(
-            insert(settlement_instruction).on_conflict_do_nothing(), [asdict(row) for row in ordered]
-        )
+        connection.execute(insert(settlement_instruction).on_conflict_do_nothing(), [asdict(row) for row in ordered])
 
 
 def find_orders(connection: sa.Connection, order_ids: Collection[str]) -> dict[str, SettlementOrder]:

@@ -122,9 +122,7 @@ def prepare_institution_account(connection: sa.Connection, ledger: str, opening_
     """The vault's opening id on a ledger (the one given only if there was none yet) and its account, once open."""
     statement = insert(institution_account).values(ledger=ledger, opening_id=opening_id)
     connection.execute(statement.on_conflict_do_nothing())
-    row = connection.execute(
-        sa.select(institution_account).where(institution_account.c.ledger == ledger)
-    ).one()
+    row = connection.execute(sa.select(institution_account).where(institution_account.c.ledger == ledger)).one()
     return row.opening_id, row.account
 
 

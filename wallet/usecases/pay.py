@@ -214,9 +214,7 @@ def _record_once_more_if_raced(context: Context, items: Sequence[Payment]) -> li
         return context.database.run(work, isolation="READ COMMITTED")
 
 
-def _record(
-    connection: sa.Connection, items: Sequence[Payment], *, now: datetime, context: Context
-) -> list[Outcome]:
+def _record(connection: sa.Connection, items: Sequence[Payment], *, now: datetime, context: Context) -> list[Outcome]:
     """Each item as initiated and counted, as it was concluded before, or declined."""
     today = limits.scheme_day(now, context.time_zone)
     locked = wallets.lock_wallets(connection, {item.wallet_id for item in items})
@@ -339,9 +337,7 @@ def _second_look(context: Context, item: Payment, result: TransferResult, *, now
     except ProblemResponse as error:
         is_settled = now > item.valid_until + timedelta(seconds=STRAGGLER_SECONDS) or item.tried_at == item.created_at
         return result if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value and is_settled else None
-    return TransferResult(
-        id=item.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=view.seq, booked_at=view.booked_at
-    )
+    return TransferResult(id=item.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=view.seq, booked_at=view.booked_at)
 
 
 def _write(

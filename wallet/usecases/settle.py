@@ -36,9 +36,7 @@ def register_orders(context: Context, orders: Sequence[SettlementOrder]) -> list
         settlements.insert_orders(connection, list(first.values()))
         known = settlements.find_orders(connection, list(first))
     return [
-        WalletRefusal.SETTLEMENT_EXISTS
-        if answer is None and not order.orders_the_same_as(known[order.id])
-        else answer
+        WalletRefusal.SETTLEMENT_EXISTS if answer is None and not order.orders_the_same_as(known[order.id]) else answer
         for order, answer in zip(orders, answers, strict=True)
     ]
 

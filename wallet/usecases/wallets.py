@@ -90,9 +90,7 @@ def open_wallet(
         if known is None:
             if not context.pack.allows(wallet_class, customer.evidence):
                 needed = ", ".join(sorted(context.pack.classes[wallet_class].evidence))
-                raise ProblemError(
-                    WalletRefusal.EVIDENCE_INSUFFICIENT, f"class {wallet_class.value} needs: {needed}"
-                )
+                raise ProblemError(WalletRefusal.EVIDENCE_INSUFFICIENT, f"class {wallet_class.value} needs: {needed}")
             is_new = wallets.insert_wallet(connection, row)
             known = row if is_new else wallets.find_wallet(connection, wallet_id)
     if known is None:
@@ -123,9 +121,7 @@ def finish_opening(context: Context, row: Wallet) -> Wallet:
             if result.account is not None:
                 wallets.mark_open(connection, row.id, result.account, opened_at=context.clock())
             elif not result.transient:
-                wallets.mark_opening_refused(
-                    connection, row.id, refusal=result.refusal or "", detail=result.detail
-                )
+                wallets.mark_opening_refused(connection, row.id, refusal=result.refusal or "", detail=result.detail)
         if result.account is None and result.transient:
             raise ProblemError(refusal_of(result.refusal), result.detail or "")
         row = find_wallet(context, row.id)
@@ -175,8 +171,6 @@ def history(
     if row.account is None:
         raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
     try:
-        return context.ledgers.home.client.statement(
-            row.account, cursor=cursor, limit=limit, newest_first=newest_first
-        )
+        return context.ledgers.home.client.statement(row.account, cursor=cursor, limit=limit, newest_first=newest_first)
     except (ProblemResponse, ServiceUnreachable) as error:
         raise ledger_unavailable(error) from error

@@ -30,7 +30,8 @@ STATEMENTS = (
     spent_year BIGINT NOT NULL,
     PRIMARY KEY (account),
     CONSTRAINT account_balance_i3 CHECK (account = 1 OR credits_posted - debits_posted - debits_pending >= 0),
-    CONSTRAINT account_balance_positive CHECK (debits_posted >= 0 AND credits_posted >= 0 AND debits_pending >= 0 AND credits_pending >= 0)
+    CONSTRAINT account_balance_positive CHECK (debits_posted >= 0 AND credits_posted >= 0
+        AND debits_pending >= 0 AND credits_pending >= 0)
 )""",
     """CREATE TABLE block (
     number BIGINT NOT NULL,
@@ -165,7 +166,9 @@ STATEMENTS = (
     submitter INTEGER NOT NULL,
     booked_at TIMESTAMP WITH TIME ZONE NOT NULL,
     PRIMARY KEY (id),
-    CONSTRAINT transfer_i1 CHECK ((kind = 12 AND amount_minor = 0 AND debit_account = 0 AND credit_account = 0) OR (kind <> 12 AND amount_minor > 0 AND debit_account > 0 AND credit_account > 0 AND debit_account <> credit_account))
+    CONSTRAINT transfer_i1 CHECK ((kind = 12 AND amount_minor = 0 AND debit_account = 0
+        AND credit_account = 0) OR (kind <> 12 AND amount_minor > 0 AND debit_account > 0
+        AND credit_account > 0 AND debit_account <> credit_account))
 )""",
     """CREATE INDEX transfer_credit ON transfer (credit_account, seq)""",
     """CREATE INDEX transfer_debit ON transfer (debit_account, seq)""",

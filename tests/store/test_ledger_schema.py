@@ -1,0 +1,90 @@
+"""The ledger's migrations make exactly the declared tables, and the tables refuse what the engine never writes.
+
+Goal: I1, I3, I6 and I7 have their second lock in the database.
+Method: a migrated database; compare with the metadata; try to insert what must not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from kernel import migrate
+from kernel.database import Database
+from ledger.store.tables import metadata
+
+
+def test_migrations_make_the_declared_tables(fresh_database: Callable[[str], str]) -> None:
+    assert migrate.differences(fresh_database("ledger"), metadata) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("INSERT INTO transfer VALUES ('{a}', 1, 4, 5, 5, 10, NULL, NULL, 1, now())", "transfer_i1"),
+        ("INSERT INTO transfer VALUES ('{a}', 1, 4, 5, 6, 0, NULL, NULL, 1, now())", "transfer_i1"),
+        ("INSERT INTO transfer VALUES ('{a}', 1, 4, 5, 6, -3, NULL, NULL, 1, now())", "transfer_i1"),
+        ("INSERT INTO transfer VALUES ('{a}', 1, 4, 0, 6, 3, NULL, NULL, 1, now())", "transfer_i1"),
+        ("INSERT INTO transfer VALUES ('{a}', 1, 12, 5, 6, 3, NULL, NULL, 1, now())", "transfer_i1"),
+        ("INSERT INTO account_balance VALUES (7, 11, 10, 0, 0, 0, 0)", "account_balance_i3"),
+        ("INSERT INTO account_balance VALUES (7, 5, 10, 6, 0, 0, 0)", "account_balance_i3"),
+        ("INSERT INTO account_balance VALUES (7, -5, 10, 0, 0, 0, 0)", "account_balance_positive"),
+        ("INSERT INTO account VALUES (7, '{a}', 2, 1, 'none', NULL, now())", "account_i8"),
+        ("INSERT INTO lease VALUES (2, 1, 'x', now())", "lease_is_single"),
+        ("INSERT INTO hold_event VALUES ('{a}', 2, 1, '{b}', 8, NULL, NULL, NULL)", "hold_event_phase"),
+    ],
+)
+def test_the_database_refuses_what_breaks_an_invariant(
+    fresh_database: Callable[[str], str], statement: str, constraint: str
+) -> None:
+    database = Database(fresh_database("ledger"), application_name="test")
+    with (
+        pytest.raises(IntegrityError, match=constraint),
+        database.transaction(isolation="READ COMMITTED") as connection,
+    ):
+        connection.execute(sa.text(statement.format(a=uuid4(), b=uuid4())))
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("INSERT INTO transfer VALUES ('{a}', 1, 4, 5, 6, 3, NULL, NULL, 1, now())", "transfer_pkey"),
+        ("INSERT INTO hold_event VALUES ('{a}', 1, 1, '{b}', 8, NULL, NULL, NULL)", "hold_event_i6"),
+    ],
+)
+def test_the_database_takes_an_id_and_a_holds_end_once(
+    fresh_database: Callable[[str], str], statement: str, constraint: str
+) -> None:
+    database = Database(fresh_database("ledger"), application_name="test")
+    text = sa.text(statement.format(a=uuid4(), b=uuid4()))
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        connection.execute(text)
+    with (
+        pytest.raises(IntegrityError, match=constraint),
+        database.transaction(isolation="READ COMMITTED") as connection,
+    ):
+        connection.execute(text)
+    database.close()
+
+
+def test_the_balance_view_adds_the_tail_to_the_snapshot(fresh_database: Callable[[str], str]) -> None:
+    database = Database(fresh_database("ledger"), application_name="test")
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        for statement in (
+            "INSERT INTO snapshot VALUES (1, 1, 10, now(), 0, 0)",
+            "INSERT INTO account_balance VALUES (5, 30, 100, 0, 0, 0, 0)",
+            f"INSERT INTO transfer VALUES ('{uuid4()}', 10, 4, 5, 6, 30, NULL, NULL, 1, now())",
+            f"INSERT INTO transfer VALUES ('{uuid4()}', 11, 4, 5, 6, 7, NULL, NULL, 1, now())",
+            f"INSERT INTO transfer VALUES ('{uuid4()}', 12, 7, 5, 6, 9, NULL, NULL, 1, now())",
+        ):
+            connection.execute(sa.text(statement))
+        rows = connection.execute(
+            sa.text("SELECT account, credits_posted - debits_posted FROM account_balance_now ORDER BY account")
+        ).all()
+    database.close()
+    assert [(row[0], int(row[1])) for row in rows] == [(5, 63), (6, 7)]
