@@ -1,7 +1,7 @@
 """Bad input at the ledger's door: each gets its own problem, never a 500, and nothing moves.
 
-Goal: malformed JSON, NaN, duplicate keys, NUL, unknown fields, amounts that are negative, zero, fractional, huge or not numbers, wrong currency, unknown accounts, stale or replayed signatures, bodies
-over the bound, ids reused.
+Goal: malformed JSON, NaN, duplicate keys, NUL, unknown fields, amounts that are negative, zero, fractional, huge or not
+numbers, wrong currency, unknown accounts, stale or replayed signatures, bodies over the bound, ids reused.
 Method: raw HTTP against a real ledger; after every refusal the supply and both balances are what they were.
 """
 

@@ -1,7 +1,7 @@
 """`jiaozi` end to end: the demo, and the scheme's life around it.
 
 Goal: the main job holds on real processes; `up` mends, `down` leaves no process behind whoever died, `reset` no file.
-Method: the command itself, in processes of its own, on one sandbox that the tests of this file share, in order.
+Method: the command itself, in processes of its own, on one sandbox that the tests of this file share; each brings up what it needs.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def test_demo_holds_from_issue_to_proof_through_two_crashes(home: Home) -> None:
 
 
 def test_up_mends_what_died_and_leaves_the_rest_alone(home: Home) -> None:
+    assert jiaozi("up", home).returncode == 0
     scheme = Scheme(home)
     before = scheme.processes.pids()
     assert set(before) == set(service_names())
@@ -90,6 +91,7 @@ def test_up_mends_what_died_and_leaves_the_rest_alone(home: Home) -> None:
 
 
 def test_docs_of_every_service_are_served(home: Home) -> None:
+    assert jiaozi("up", home).returncode == 0
     for service in Scheme(home).services:
         answer = httpx.get(f"{service.url}/docs", trust_env=False)
         assert answer.status_code == 200
@@ -97,6 +99,7 @@ def test_docs_of_every_service_are_served(home: Home) -> None:
 
 
 def test_down_leaves_no_process_behind(home: Home) -> None:
+    assert jiaozi("up", home).returncode == 0
     assert len(processes_of(home)) > len(service_names())
     done = jiaozi("down", home)
     assert done.returncode == 0, done.stderr
