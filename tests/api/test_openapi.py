@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from sandbox.openapi import APPS, document, path_of
+from sandbox.openapi import APPS, PROBLEMS_PATH, document, path_of, problems_document
 
 METHODS = {"get", "post", "put", "patch", "delete"}
 
@@ -17,6 +17,10 @@ METHODS = {"get", "post", "put", "patch", "delete"}
 @pytest.mark.parametrize("service", sorted(APPS))
 def test_committed_document_is_what_the_code_says(service: str) -> None:
     assert path_of(service).read_text(encoding="utf-8") == document(service), "run `make openapi` and commit"
+
+
+def test_the_list_of_problems_is_what_the_code_says() -> None:
+    assert PROBLEMS_PATH.read_text(encoding="utf-8") == problems_document(), "run `make openapi` and commit"
 
 
 @pytest.mark.parametrize("service", sorted(APPS))
