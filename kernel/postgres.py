@@ -35,7 +35,7 @@ from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import psycopg
 from psycopg import pq, sql
 from psycopg.conninfo import make_conninfo

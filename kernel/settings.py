@@ -8,13 +8,17 @@ from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import SecretBytes, SecretStr
+from pydantic import SecretBytes, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _SECRET_WORDS = ("password", "secret", "token", "private")
 
 
-class MisspeltSetting(ValueError):
+class InvalidSettings(ValueError):
+    """A setting is missing or out of its bounds; the message names the environment variables, never their values."""
+
+
+class MisspeltSetting(InvalidSettings):
     """The environment has a variable with the service's prefix that is no setting."""
 
 
@@ -34,10 +38,17 @@ class ServiceSettings(BaseSettings):
     def load(cls, **values: Any) -> Self:
         """From the environment, after checking every variable that begins with the prefix; `values` override it.
 
-        Raises: MisspeltSetting (names the nearest setting), pydantic.ValidationError.
+        Raises: MisspeltSetting (names the nearest setting), InvalidSettings (names each variable).
         """
         cls.check_environment(os.environ)
-        return cls(**values)
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            lines = [
+                f"{cls._prefix()}{'_'.join(str(part) for part in item['loc']).upper()}: {item['msg']}"
+                for item in error.errors(include_url=False, include_input=False)
+            ]
+            raise InvalidSettings("; ".join(lines)) from None
 
     @classmethod
     def check_environment(cls, environment: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
+from sqlalchemy.exc import OperationalError
 
 from kernel import ids, migrate
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -24,7 +25,8 @@ from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import KeyRefused, PrivateKey
 from kernel.database import resolve_url
 from kernel.money import Currency, Money, format_minor
-from kernel.settings import MisspeltSetting
+from kernel.postgres import default_data_dir
+from kernel.settings import InvalidSettings
 from ledger.client import LedgerClient
 from ledger.contract import (
     Approval,
@@ -57,11 +59,13 @@ def serve() -> None:
     """Run the ledger until SIGTERM: migrate, recover from the journal, then serve."""
     from kernel.server import serve as run
     from ledger.api.app import create
+    from ledger.api.service import start_service
     from ledger.settings import LedgerSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = LedgerSettings.load()
-    run(create(settings), host=settings.host, port=settings.port)
+    service = start_service(settings)  # before the server, so that what is missing is one line and not a traceback
+    run(create(settings, started=service), host=settings.host, port=settings.port)
 
 
 @app.command(name="migrate")
@@ -155,17 +159,14 @@ def balance(
     with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
         view = client.get_account(ids.parse_account(account))
     currency = Currency.of(view.currency)
-    table = Table("account", "kind", "class", "status", "balance", "available", "as of seq")
-    table.add_row(
-        account,
-        view.kind.value,
-        view.rule_class,
-        view.status.value,
-        f"{currency} {format_minor(view.balance_minor, currency)}",
-        f"{currency} {format_minor(view.available_minor, currency)}",
-        str(view.as_of_seq),
-    )
-    console.print(table)
+    for name, value in (
+        ("account", account),
+        ("kind", f"{view.kind.value}, class {view.rule_class}, {view.status.value}"),
+        ("balance", f"{currency} {format_minor(view.balance_minor, currency)}"),
+        ("available", f"{currency} {format_minor(view.available_minor, currency)}"),
+        ("as of seq", str(view.as_of_seq)),
+    ):
+        console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -210,6 +211,8 @@ def verify(
         report = verify_database(
             url, progress=lambda done, total: progress.update(task, completed=done, total=total), anchor=known
         )
+    if report.head_block == 0:
+        raise ValueError("the journal is empty: there is nothing to verify. Is this the ledger's database?")
     _print_report(report)
     if not report.is_whole:
         raise typer.Exit(1)
@@ -221,7 +224,10 @@ def _configured_database() -> Iterator[str]:
     from ledger.settings import LedgerSettings
 
     settings = LedgerSettings.load()
-    url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
+    data_dir = settings.data_dir or default_data_dir("ledger")
+    if settings.database_url is None and not (data_dir / "cluster").exists():
+        raise ValueError(f"there is no ledger in {data_dir}: set JIAOZI_LEDGER_DATABASE_URL or give --database-url")
+    url, server = resolve_url(settings.database_url, data_dir, "ledger")
     with server or nullcontext():  # as a context manager it stops only what it started
         yield url
 
@@ -295,7 +301,10 @@ def main() -> None:
     except ProblemResponse as error:
         errors.print(f"[red]refused ({error.refusal}):[/] {error.detail}")
         raise SystemExit(1) from None
-    except (ServiceUnreachable, MisspeltSetting, KeyRefused, ValueError, OSError) as error:
+    except OperationalError as error:
+        errors.print(f"[red]error:[/] the database does not answer: {str(error.orig).splitlines()[0]}")
+        raise SystemExit(1) from None
+    except (ServiceUnreachable, InvalidSettings, KeyRefused, RuntimeError, ValueError, OSError) as error:
         errors.print(f"[red]error:[/] {error}")
         raise SystemExit(1) from None
 

@@ -1,19 +1,20 @@
 """Typed client of the ledger: what the wallet and settlement services, the CLIs, the demo and the tests use.
 
 Requests of an institution are signed (RFC 9421) by the `signer` given; every write is idempotent by client-made
-ids, so the client retries it after a lost answer.
+ids, so the client retries it after a lost answer, unless the caller sets a deadline: then it makes one attempt.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
 from kernel import ids
 from kernel.client import ServiceClient
-from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.http_signatures import RequestSigner, signatures_expire
 from ledger.contract import (
     BINARY_MEDIA_TYPE,
     AccountOpening,
@@ -57,18 +58,23 @@ class LedgerClient:
 
     # --- transfers
 
-    def transfer(self, terms: TransferTerms) -> TransferResult:
-        """One transfer of the signing institution's own account, or one post/void by secret."""
-        return self.submit([TransferItem(terms=terms)])[0]
+    def transfer(self, terms: TransferTerms, *, expires_at: datetime | None = None) -> TransferResult:
+        """One transfer of the signing institution's own account, or one post/void by secret. See `submit`."""
+        return self.submit([TransferItem(terms=terms)], expires_at=expires_at)[0]
 
     def submit_instruction(self, token: str) -> TransferResult:
         """One transfer that its debit account's owner has signed."""
         return self.submit([TransferItem(instruction=token)])[0]
 
-    def submit(self, items: Sequence[TransferItem]) -> list[TransferResult]:
-        """Up to `BATCH_TRANSFERS_MAX` transfers; one result an item, in order. Only linked items are all-or-nothing."""
+    def submit(self, items: Sequence[TransferItem], *, expires_at: datetime | None = None) -> list[TransferResult]:
+        """Up to `BATCH_TRANSFERS_MAX` transfers; one result an item, in order. Only linked items are all-or-nothing.
+
+        With `expires_at` the ledger takes no copy of this request after that time, and there is one copy only: a refusal
+        then speaks of all that this call has sent. A lost answer is the caller's to repeat, under the same ids.
+        """
         body = TransferBatchRequest(transfers=list(items)).model_dump(mode="json", exclude_none=True)
-        answer = self._http.post("/v1/transfer-batches", body, idempotent=True)
+        with signatures_expire(expires_at):
+            answer = self._http.post("/v1/transfer-batches", body, idempotent=expires_at is None)
         return TransferBatchResponse.model_validate(answer).results
 
     def submit_binary(self, records: bytes) -> bytes:

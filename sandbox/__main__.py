@@ -108,7 +108,8 @@ def up(directory: DirOption = None, port: PortOption = None) -> None:
     console.print("The scheme is up." if started else "The scheme was up already.")
     _print_status(home)
     console.print(
-        'Try it by hand: eval "$(jiaozi env)" sets the keys and addresses; the README has the first lines to type.\n'
+        f'Try it by hand: eval "$({Path(sys.argv[0])} env)" sets the keys and addresses;'
+        " the README has the first lines to type.\n"
         "Stop it with [bold]jiaozi down[/]; its data stays. `jiaozi reset` removes the data."
     )
 
@@ -134,6 +135,7 @@ def env(directory: DirOption = None) -> None:
         "PATH": f"{Path(sys.executable).parent}:$PATH",
         "KEYS": home.keys,
         "VAULT": show_account(scheme.vaults()[bank.participant][central.ledger]),
+        "JIAOZI_LEDGER_DATABASE_URL": scheme.database_url(ledger_service(central.ledger)),
         "JIAOZI_LEDGER_PUBLIC_URL": scheme.url(ledger_service(central.ledger)),
         "JIAOZI_WALLET_PUBLIC_URL": scheme.url(bank.service),
         "JIAOZI_CLIENT_KEY": home.keys / f"{bank.participant}-channel.pem",

@@ -12,19 +12,19 @@ from kernel.clock import Clock, system_clock
 from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
 from ledger.api.routes import router
-from ledger.api.service import start_service
+from ledger.api.service import Service, start_service
 from ledger.contract import STATUS_BY_REFUSAL
 from ledger.settings import LedgerSettings
 
 VERSION = "1.0.0"
 
 
-def create(settings: LedgerSettings, *, clock: Clock = system_clock) -> FastAPI:
-    """The application; its service starts and stops with it."""
+def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: Service | None = None) -> FastAPI:
+    """The application; its service starts and stops with it. `started`: a service that runs already, and stops here."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = await run_in_threadpool(start_service, settings, clock=clock)
+        service = started if started is not None else await run_in_threadpool(start_service, settings, clock=clock)
         app.state.service = service
         app.state.failure = lambda: service.sequencer.failure
         try:

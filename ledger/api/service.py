@@ -64,7 +64,18 @@ def service_of(request: Request) -> Service:
 
 def start_service(settings: LedgerSettings, *, clock: Clock = system_clock) -> Service:
     """Database, migrations, recovery, genesis. Raises LedgerNotReady, or what recovery raises."""
+    if settings.genesis_path is not None:
+        load_genesis(settings.genesis_path)  # what is wrong in the file is said before a database is started
     url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
+    try:
+        return _start_on(settings, url, server, clock)
+    except BaseException:
+        if server is not None:
+            server.stop()  # a ledger that does not start leaves no server behind
+        raise
+
+
+def _start_on(settings: LedgerSettings, url: str, server: EmbeddedPostgres | None, clock: Clock) -> Service:
     if server is not None:
         migrate.upgrade("ledger", url)
     elif not migrate.is_current("ledger", url):
