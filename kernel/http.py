@@ -28,6 +28,7 @@ from fastapi.dependencies.utils import get_flat_params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute, iter_route_contexts
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from kernel import limits, strict_json
@@ -76,11 +77,13 @@ def create_app(
     read_seconds_max: float = limits.READ_SECONDS_MAX,
     concurrent_requests_max: int = limits.CONCURRENT_REQUESTS_MAX,
     concurrent_requests_per_client_max: int = limits.CONCURRENT_REQUESTS_PER_CLIENT_MAX,
+    models: Sequence[type[BaseModel]] = (),
 ) -> FastAPI:
     """A FastAPI app with the edge of this module, GET /healthz, /openapi.json and /docs.
 
     A service may set `app.state.failure`, a callable that says why it does not work (None: it does), for /healthz.
     `status_tables` are the service's refusal -> HTTP status tables (the request refusals' own is added).
+    `models` are bodies that operations read for themselves, for the document.
     `body_limits` maps path templates ("/v1/batches/{id}") to body bounds in bytes other than `body_bytes_max`.
     """
     statuses = merged_statuses([STATUS_BY_REQUEST_REFUSAL, *status_tables])
@@ -95,6 +98,7 @@ def create_app(
     )
     app.router.route_class = StrictRoute
     app.state.status_by_refusal = statuses
+    app.state.models = models
     bounds = EdgeBounds(
         body_bytes_max=body_bytes_max,
         body_limits=dict(body_limits or {}),
@@ -276,7 +280,7 @@ def _render(request: Request, problem: ProblemError) -> Response:
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         _check_routes(app)
-        app.openapi_schema = openapi_document(app, app.state.status_by_refusal)
+        app.openapi_schema = openapi_document(app, app.state.status_by_refusal, app.state.models)
     return app.openapi_schema
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from kernel.edge import PROBLEM_MEDIA_TYPE
 from kernel.errors import STATUS_BY_REQUEST_REFUSAL, Refusal, RequestRefusal, problem_document
@@ -76,8 +78,10 @@ def problems(*refusals: Refusal, statuses: Mapping[Any, int] | None = None) -> d
     return responses
 
 
-def openapi_document(app: FastAPI, statuses: Mapping[str, int]) -> dict[str, Any]:
-    """The app's document; the same bytes for the same code."""
+def openapi_document(
+    app: FastAPI, statuses: Mapping[str, int], models: Sequence[type[BaseModel]] = ()
+) -> dict[str, Any]:
+    """The app's document; the same bytes for the same code. `models`: bodies that operations read for themselves."""
     document = get_openapi(
         title=app.title,
         version=app.version,
@@ -95,6 +99,12 @@ def openapi_document(app: FastAPI, statuses: Mapping[str, int]) -> dict[str, Any
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Problem"] = _PROBLEM_SCHEMA
+    if models:
+        _, extra = models_json_schema(
+            [(model, "validation") for model in models], ref_template="#/components/schemas/{model}"
+        )
+        for name, schema in extra["$defs"].items():
+            schemas.setdefault(name, schema)
     document["components"]["schemas"] = dict(sorted(schemas.items()))
     return document
 

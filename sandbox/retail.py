@@ -188,7 +188,7 @@ class Retail:
             self._expected[name] = 0
             suite_name = "Ed25519" if suite is Suite.ED25519 else "P-256"
             shown.add_row(name, institution.name, wallet_class.value, suite_name, *_caps(view))
-        title = f"Wallets under the rule pack {CNY.rule_pack}: caps in CNY, * = assumed, no source publishes it"
+        title = f"Wallets under the rule pack {CNY.rule_pack}: caps in CNY, * = assumed: no published source found"
         self._report.table(shown, title)
         self._report.expect("wallets of the classes I to IV are open", expected=5, seen=len(self._holders))
         with self._bank(FIRST) as client:
@@ -216,7 +216,7 @@ class Retail:
                 )
             holder = self._holders["household"]
             self._report.refused(
-                "the household exchanges CNY 4,000.00 more than the deposit has",
+                "the household exchanges another CNY 7,000.00, more than its deposit has left",
                 "deposit-insufficient",
                 lambda: client.exchange_in(wallet=holder.wallet, amount_minor=7_000_00, currency="CNY"),
             )

@@ -13,7 +13,7 @@ from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
 from ledger.api.routes import router
 from ledger.api.service import Service, start_service
-from ledger.contract import STATUS_BY_REFUSAL
+from ledger.contract import STATUS_BY_REFUSAL, TransferBatchRequest
 from ledger.settings import LedgerSettings
 
 VERSION = "1.0.0"
@@ -41,6 +41,7 @@ def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: Se
         ),
         status_tables=[STATUS_BY_REFUSAL],
         lifespan=lifespan,
+        models=[TransferBatchRequest],
         body_limits={"/v1/transfer-batches": BULK_BODY_BYTES_MAX, "/v1/accounts": BULK_BODY_BYTES_MAX},
     )
     app.include_router(router)

@@ -170,6 +170,7 @@ def _validation_problem(error: ValidationError) -> ProblemError:
 @router.get(
     "/v1/transfers/{transfer}",
     operation_id="get_transfer",
+    summary="A booked transfer",
     tags=["transfers"],
     responses=_refusals(*_SIGNATURE, LedgerRefusal.TRANSFER_NOT_FOUND),
 )
@@ -185,6 +186,7 @@ def get_transfer(transfer: Annotated[str, Path(max_length=64)], caller: Signed, 
 @router.get(
     "/v1/holds/{hold}",
     operation_id="get_hold",
+    summary="A hold, its terms and its end",
     tags=["transfers"],
     responses=_refusals(*_SIGNATURE, TransferRefusal.HOLD_NOT_FOUND),
 )
@@ -251,6 +253,7 @@ def _hold_view(state: LedgerState, hold_id: UUID, found: HoldRecord) -> HoldView
 @router.post(
     "/v1/accounts",
     operation_id="open_accounts",
+    summary="Open up to 4,096 accounts, one result each",
     tags=["accounts"],
     responses=_refusals(*_SIGNATURE, LedgerRefusal.ROLE_NOT_ALLOWED, LedgerRefusal.OUTCOME_UNKNOWN),
 )
@@ -262,6 +265,7 @@ def open_accounts(body: AccountOpeningRequest, caller: Signed, service: Running)
 @router.get(
     "/v1/accounts/{account}",
     operation_id="get_account",
+    summary="An account's balance and status",
     tags=["accounts"],
     responses=_refusals(*_SIGNATURE, LedgerRefusal.ACCOUNT_NOT_FOUND),
 )
@@ -273,6 +277,7 @@ def get_account(account: Annotated[str, Path(max_length=32)], caller: Signed, se
 @router.get(
     "/v1/accounts/{account}/statement",
     operation_id="get_statement",
+    summary="Booked lines with the running balance",
     tags=["accounts"],
     responses=_refusals(*_SIGNATURE, LedgerRefusal.ACCOUNT_NOT_FOUND),
 )
@@ -304,6 +309,7 @@ _MANDATE_REFUSALS = (
 @router.post(
     "/v1/mandates",
     operation_id="propose_mandate",
+    summary="Propose an issue, a redemption or an operators' order",
     tags=["mandates"],
     status_code=201,
     responses=_refusals(*_MANDATE_REFUSALS, LedgerRefusal.MANDATE_EXISTS),
@@ -316,6 +322,7 @@ def propose_mandate(body: ProposalRequest, service: Running) -> MandateView:
 @router.post(
     "/v1/mandates/{mandate}/approvals",
     operation_id="approve_mandate",
+    summary="Approve a proposal as an operator",
     tags=["mandates"],
     responses=_refusals(
         *_MANDATE_REFUSALS,
@@ -336,6 +343,7 @@ def approve_mandate(
 @router.post(
     "/v1/mandates/{mandate}/execute",
     operation_id="execute_mandate",
+    summary="Carry out an approved mandate, once",
     tags=["mandates"],
     responses=_refusals(
         LedgerRefusal.MANDATE_NOT_FOUND,
@@ -361,6 +369,7 @@ def execute_mandate(mandate: Annotated[str, Path(max_length=64)], service: Runni
 @router.get(
     "/v1/mandates/{mandate}",
     operation_id="get_mandate",
+    summary="A mandate and its approvals",
     tags=["mandates"],
     responses=_refusals(LedgerRefusal.MANDATE_NOT_FOUND),
 )
@@ -368,7 +377,13 @@ def get_mandate(mandate: Annotated[str, Path(max_length=64)], service: Running) 
     return service.mandates.view(_parsed("mdt", mandate))
 
 
-@router.get("/v1/mandates", operation_id="list_mandates", tags=["mandates"], responses=_refusals(*_SIGNATURE))
+@router.get(
+    "/v1/mandates",
+    operation_id="list_mandates",
+    summary="The maker-checker queue",
+    tags=["mandates"],
+    responses=_refusals(*_SIGNATURE),
+)
 def list_mandates(
     caller: Signed,
     service: Running,
@@ -390,7 +405,7 @@ def list_mandates(
 # --- the ledger itself
 
 
-@router.get("/v1/ledger", operation_id="get_ledger", tags=["ledger"])
+@router.get("/v1/ledger", operation_id="get_ledger", summary="What this ledger is", tags=["ledger"])
 def get_ledger(service: Running) -> LedgerView:
     """What this ledger is, and who may order what on it."""
     state, head = service.state, service.sequencer.head
@@ -425,7 +440,12 @@ def _class_view(caps: RuleCaps) -> RuleClass:
     )
 
 
-@router.get("/v1/participants", operation_id="list_participants", tags=["ledger"])
+@router.get(
+    "/v1/participants",
+    operation_id="list_participants",
+    summary="Who takes part, with quota and outstanding",
+    tags=["ledger"],
+)
 def list_participants(service: Running) -> Page[ParticipantView]:
     """Every registered participant, with quota and what is outstanding."""
     return Page(
@@ -445,7 +465,7 @@ def list_participants(service: Running) -> Page[ParticipantView]:
     )
 
 
-@router.get("/v1/supply", operation_id="get_supply", tags=["ledger"])
+@router.get("/v1/supply", operation_id="get_supply", summary="The supply identity (I2)", tags=["ledger"])
 def get_supply(service: Running) -> SupplyView:
     """I2: issued - redeemed = vaults + wallets, held money included."""
     return service.accounts.supply()
@@ -454,6 +474,7 @@ def get_supply(service: Running) -> SupplyView:
 @router.get(
     "/v1/blocks/{number}",
     operation_id="get_block",
+    summary="A block's header",
     tags=["ledger"],
     responses=_refusals(LedgerRefusal.BLOCK_NOT_FOUND),
 )

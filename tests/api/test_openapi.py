@@ -6,6 +6,8 @@ Method: generate all three and compare; walk every operation.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import yaml
 
@@ -41,6 +43,15 @@ def test_every_operation_is_named_and_lists_its_refusals(service: str) -> None:
             for status in problems:
                 assert "application/problem+json" in operation["responses"][status]["content"], (path, status)
     assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("service", sorted(APPS))
+def test_every_reference_leads_somewhere(service: str) -> None:
+    text = document(service)
+    schemas = yaml.safe_load(text)["components"]["schemas"]
+    wanted = set(re.findall(r"#/components/schemas/([A-Za-z0-9_.-]+)", text))
+    assert wanted
+    assert wanted - set(schemas) == set()
 
 
 @pytest.mark.parametrize("service", sorted(APPS))
