@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+import httpcore
 import httpx
 from pydantic import BaseModel
 
@@ -23,6 +26,8 @@ from kernel.errors import ProblemError
 _BACKOFF_SECONDS_FIRST = 0.05
 _BACKOFF_SECONDS_MAX = 2.0
 _CONNECT_SECONDS_MAX = 5.0
+_WRITE_BYTES = 64 * 1024
+"""Sent between two looks at the deadline."""
 
 
 class ProblemResponse(Exception):
@@ -69,7 +74,8 @@ class ServiceClient:
     ) -> None:
         """`auth` is a RequestSigner where the service wants one. `uds` dials a Unix socket; base_url stays the origin.
 
-        The environment's proxies are not used. `timeout_seconds` bounds each wait of an attempt (read, write, pool).
+        The environment's proxies are not used. `timeout_seconds` bounds a call as a whole: its attempts, the waits
+        between them, and an answer that drips in byte by byte.
         """
         self._retries_max = retries_max
         self._timeout_seconds = timeout_seconds
@@ -77,9 +83,9 @@ class ServiceClient:
         self._client = httpx.Client(
             base_url=base_url,
             auth=auth,
-            timeout=_timeout(timeout_seconds),
+            timeout=timeout_seconds,
             headers=headers,
-            transport=transport or httpx.HTTPTransport(uds=uds),
+            transport=transport or _deadline_transport(uds),
             follow_redirects=False,
             trust_env=False,
         )
@@ -123,27 +129,32 @@ class ServiceClient:
         timeout_seconds: float | None = None,
     ) -> httpx.Response:
         """The successful response, read whole. Raises: ProblemResponse, ServiceUnreachable."""
-        timeout = _timeout(timeout_seconds or self._timeout_seconds)
-        for attempt in range(self._retries_max + 1):
-            # Built anew for each attempt, so that each is signed anew.
-            request = self._client.build_request(
-                method, path, params=_query(query), content=content, headers=_headers(headers, content_type)
-            )
-            request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
-            try:
-                response = self._client.send(request, stream=True)
+        deadline = _Deadline(timeout_seconds or self._timeout_seconds)
+        token = _DEADLINE.set(deadline)
+        try:
+            for attempt in range(self._retries_max + 1):
+                # Built anew for each attempt, so that each is signed anew.
+                request = self._client.build_request(
+                    method, path, params=_query(query), content=content, headers=_headers(headers, content_type)
+                )
+                request.extensions = {**request.extensions, "timeout": deadline.timeout().as_dict()}
                 try:
-                    body = _Bounded()
-                    for chunk in response.iter_bytes():
-                        body.add(chunk)
-                finally:
-                    response.close()
-                return _checked(response, body.whole())
-            except (httpx.TransportError, ServiceUnreachable, ProblemResponse) as error:
-                wait = _wait_seconds(error, attempt, self._retries_max, idempotent)
-                if wait is None:
-                    raise _final(error, method, path) from error
-            self._sleep(wait)
+                    response = self._client.send(request, stream=True)
+                    try:
+                        _refuse_encoded(response)
+                        body = _Bounded(deadline)
+                        for chunk in response.iter_bytes():
+                            body.add(chunk)
+                    finally:
+                        response.close()
+                    return _checked(response, body.whole())
+                except (httpx.RequestError, ServiceUnreachable, ProblemResponse) as error:
+                    wait = _wait_seconds(error, attempt, self._retries_max, idempotent)
+                    if wait is None or wait >= deadline.left():
+                        raise _final(error, method, path) from error
+                self._sleep(wait)
+        finally:
+            _DEADLINE.reset(token)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def close(self) -> None:
@@ -175,7 +186,7 @@ class AsyncServiceClient:
         self._client = httpx.AsyncClient(
             base_url=base_url,
             auth=auth,
-            timeout=_timeout(timeout_seconds),
+            timeout=timeout_seconds,
             headers=headers,
             transport=transport or httpx.AsyncHTTPTransport(uds=uds),
             follow_redirects=False,
@@ -218,26 +229,32 @@ class AsyncServiceClient:
         idempotent: bool = False,
         timeout_seconds: float | None = None,
     ) -> httpx.Response:
-        timeout = _timeout(timeout_seconds or self._timeout_seconds)
-        for attempt in range(self._retries_max + 1):
-            request = self._client.build_request(
-                method, path, params=_query(query), content=content, headers=_headers(headers, content_type)
-            )
-            request.extensions = {**request.extensions, "timeout": timeout.as_dict()}
-            try:
-                response = await self._client.send(request, stream=True)
-                try:
-                    body = _Bounded()
-                    async for chunk in response.aiter_bytes():
-                        body.add(chunk)
-                finally:
-                    await response.aclose()
-                return _checked(response, body.whole())
-            except (httpx.TransportError, ServiceUnreachable, ProblemResponse) as error:
-                wait = _wait_seconds(error, attempt, self._retries_max, idempotent)
-                if wait is None:
-                    raise _final(error, method, path) from error
-            await asyncio.sleep(wait)
+        seconds = timeout_seconds or self._timeout_seconds
+        deadline = _Deadline(seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                for attempt in range(self._retries_max + 1):
+                    request = self._client.build_request(
+                        method, path, params=_query(query), content=content, headers=_headers(headers, content_type)
+                    )
+                    request.extensions = {**request.extensions, "timeout": deadline.timeout().as_dict()}
+                    try:
+                        response = await self._client.send(request, stream=True)
+                        try:
+                            _refuse_encoded(response)
+                            body = _Bounded(deadline)
+                            async for chunk in response.aiter_bytes():
+                                body.add(chunk)
+                        finally:
+                            await response.aclose()
+                        return _checked(response, body.whole())
+                    except (httpx.RequestError, ServiceUnreachable, ProblemResponse) as error:
+                        wait = _wait_seconds(error, attempt, self._retries_max, idempotent)
+                        if wait is None or wait >= deadline.left():
+                            raise _final(error, method, path) from error
+                    await asyncio.sleep(wait)
+        except TimeoutError:
+            raise ServiceUnreachable(f"{method} {path}: no whole answer within {seconds} s") from None
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def aclose(self) -> None:
@@ -269,14 +286,40 @@ class _Call:
         return _Call(content, headers | {"content-type": "application/json"})
 
 
+class _Deadline:
+    """When a call as a whole must have ended."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._at = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._at - time.monotonic()
+
+    def check(self) -> None:
+        if self.left() <= 0:
+            raise ServiceUnreachable(f"no whole answer within {self._seconds} s")
+
+    def timeout(self) -> httpx.Timeout:
+        """For one attempt: what is left."""
+        left = max(0.001, self.left())
+        return httpx.Timeout(left, connect=min(left, _CONNECT_SECONDS_MAX))
+
+
+_DEADLINE: ContextVar[_Deadline | None] = ContextVar("jiaozi_call_deadline", default=None)
+"""Of the synchronous call under way in this thread: its socket looks here before every wait."""
+
+
 @dataclass(slots=True)
 class _Bounded:
-    """A response's bytes, up to RESPONSE_BYTES_MAX."""
+    """A response's bytes, up to RESPONSE_BYTES_MAX and up to the deadline."""
 
+    deadline: _Deadline
     chunks: list[bytes] = field(default_factory=list)
     size: int = 0
 
     def add(self, chunk: bytes) -> None:
+        self.deadline.check()
         self.size += len(chunk)
         if self.size > limits.RESPONSE_BYTES_MAX:
             raise ServiceUnreachable(f"the answer is larger than {limits.RESPONSE_BYTES_MAX} bytes")
@@ -286,8 +329,79 @@ class _Bounded:
         return b"".join(self.chunks)
 
 
-def _timeout(seconds: float) -> httpx.Timeout:
-    return httpx.Timeout(seconds, connect=min(seconds, _CONNECT_SECONDS_MAX))
+class _DeadlineStream(httpcore.NetworkStream):
+    """A socket whose waits end with the call's deadline.
+
+    httpx bounds each read alone, so a peer that sends one byte a second, of the head or of the body, never times out.
+    """
+
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for start in range(0, len(buffer), _WRITE_BYTES):
+            self._stream.write(buffer[start : start + _WRITE_BYTES], _left(timeout, httpcore.WriteTimeout))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        wait = _left(timeout, httpcore.ConnectTimeout)
+        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, wait))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+class _DeadlineBackend(httpcore.SyncBackend):
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        wait = _left(timeout, httpcore.ConnectTimeout)
+        return _DeadlineStream(super().connect_tcp(host, port, wait, local_address, socket_options))
+
+    def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        wait = _left(timeout, httpcore.ConnectTimeout)
+        return _DeadlineStream(super().connect_unix_socket(path, wait, socket_options))
+
+
+def _deadline_transport(uds: str | None) -> httpx.HTTPTransport:
+    transport = httpx.HTTPTransport(uds=uds)
+    # httpx has no public way to give its pool a backend; a test with a dripping peer holds this line in place.
+    transport._pool._network_backend = _DeadlineBackend()
+    return transport
+
+
+def _left(timeout: float | None, expired: type[Exception]) -> float | None:
+    deadline = _DEADLINE.get()
+    if deadline is None:
+        return timeout
+    left = deadline.left()
+    if left <= 0:
+        raise expired("the call's deadline has passed")
+    return left if timeout is None else min(timeout, left)
+
+
+def _refuse_encoded(response: httpx.Response) -> None:
+    """Nothing is unpacked: we asked for identity, and a small compressed answer may be a large one unpacked."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ServiceUnreachable(f"the answer has a content-encoding that was not asked for: {encoding[:50]!r}")
 
 
 def _query(query: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -350,6 +464,6 @@ def _wait_seconds(error: Exception, attempt: int, retries_max: int, idempotent: 
 
 
 def _final(error: Exception, method: str, path: str) -> Exception:
-    if isinstance(error, httpx.TransportError):
+    if isinstance(error, httpx.RequestError):
         return ServiceUnreachable(f"{method} {path}: {type(error).__name__}: {error}")
     return error

@@ -69,8 +69,8 @@ class LedgerClient:
     def submit(self, items: Sequence[TransferItem], *, expires_at: datetime | None = None) -> list[TransferResult]:
         """Up to `BATCH_TRANSFERS_MAX` transfers; one result an item, in order. Only linked items are all-or-nothing.
 
-        With `expires_at` the ledger takes no copy of this request after that time, and there is one copy only: a refusal
-        then speaks of all that this call has sent. A lost answer is the caller's to repeat, under the same ids.
+        With `expires_at` the ledger takes no copy of this request after that time, and there is one copy only: a
+        refusal then speaks of all that this call has sent. A lost answer is the caller's to repeat, with the same ids.
         """
         body = TransferBatchRequest(transfers=list(items)).model_dump(mode="json", exclude_none=True)
         with signatures_expire(expires_at):

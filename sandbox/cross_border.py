@@ -211,7 +211,8 @@ class CrossBorder:
     def _order(self, settlements: Sequence[SettlementView], *, unconfirmed: Container[UUID] = ()) -> tuple[int, int]:
         """Each bank looks at what it is to pay and get, and orders it at its own wallet service: (ordered, refused).
 
-        Only then will that service sign a leg, once, and exactly this one: the bridge can make nobody pay.
+        Only then will that service sign a leg: once, exactly this one, and only together with a leg that pays the bank
+        at least what it is to get. What stays with the bridge is that both ledgers end alike (docs/decisions/0007).
         """
         orders: dict[ParticipantId, list[SettlementOrder]] = {item.participant: [] for item in INSTITUTIONS}
         valid_until = self._clock() + ORDER_LIFE

@@ -6,7 +6,7 @@ statement, which must agree line by line; then a copy in which four lines were s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -62,7 +62,6 @@ def _reconcile_account(
     clock: Clock,
 ) -> None:
     currency = bank.currency
-    uetrs = {item.uetr for item in crossing.settlements if item.batch == batch.batch}
     key = scheme.keys.institution(institution.participant)
     account = crossing.vaults[institution.participant][bank.ledger]
     with scheme.ledger_client(bank.ledger, key) as client:
@@ -72,13 +71,13 @@ def _reconcile_account(
             statement_id=f"{currency.code}-{crossing.name}",
             sequence_number=1,
             created_at=clock(),
-            references=uetrs,
         )
+        balance = client.get_account(account).balance_minor
     path = scheme.home.files / f"statement-{crossing.name}-{currency.code}.camt053.xml"
     path.write_bytes(camt053_bytes(statement))
     report.say(
         f"[bold]{currency}[/]: the ledger {bank.ledger} gives {institution.name} the statement of its vault "
-        f"{ids.show_account(account)} for this batch, {len(statement.entries):,} lines: files/{path.name}"
+        f"{ids.show_account(account)}, {len(statement.entries):,} lines, opening to closing balance: files/{path.name}"
     )
     read = read_camt053(path)
     report.expect(
@@ -86,9 +85,17 @@ def _reconcile_account(
         expected=((), ()),
         seen=(read.problems, read.findings),
     )
-    lines = len(read.statement.entries) if read.statement is not None else 0
-    is_enough = report.expect("there are lines to reconcile", expected=True, seen=lines >= LINES_MIN, quiet=True)
-    if read.statement is None or not is_enough:
+    if read.statement is None:
+        return
+    report.expect(
+        f"it closes with {currency} {format_minor(balance, currency)}, the balance that the ledger shows",
+        expected=(0, balance),
+        seen=(read.statement.opening_minor, read.statement.closing_minor),
+    )
+    uetrs = {item.uetr for item in crossing.settlements if item.batch == batch.batch}
+    lines = [entry for entry in read.statement.entries if entry.uetr in uetrs]
+    is_enough = report.expect("there are lines to reconcile", expected=True, seen=len(lines) >= LINES_MIN, quiet=True)
+    if not is_enough:
         return
     our_reference: dict[UUID | None, str] = {
         item.uetr: reference_of(leg.hold)
@@ -96,7 +103,7 @@ def _reconcile_account(
         for leg in item.legs
         if leg.currency == currency.code
     }
-    planted = plant(read.statement, our_reference)
+    planted = plant(read.statement, our_reference, uetrs)
     copy = scheme.home.files / f"statement-{crossing.name}-{currency.code}-counterparty.camt053.xml"
     copy.write_bytes(camt053_bytes(planted.statement))
     with scheme.bridge_client(key) as bridge:
@@ -108,9 +115,9 @@ def _reconcile_account(
 
         clean = compared(path)
         report.expect(
-            f"the bridge's record and the ledger's statement agree: {clean.matched:,} of {clean.lines_ours:,} lines "
-            f"match, no breaks",
-            expected=(len(statement.entries), len(statement.entries), []),
+            f"the bridge's record of the batch and the ledger's statement agree: {clean.matched:,} of "
+            f"{clean.lines_ours:,} lines match, no breaks",
+            expected=(len(lines), len(lines), []),
             seen=(clean.lines_ours, clean.matched, [item.sentence for item in clean.breaks]),
         )
         found = compared(copy)
@@ -123,13 +130,15 @@ def _reconcile_account(
     report.expect("each break once", expected=len(planted.breaks), seen=len(found.breaks), quiet=True)
 
 
-def plant(statement: Statement, our_reference: Mapping[UUID | None, str]) -> Planted:
-    """The same statement as a careless counterparty would send it.
+def plant(
+    statement: Statement, our_reference: Mapping[UUID | None, str], uetrs: Collection[UUID] | None = None
+) -> Planted:
+    """The same statement as a careless counterparty would send it: four errors among the lines of `uetrs` (or any).
 
     One line of ours is lacking, one amount is wrong, one line is there twice, one line is of nobody's making.
     `our_reference` by UETR: the bridge knows a leg by its hold, the ledger by its posting.
     """
-    lines = list(statement.entries)
+    lines = [line for line in statement.entries if uetrs is None or line.uetr in uetrs]
     lacking, wrong, doubled = lines[len(lines) // 4], lines[len(lines) // 2], lines[3 * len(lines) // 4]
     currency = statement.currency
     spoilt = replace(wrong, amount=Money(wrong.amount.amount_minor + WRONG_BY_MINOR, currency))
@@ -146,7 +155,7 @@ def plant(statement: Statement, our_reference: Mapping[UUID | None, str]) -> Pla
         value_date=lines[-1].value_date,
     )
     copied: list[StatementEntry] = []
-    for line in lines:
+    for line in statement.entries:
         if line is lacking:
             continue
         copied.append(spoilt if line is wrong else line)

@@ -19,7 +19,7 @@ from kernel.crypto.keys import KeyRefused, PrivateKey
 from kernel.database import resolve_url
 from kernel.money import Currency, format_minor
 from kernel.server import serve as serve_app
-from kernel.settings import MisspeltSetting
+from kernel.settings import InvalidSettings
 from settlement.client import SettlementClient
 from settlement.contract import BatchView, ReconciliationView, SettlementState
 from settlement.settings import SERVICE, SettlementSettings
@@ -205,7 +205,7 @@ def _client(url: str, key: Path) -> SettlementClient:
 def _settings() -> SettlementSettings:
     try:
         return SettlementSettings.load()
-    except (MisspeltSetting, ValidationError) as error:
+    except (InvalidSettings, ValidationError) as error:
         _fail(error)
 
 

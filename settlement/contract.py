@@ -71,6 +71,7 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     SettlementRefusal.ACCOUNT_NOT_IN_BATCH: 422,
     SettlementRefusal.STATEMENT_NOT_FOUND: 404,
     SettlementRefusal.STATEMENT_INVALID: 422,
+    SettlementRefusal.STATEMENT_OF_ANOTHER_ACCOUNT: 422,
     SettlementRefusal.RECONCILIATION_NOT_FOUND: 404,
 }
 """Held total by a test."""

@@ -100,8 +100,13 @@ class FakeLedger(LedgerClient):
 
     # --- the client's methods
 
-    def submit(self, items: Sequence[TransferItem]) -> list[TransferResult]:
+    def submit(self, items: Sequence[TransferItem], *, expires_at: datetime | None = None) -> list[TransferResult]:
+        """Arrives when it is called: a test that delays a copy calls this later, with the copy's own `expires_at`."""
         self._arrive("submit")
+        if expires_at is not None and self._clock() > expires_at:
+            raise ProblemResponse(
+                status=401, refusal="signature-stale", transient=False, detail="expired", request_id="fake"
+            )
         results = [self._one(item) for item in items]
         self._answer()
         return results

@@ -63,6 +63,7 @@ class Bank:
             time_zone=ZoneInfo("Asia/Shanghai"),
         )
         self.vault = ledgers.vault(ledgers.home)
+        self.vault_abroad = ledgers.vault(ledgers.all()[1])
         self.ledger.fund(self.vault, VAULT_FUNDS)
         self._numbers = itertools.count(1)
 

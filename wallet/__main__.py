@@ -22,7 +22,7 @@ from kernel.crypto.keys import KeyRefused, PrivateKey, Suite
 from kernel.database import resolve_url
 from kernel.money import Currency, Money, format_minor
 from kernel.server import serve as serve_app
-from kernel.settings import MisspeltSetting
+from kernel.settings import InvalidSettings
 from wallet.client import WalletClient
 from wallet.domain.rules import Evidence, WalletClass, rule_class_name
 from wallet.rulepack_files import load_rule_pack, rule_pack_names
@@ -256,7 +256,7 @@ def pay(
 
 @app.command()
 def balance(wallet: WalletId, client_key: ClientKey, url: Url = DEFAULT_URL) -> None:
-    """Show the wallet's balance as the ledger has it, and what its limits leave. [x] = an assumed cap."""
+    """Show the wallet's balance as the ledger has it, and what its limits leave. An `x` marks an assumed cap."""
     with _client(url, client_key) as client:
         view = client.get_wallet(_id("wlt", wallet))
     if view.balance is None or view.limits is None:
@@ -304,7 +304,7 @@ def history(
 def _settings() -> WalletSettings:
     try:
         return WalletSettings.load()
-    except (ValidationError, MisspeltSetting) as error:
+    except (ValidationError, InvalidSettings) as error:
         _fail(str(error))
 
 

@@ -36,6 +36,8 @@ from wallet.domain.rules import Evidence, WalletClass
 
 BATCH_ITEMS_MAX = 1_000
 """Items in one bulk request: one ledger batch, one page of results."""
+OTHER_LEGS_MAX = 15
+"""Legs of one settlement besides the one to be signed; a PvP has one."""
 
 
 class WalletRefusal(Refusal):
@@ -65,6 +67,7 @@ class WalletRefusal(Refusal):
     SETTLEMENT_NOT_FOUND = "settlement-not-found", True, "The institution has ordered no such settlement."
     SETTLEMENT_EXPIRED = "settlement-expired", False, "The institution's order is past its expiry."
     LEG_TERMS_MISMATCH = "leg-terms-mismatch", False, "The terms are not what the institution ordered."
+    COUNTER_LEG_MISMATCH = "counter-leg-mismatch", False, "The other legs do not bring what the institution ordered."
     LEG_ALREADY_AUTHORISED = "leg-already-authorised", False, "The leg was authorised with other terms."
     POSTING_EXISTS = "posting-exists", False, "Another posting has this id."
 
@@ -113,9 +116,12 @@ PostingRef = Annotated[UUID, *_id_type("dep")]
 PaymentRef = Annotated[UUID, *_id_type("trf")]
 SettlementId = Annotated[
     str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,63}$", examples=["ins_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"]),
+    Field(
+        pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        examples=["6f9b2801-6f1e-4c3a-9d55-f5a72f6f9b28"],
+    ),
 ]
-"""The bridge's id of a cross-border instruction."""
+"""The UETR of a cross-border payment, in lower case: the reference of each of its legs. Source: RFC 9562 section 4."""
 LedgerName = Annotated[str, Field(min_length=1, max_length=64)]
 
 
@@ -330,10 +336,23 @@ class SettlementOrdersResponse(Model):
     results: list[SettlementOrderResult]
 
 
+class SettlementLeg(Model):
+    """A leg of a settlement that somebody else signs."""
+
+    ledger: LedgerName
+    terms: TransferTerms
+
+
 class LegAuthorisation(Model):
+    """`ledger` and `terms` are the leg to be signed; `other_legs` are all the others of its settlement.
+
+    The institution signs only if those bring what it ordered to receive, under the same two hashes.
+    """
+
     instruction_id: SettlementId
     ledger: LedgerName
     terms: TransferTerms
+    other_legs: Annotated[list[SettlementLeg], Field(min_length=1, max_length=OTHER_LEGS_MAX)]
 
 
 class LegAuthorisationsRequest(Model):

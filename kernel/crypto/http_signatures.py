@@ -1,7 +1,8 @@
 """RFC 9421 signatures on requests between institutions.
 
 Covered: @method, @target-uri, with a body also content-digest (RFC 9530) and content-type, and idempotency-key where it
-is sent. Parameters: created, keyid (the key's thumbprint), alg, nonce (128 random bits), tag "jiaozi".
+is sent. Parameters: created, keyid (the key's thumbprint), alg, nonce (128 random bits), tag "jiaozi"; and expires,
+where the caller sets a deadline (`signatures_expire`).
 The verifier finds the key by keyid and takes the algorithm from the key, before anything is verified.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NoReturn
@@ -27,6 +30,7 @@ TAG = "jiaozi"
 _LABEL = "sig1"
 _NONCE = re.compile(r"[A-Za-z0-9_-]{22,64}", re.ASCII)
 _CREATED_MAX = 2**40
+_expires_at: ContextVar[datetime | None] = ContextVar("jiaozi_signatures_expire", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,20 @@ def verify_request(
     return VerifiedRequest(key_id, nonce, moment, expires)
 
 
+@contextmanager
+def signatures_expire(at: datetime | None) -> Iterator[None]:
+    """Every request signed inside, however late, says `expires` = `at` in whole seconds, rounded down (RFC 9421, 2.3).
+
+    A request that must not take effect after a deadline needs it: `created` is the moment of signing, and that may come
+    long after the decision to send. None sets no deadline. Holds for this thread (or task) only.
+    """
+    token = _expires_at.set(at)
+    try:
+        yield
+    finally:
+        _expires_at.reset(token)
+
+
 class RequestSigner(httpx.Auth):
     """Signs every attempt anew (fresh nonce and created), so that a retry is never taken for a replay.
 
@@ -135,6 +153,7 @@ class RequestSigner(httpx.Auth):
             _Message(request.method, target, request.headers),
             key_id=self._key.thumbprint,
             created=self._clock(),
+            expires=_expires_at.get(),
             nonce=to_base64url(secrets.token_bytes(16)),
             label=_LABEL,
             tag=TAG,

@@ -32,7 +32,7 @@ from settlement.islands.port import Island
 from settlement.settings import SERVICE, Directory, SettlementSettings, read_directory
 from settlement.store.decision_log import DecisionLog
 from settlement.store.tables import request_nonce
-from settlement.usecases.settle import Engine
+from settlement.usecases.settle import ANSWER_WAIT_SECONDS, Engine
 from settlement.usecases.worker import Worker
 
 _DESCRIPTION = """\
@@ -40,6 +40,10 @@ Cross-border settlement: payment versus payment on several ledgers, all legs or 
 come as ISO 20022 pacs.009.001.08 or CSV; statements go out as camt.053.001.08 and are reconciled. Amounts are strings
 of digits in minor units. Requests are signed (RFC 9421) by a registered institution or by the bridge.
 """
+
+
+_INSTITUTION_CALLS_MAX = 64
+"""Calls to institutions at once; each ends within `call_timeout_seconds`."""
 
 
 class NotMigrated(RuntimeError):
@@ -98,7 +102,10 @@ class _Running:
             raise NotMigrated("the database is not at this program's migration: run `jiaozi-settlement migrate`")
         self._database = Database(url, application_name="jiaozi-settlement", pool_size=settings.database_pool_size)
         self._outside = connect(settings, directory, key)
-        self._executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="settlement-call")
+        # Each ledger may have a hold, a post and a void under way, so that a slow one leaves the others their threads.
+        self._executor = ThreadPoolExecutor(3 * len(directory.ledgers), thread_name_prefix="settlement-ledger")
+        calls = min(_INSTITUTION_CALLS_MAX, max(1, len(directory.institutions)))
+        self._institution_executor = ThreadPoolExecutor(calls, thread_name_prefix="settlement-institution")
         log = DecisionLog(self._database)
         engine = Engine(
             log=log,
@@ -107,6 +114,9 @@ class _Running:
             clock=clock,
             holder=f"{socket.gethostname()}/{os.getpid()}",
             executor=self._executor,
+            institution_executor=self._institution_executor,
+            # A round waits thrice at most and renews the lease at its end: well within the time a standby waits.
+            answer_wait_seconds=min(ANSWER_WAIT_SECONDS, settings.standby_seconds / 10),
             wave_settlements=settings.wave_settlements,
         )
         self._worker = Worker(engine, log, clock=clock, standby=timedelta(seconds=settings.standby_seconds))
@@ -135,6 +145,7 @@ class _Running:
     def close(self) -> None:
         self._worker.stop()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        self._institution_executor.shutdown(wait=False, cancel_futures=True)
         self._outside.close()
         self._database.close()
         if self._server is not None:
@@ -149,8 +160,8 @@ def connect_over_http(settings: SettlementSettings, directory: Directory, key: P
         for name, entry in directory.ledgers.items()
     }
     institutions = {
-        # The engine backs off and repeats by itself, so a call gives up early rather than hold up a round.
-        participant: ServiceClient(entry.authorisation_url, auth=signer, timeout_seconds=timeout, retries_max=1)
+        # The engine backs off and repeats by itself.
+        participant: ServiceClient(entry.authorisation_url, auth=signer, timeout_seconds=timeout, retries_max=0)
         for participant, entry in directory.institutions.items()
     }
 

@@ -25,6 +25,7 @@ from settlement.api.views import (
     statement_file_view,
 )
 from settlement.contract import (
+    BATCH_INSTRUCTIONS_MAX,
     STATUS_BY_REFUSAL,
     BatchRef,
     BatchView,
@@ -150,6 +151,10 @@ def list_settlements(
     row = _batch(service, caller, batch)
     filters = {"batch": batch, "state": ",".join(sorted(state or ())) or None}
     after = 0 if cursor is None else int(decode(cursor, filters, shape=(int,))[0])
+    if not 0 <= after <= BATCH_INSTRUCTIONS_MAX:  # a forged one: a batch has no such position
+        reason = "the cursor is damaged: pass next_cursor unchanged"
+        errors = [{"pointer": "/query/cursor", "message": reason}]
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, reason, errors=errors)
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         found = batches.settlements_page(connection, row.id, after=after, limit=limit + 1, states=state or ())
     more = encode([found[limit - 1].position], filters) if len(found) > limit else None
@@ -300,7 +305,7 @@ def get_statement(statement: str, service: Services, caller: Signed) -> Response
     status_code=201,
     response_model=ReconciliationView,
     summary="Compare our record of a batch with a counterparty's camt.053.001.08, line by line",
-    responses=_responses(R.STATEMENT_INVALID, R.BATCH_NOT_FOUND),
+    responses=_responses(R.STATEMENT_INVALID, R.BATCH_NOT_FOUND, R.STATEMENT_OF_ANOTHER_ACCOUNT),
     openapi_extra={"requestBody": {"required": True, "content": {XML: {"schema": {"type": "string"}}}}},
 )
 async def reconcile(
@@ -315,11 +320,13 @@ async def reconcile(
     content = await request.body()
 
     def work() -> reports.ReconciliationRow:
+        wanted = _currency(currency)
         return reconcile_batch(
             content,
             batch=batch,
             participant=participant,
-            currency=_currency(currency),
+            currency=wanted,
+            account=service.directory.account(participant, wanted),
             run_by=caller.participant,
             database=service.database,
             clock=service.clock,

@@ -30,6 +30,11 @@ class SettlementRefusal(Refusal):
     )
     STATEMENT_NOT_FOUND = "statement-not-found", True, "There is no such statement."
     STATEMENT_INVALID = "statement-invalid", False, "The statement file was refused; `problems` names each fault."
+    STATEMENT_OF_ANOTHER_ACCOUNT = (
+        "statement-of-another-account",
+        False,
+        "The statement is not of the participant's account in this currency.",
+    )
     RECONCILIATION_NOT_FOUND = "reconciliation-not-found", True, "There is no such reconciliation."
 
 

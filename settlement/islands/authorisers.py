@@ -24,7 +24,7 @@ from settlement.islands.native import hold_terms
 from settlement.islands.port import Refused, Unknown
 
 LEGS_MAX = 500
-"""Legs in one request to an institution: about 350 KiB."""
+"""Legs in one request to an institution: with the other leg of each, about 700 KiB."""
 _AUTHORISATION_BYTES_MAX = 16_384
 
 
@@ -33,11 +33,24 @@ class Authorised:
     token: str
 
 
+@dataclass(frozen=True, slots=True)
+class LegOrder:
+    """A hold to be signed, and all the other holds of its settlement: the payer signs against what it is to get."""
+
+    hold: HoldOrder
+    others: tuple[HoldOrder, ...]
+
+
+def leg_order(hold_orders: Sequence[HoldOrder], number: int) -> LegOrder:
+    """Leg `number` of a settlement whose legs are `hold_orders`, counted from 0."""
+    return LegOrder(hold_orders[number], (*hold_orders[:number], *hold_orders[number + 1 :]))
+
+
 AuthorisationOutcome = Authorised | Refused | Unknown
 
 
 class Authoriser(Protocol):
-    def authorise(self, payer: ParticipantId, orders: Sequence[HoldOrder]) -> list[AuthorisationOutcome]:
+    def authorise(self, payer: ParticipantId, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
         """The payer's signature on each hold, in order. Idempotent: the same order gets the same answer."""
         ...
 
@@ -51,7 +64,7 @@ class HttpAuthoriser:
     def __init__(self, clients: Mapping[ParticipantId, ServiceClient]) -> None:
         self._clients = clients
 
-    def authorise(self, payer: ParticipantId, orders: Sequence[HoldOrder]) -> list[AuthorisationOutcome]:
+    def authorise(self, payer: ParticipantId, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
         client = self._clients.get(payer)
         if client is None:
             return [Refused("institution-unknown", f"{payer} is not registered")] * len(orders)
@@ -60,12 +73,12 @@ class HttpAuthoriser:
             answers += self._ask(client, orders[start : start + LEGS_MAX])
         return answers
 
-    def _ask(self, client: ServiceClient, orders: Sequence[HoldOrder]) -> list[AuthorisationOutcome]:
+    def _ask(self, client: ServiceClient, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
         legs = [
             {
-                "instruction_id": str(order.reference),
-                "ledger": order.terms.ledger,
-                "terms": hold_terms(order).model_dump(mode="json", exclude_none=True),
+                "instruction_id": str(order.hold.reference),
+                **_on_wire(order.hold),
+                "other_legs": [_on_wire(other) for other in order.others],
             }
             for order in orders
         ]
@@ -77,7 +90,11 @@ class HttpAuthoriser:
         results = body.get("results") if isinstance(body, dict) else None
         if not isinstance(results, list) or len(results) != len(orders):
             return [Unknown("the institution's answer has another shape")] * len(orders)
-        return [_judged(order, result) for order, result in zip(orders, results, strict=True)]
+        return [_judged(order.hold, result) for order, result in zip(orders, results, strict=True)]
+
+
+def _on_wire(hold: HoldOrder) -> dict[str, object]:
+    return {"ledger": hold.terms.ledger, "terms": hold_terms(hold).model_dump(mode="json", exclude_none=True)}
 
 
 def _judged(order: HoldOrder, result: object) -> AuthorisationOutcome:
@@ -118,11 +135,11 @@ class FakeAuthoriser:
         self.unreachable: set[ParticipantId] = set()
         self.calls = 0
 
-    def authorise(self, payer: ParticipantId, orders: Sequence[HoldOrder]) -> list[AuthorisationOutcome]:
+    def authorise(self, payer: ParticipantId, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
         self.calls += 1
         if payer in self.unreachable:
             return [Unknown(f"{payer} did not answer")] * len(orders)
-        return [self._sign(order) for order in orders]
+        return [self._sign(order.hold) for order in orders]
 
     def _sign(self, order: HoldOrder) -> AuthorisationOutcome:
         if order.reference in self.refuse:

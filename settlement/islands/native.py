@@ -22,6 +22,7 @@ from ledger.contract import (
 )
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
+from settlement.islands.booked import Booked
 from settlement.islands.port import (
     Contradiction,
     Ended,
@@ -121,12 +122,12 @@ class NativeIsland:
             return answer
         if isinstance(answer, TransferResult) and answer.outcome is not TransferOutcome.REFUSED:
             # `already-booked` is our own post or void: its terms name the hold, which ends once (I6).
-            return Ended()
+            return Booked(answer.booked_at)
         refusal = answer.code if isinstance(answer, Refused) else answer.refusal or ""
         is_post = kind is TransferKind.POST
         match refusal:
             case TransferRefusal.HOLD_ALREADY_POSTED if is_post:
-                return Ended()  # anyone may post with a published secret; the payee's bank was faster
+                return self._posted_by_another(order)
             case TransferRefusal.HOLD_ALREADY_VOIDED | TransferRefusal.HOLD_EXPIRED if not is_post:
                 return Ended()
             case TransferRefusal.HOLD_SECRET_WRONG if not is_post:
@@ -142,6 +143,16 @@ class NativeIsland:
                 return self._ended(order, kind, second, is_second=True)
             case _:
                 return Unknown(f"{kind.value} refused: {refusal}")
+
+    def _posted_by_another(self, order: EndOrder) -> EndOutcome:
+        """Anyone may post with a published secret, and the payee's bank was faster: the booking time is of its post."""
+        try:
+            view = self._client.get_hold(HoldId(order.order.hold_id))
+            return Ended() if view.ended_by is None else Booked(self._client.get_transfer(view.ended_by).booked_at)
+        except ServiceUnreachable:
+            return Unknown("the hold was posted by another and when cannot be looked up now")
+        except (ProblemResponse, ValueError):
+            return Ended()  # posted it is, and that is what counts; its time stays the bridge's own
 
     def _posted_though_aborted(self, order: EndOrder) -> EndOutcome:
         """Ours, which takes the erased secret, or another's hold that took the id (the ledger shows us only ours)?"""

@@ -95,6 +95,14 @@ def used_uetrs(connection: sa.Connection, uetrs: Sequence[UUID]) -> set[UUID]:
     return set(connection.execute(statement).scalars())
 
 
+def uetrs_of_other_batches(connection: sa.Connection, uetrs: Sequence[UUID], *, batch: UUID) -> set[UUID]:
+    """Which of these are settlements that another batch brought."""
+    statement = sa.select(t.settlement.c.uetr).where(
+        t.settlement.c.uetr == sa.func.any(sa.cast(list(uetrs), sa.ARRAY(sa.Uuid))), t.settlement.c.batch_id != batch
+    )
+    return set(connection.execute(statement).scalars())
+
+
 def insert_batch(
     connection: sa.Connection,
     *,

@@ -6,7 +6,7 @@ engine can write nothing, and whoever takes the lease waits until a write under 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -121,8 +121,11 @@ class DecisionLog:
 
     # --- step 1
 
-    def received(self, *, limit: int) -> list[UUID]:
-        """The next settlements of started batches: by priority, then in the order of their submission."""
+    def received(self, *, limit: int, without_payers: Collection[str] = ()) -> list[UUID]:
+        """The next settlements of started batches: by priority, then in the order of their submission.
+
+        Those with a leg of one of `without_payers` wait.
+        """
         statement = (
             sa.select(t.settlement.c.id)
             .join(t.batch)
@@ -130,6 +133,11 @@ class DecisionLog:
             .order_by(t.settlement.c.priority, t.settlement.c.batch_id, t.settlement.c.position)
             .limit(limit)
         )
+        if without_payers:
+            slow = sa.exists().where(
+                t.leg.c.settlement_id == t.settlement.c.id, t.leg.c.payer.in_(sorted(without_payers))
+            )
+            statement = statement.where(~slow)
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             return list(connection.execute(statement).scalars())
 
@@ -312,9 +320,9 @@ class DecisionLog:
         return decided
 
     def record_ends(
-        self, ends: Mapping[UUID, tuple[Decision, Sequence[int]]], *, epoch: int, now: datetime
+        self, ends: Mapping[UUID, tuple[Decision, Mapping[int, datetime]]], *, epoch: int, now: datetime
     ) -> dict[UUID, SettlementState]:
-        """Step 4: which legs (by number) are posted or voided now. Returns where each settlement stands.
+        """Step 4: which legs (by number) are posted or voided, and when. Returns where each settlement stands.
 
         Raises: Deposed.
         """
@@ -325,9 +333,10 @@ class DecisionLog:
                 "key": key,
                 "leg_number": number,
                 "new_state": (LegState.POSTED if decision is Decision.COMMIT else LegState.VOIDED).value,
+                "new_ended_at": ended_at,
             }
-            for key, (decision, numbers) in sorted(ends.items())
-            for number in numbers
+            for key, (decision, ended) in sorted(ends.items())
+            for number, ended_at in sorted(ended.items())
         ]
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             _fence(connection, epoch, now)
@@ -336,7 +345,7 @@ class DecisionLog:
                     t.leg.update()
                     .where(t.leg.c.settlement_id == sa.bindparam("key"), t.leg.c.number == sa.bindparam("leg_number"))
                     .where(t.leg.c.ended_at.is_(None))
-                    .values(state=sa.bindparam("new_state"), ended_at=now),
+                    .values(state=sa.bindparam("new_state"), ended_at=sa.bindparam("new_ended_at")),
                     rows,
                 )
             states: dict[UUID, list[LegState]] = {}

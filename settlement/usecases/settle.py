@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import logging
 import secrets as entropy_source
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from kernel.clock import Clock
 from kernel.errors import InvariantBroken
 from settlement.domain.escrow import Decision, Leg, LegState, Secrets, decide, fresh_secrets
 from settlement.domain.refusals import AbortReason
-from settlement.islands.authorisers import AuthorisationOutcome, Authorised, Authoriser
+from settlement.islands.authorisers import AuthorisationOutcome, Authorised, Authoriser, leg_order
+from settlement.islands.booked import Booked
 from settlement.islands.port import (
     Contradiction,
     Ended,
@@ -34,7 +35,7 @@ from settlement.islands.port import (
     SignedHold,
     Unknown,
 )
-from settlement.store.decision_log import Decided, LegUpdate, Settlement, Verdict
+from settlement.store.decision_log import Decided, Deposed, LegUpdate, Settlement, Verdict
 
 log = logging.getLogger("jiaozi.settlement")
 
@@ -42,6 +43,12 @@ WAVE_SETTLEMENTS = 250
 """Settlements persisted, held and decided together: bulk calls of 500 legs, a decision every fraction of a second."""
 OPEN_SETTLEMENTS_MAX = 2_000
 """Undecided settlements at once; above it no new wave starts, so a lost island reserves a bounded amount of money."""
+WAITING_PER_PAYER_MAX = 200
+"""Settlements open at once that wait for one payer to sign; above it no wave takes more of that payer's, so that one
+silent institution cannot fill OPEN_SETTLEMENTS_MAX. A wave may overshoot it once."""
+ANSWER_WAIT_SECONDS = 1.0
+"""How long a round waits for the calls it made. A call that takes longer goes on beside the rounds, its answer is used
+when it is there, and its place is not asked again before: no party holds up the publishing of decided secrets."""
 UNFINISHED_MAX = 10_000
 """Decided settlements in memory at once after a start; the rest follow when these are done."""
 UNDECIDED_MAX = timedelta(minutes=10)
@@ -50,7 +57,7 @@ decision: otherwise one silent institution could fill the bridge with waiting se
 BACKOFF_FIRST = timedelta(milliseconds=100)
 BACKOFF_MAX = timedelta(seconds=5)
 
-Item = TypeVar("Item")
+Bearer = TypeVar("Bearer", "_Open", Decided)
 Outcome = TypeVar("Outcome")
 Key = TypeVar("Key")
 
@@ -60,7 +67,7 @@ class Log(Protocol):
 
     def take_lease(self, *, holder: str, now: datetime) -> int: ...
     def renew_lease(self, *, epoch: int, now: datetime) -> None: ...
-    def received(self, *, limit: int) -> list[UUID]: ...
+    def received(self, *, limit: int, without_payers: Collection[str] = ...) -> list[UUID]: ...
     def persist(self, secrets: Mapping[UUID, Secrets], *, epoch: int, now: datetime) -> list[Settlement]: ...
     def record_legs(self, updates: Sequence[LegUpdate], *, epoch: int, now: datetime) -> None: ...
     def record_waits(self, waits: Mapping[UUID, str], *, epoch: int, now: datetime) -> None: ...
@@ -68,7 +75,7 @@ class Log(Protocol):
     def undecided_of_others(self, *, epoch: int) -> list[UUID]: ...
     def unfinished(self, ids: Sequence[UUID] | None = None, *, limit: int = ...) -> list[Decided]: ...
     def record_ends(
-        self, ends: Mapping[UUID, tuple[Decision, Sequence[int]]], *, epoch: int, now: datetime
+        self, ends: Mapping[UUID, tuple[Decision, Mapping[int, datetime]]], *, epoch: int, now: datetime
     ) -> Mapping[UUID, object]: ...
 
 
@@ -89,6 +96,16 @@ class _Backoff:
     due: datetime | None = None
 
 
+@dataclass(slots=True)
+class _Call:
+    """A bulk call to one place."""
+
+    legs: tuple[tuple[UUID, int], ...]
+    future: Future[Sequence[Any]]
+    is_awaited: bool = True
+    """In the round that made it; later rounds only look."""
+
+
 class Engine:
     """One epoch after another of the protocol. Not thread-safe: one thread calls `start` and then `tick`."""
 
@@ -101,16 +118,24 @@ class Engine:
         clock: Clock,
         holder: str,
         executor: Executor | None = None,
+        institution_executor: Executor | None = None,
+        answer_wait_seconds: float = ANSWER_WAIT_SECONDS,
         wave_settlements: int = WAVE_SETTLEMENTS,
         entropy: Callable[[int], bytes] = entropy_source.token_bytes,
     ) -> None:
-        """`executor` lets calls to different islands and institutions run at once; None runs them in order."""
+        """`executor` lets calls to different islands run at once, and none hold up a round; None runs them in order.
+
+        `institution_executor`, by default the same, is that of the payers' institutions: apart, so that silent ones do
+        not take the threads that publish. A round waits three times `answer_wait_seconds` for others at most.
+        """
         self._log = log
         self._islands = islands
         self._authoriser = authoriser
         self._clock = clock
         self._holder = holder
-        self._executor = executor
+        self._executors = {"ledger": executor, "institution": institution_executor or executor}
+        self._answer_wait_seconds = answer_wait_seconds
+        self._under_way: dict[str, _Call] = {}
         self._wave_settlements = wave_settlements
         self._entropy = entropy
         self._epoch = 0
@@ -193,7 +218,7 @@ class Engine:
         room = min(self._wave_settlements, OPEN_SETTLEMENTS_MAX - len(self._open))
         if room <= 0:
             return False
-        received = self._log.received(limit=room)
+        received = self._log.received(limit=room, without_payers=self._slow_payers())
         if not received:
             return False
         # 1. Two fresh secrets each, stored before anybody hears of the settlement.
@@ -201,6 +226,19 @@ class Engine:
         for settlement in self._log.persist(made, epoch=self._epoch, now=self._clock()):
             self._open[settlement.id] = _Open(settlement, self._clock())
         return True
+
+    def _slow_payers(self) -> set[str]:
+        """Payers that do not answer now, or for whose signature many settlements wait already."""
+        now, waiting = self._clock(), Counter[str]()
+        for item in self._open.values():
+            unsigned = [leg for leg in item.settlement.legs if leg.number not in item.authorisations]
+            waiting.update({str(leg.terms.payer) for leg in unsigned})
+        slow = {payer for payer, count in waiting.items() if count >= WAITING_PER_PAYER_MAX}
+        for name, backoff in self._backoffs.items():
+            kind, _, payer = name.partition(" ")
+            if kind == "institution" and backoff.due is not None and backoff.due > now:
+                slow.add(payer)
+        return slow
 
     # --- 2. place every leg as a hold
 
@@ -231,7 +269,7 @@ class Engine:
         return moved
 
     def _authorise_at(self, payer: str, legs: Sequence[tuple[_Open, Leg]]) -> Sequence[AuthorisationOutcome]:
-        orders = [item.settlement.hold_order(leg) for item, leg in legs]
+        orders = [leg_order(item.settlement.hold_orders, leg.number) for item, leg in legs]
         return self._authoriser.authorise(legs[0][1].terms.payer, orders)
 
     def _hold(self) -> bool:
@@ -310,21 +348,23 @@ class Engine:
             for leg in decided.settlement.legs:
                 if leg.state not in (LegState.POSTED, LegState.VOIDED):
                     asked[leg.terms.ledger, decided.decision].append((decided, leg))
-        ends: dict[UUID, tuple[Decision, list[int]]] = {}
+        ends: dict[UUID, tuple[Decision, dict[int, datetime]]] = {}
+        now = self._clock()
         contradictions: list[str] = []
         for (ledger, decision), legs, answers in self._ask(asked, self._end_at, "ledger"):
             for (_, leg), answer in zip(legs, answers, strict=True):
                 match answer:
                     case Ended():
-                        ends.setdefault(leg.settlement, (decision, []))[1].append(leg.number)
+                        ended_at = (answer.booked_at if isinstance(answer, Booked) else None) or now
+                        ends.setdefault(leg.settlement, (decision, {}))[1][leg.number] = ended_at
                     case Unknown(why):
                         self._waits[leg.settlement] = f"ledger {ledger} to {_verb(decision)} leg {leg.number}: {why}"
                     case Contradiction(why):
                         self._waits[leg.settlement] = f"A PERSON: I5: leg {leg.number} on {ledger}: {why}"
                         contradictions.append(f"settlement {leg.settlement}, leg {leg.number} on {ledger}: {why}")
         self._log.record_ends(ends, epoch=self._epoch, now=self._clock())
-        for key, (decision, numbers) in ends.items():
-            self._note_ends(key, decision, numbers)
+        for key, (decision, ended) in ends.items():
+            self._note_ends(key, decision, ended)
         if contradictions:
             self._show_waits()
             raise InvariantBroken("I5", "; ".join(contradictions[:5]))
@@ -341,7 +381,7 @@ class Engine:
             return [Unknown("no such ledger is configured")] * len(legs)
         return island.fulfil(orders) if decision is Decision.COMMIT else island.cancel(orders)
 
-    def _note_ends(self, key: UUID, decision: Decision, numbers: Sequence[int]) -> None:
+    def _note_ends(self, key: UUID, decision: Decision, numbers: Collection[int]) -> None:
         state = LegState.POSTED if decision is Decision.COMMIT else LegState.VOIDED
         decided = self._decided[key]
         legs = tuple(replace(leg, state=state) if leg.number in numbers else leg for leg in decided.settlement.legs)
@@ -355,31 +395,63 @@ class Engine:
 
     def _ask(
         self,
-        asked: Mapping[Key, list[Item]],
-        call: Callable[[Key, Sequence[Item]], Sequence[Outcome]],
+        asked: Mapping[Key, list[tuple[Bearer, Leg]]],
+        call: Callable[[Key, Sequence[tuple[Bearer, Leg]]], Sequence[Outcome]],
         kind: str,
-    ) -> Iterable[tuple[Key, list[Item], Sequence[Outcome]]]:
-        """Each place's bulk call, those that are due, at once if there is an executor. Silence backs a place off."""
-        now = self._clock()
-        due: list[tuple[Key, list[Item]]] = []
-        for place, items in asked.items():
-            backoff = self._backoffs[f"{kind} {place}"]
-            if backoff.due is None or backoff.due <= now:
-                due.append((place, items))
-        if self._executor is None or len(due) < 2:
-            answered = [(place, items, call(place, items)) for place, items in due]
+    ) -> list[tuple[Key, list[tuple[Bearer, Leg]], Sequence[Outcome | Unknown]]]:
+        """Each place's bulk call, those that are due, at once if there is an executor. Silence backs a place off.
+
+        Bounded by `answer_wait_seconds`: what is not answered by then is Unknown, and the call goes on.
+        """
+        executor, now = self._executors[kind], self._clock()
+        if executor is None:
+            due = [(place, legs) for place, legs in asked.items() if self._is_due(f"{kind} {place}", now)]
+            answered = [(place, legs, _guarded(call, place, legs)) for place, legs in due]
         else:
-            futures = [(place, items, self._executor.submit(call, place, items)) for place, items in due]
-            answered = [(place, items, future.result()) for place, items, future in futures]
+            for place, legs in asked.items():
+                name = f"{kind} {place}"
+                if name not in self._under_way and self._is_due(name, now):
+                    numbers = tuple((leg.settlement, leg.number) for _, leg in legs)
+                    self._under_way[name] = _Call(numbers, executor.submit(_guarded, call, place, legs))
+            answered = self._collect(asked, kind)
         for place, _, answers in answered:
-            backoff = self._backoffs[f"{kind} {place}"]
+            name = f"{kind} {place}"
+            backoff = self._backoffs[name]
             # One leg without an answer must not slow the others of its ledger: only silence as a whole backs off.
             if all(isinstance(answer, Unknown) for answer in answers):
-                wait = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(backoff.failures, 10))
+                wait_time = min(BACKOFF_MAX, BACKOFF_FIRST * 2 ** min(backoff.failures, 10))
                 backoff.failures += 1
-                backoff.due = self._clock() + wait
+                backoff.due = self._clock() + wait_time
             else:
                 backoff.failures, backoff.due = 0, None
+        return answered
+
+    def _is_due(self, name: str, now: datetime) -> bool:
+        due = self._backoffs[name].due
+        return due is None or due <= now
+
+    def _collect(
+        self, asked: Mapping[Key, list[tuple[Bearer, Leg]]], kind: str
+    ) -> list[tuple[Key, list[tuple[Bearer, Leg]], Sequence[Any]]]:
+        """The answers of the calls under way to these places, for the legs that are still asked for.
+
+        A call may be of an earlier round, even of an earlier epoch: what it says of a leg is as true as it was then,
+        and a leg that was decided or ended meanwhile is not asked for any more.
+        """
+        calls = {place: found for place in asked if (found := self._under_way.get(f"{kind} {place}")) is not None}
+        wait([found.future for found in calls.values() if found.is_awaited], timeout=self._answer_wait_seconds)
+        answered: list[tuple[Key, list[tuple[Bearer, Leg]], Sequence[Any]]] = []
+        for place, found in calls.items():
+            by_leg: dict[tuple[UUID, int], Any] = {}
+            if found.future.done():
+                del self._under_way[f"{kind} {place}"]
+                by_leg = dict(zip(found.legs, found.future.result(), strict=True))
+            else:
+                found.is_awaited = False
+                by_leg = dict.fromkeys(found.legs, Unknown("no answer yet"))
+            legs = [(bearer, leg) for bearer, leg in asked[place] if (leg.settlement, leg.number) in by_leg]
+            if legs:
+                answered.append((place, legs, [by_leg[leg.settlement, leg.number] for _, leg in legs]))
         return answered
 
     def _show_waits(self) -> None:
@@ -392,6 +464,24 @@ class Engine:
         self._shown = {key: text for key, text in self._shown.items() if key in self._open or key in self._decided}
         self._log.record_waits(changed, epoch=self._epoch, now=self._clock())
         self._shown.update(changed)
+
+
+def _guarded(
+    call: Callable[[Key, Sequence[tuple[Bearer, Leg]]], Sequence[Outcome]],
+    place: Key,
+    legs: Sequence[tuple[Bearer, Leg]],
+) -> Sequence[Outcome | Unknown]:
+    """The call, with whatever one place makes it raise as that place's silence: no party ends everybody's epoch."""
+    try:
+        answers = call(place, legs)
+    except (InvariantBroken, Deposed):
+        raise
+    except Exception as error:
+        log.warning("the call of %s failed", place, exc_info=True)
+        return [Unknown(f"the call failed: {type(error).__name__}")] * len(legs)
+    if len(answers) != len(legs):
+        return [Unknown("another number of answers than was asked for")] * len(legs)
+    return answers
 
 
 def _set_leg(item: _Open, number: int, state: LegState) -> None:

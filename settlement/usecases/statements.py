@@ -31,14 +31,15 @@ def batch_entries(
 ) -> tuple[StatementEntry, ...]:
     """The bridge's record of posted legs, as the participant's account saw them.
 
-    Value date is the day of finality (UTC): from then on the money was the payee's.
+    Value date is the day (UTC) on which the ledger booked the post, as in the ledger's own statements: around midnight
+    the decision may be of the day before.
     """
     entries = []
     for row, found in rows:
         leg, terms = found.leg, found.leg.terms
-        finality = row.decided_at
-        if finality is None:
-            continue  # posted legs have a decision (CHECK leg_ends_as_decided_i5)
+        booked_at = found.ended_at
+        if booked_at is None:
+            continue  # written with the state `posted` in one statement (DecisionLog.record_ends)
         is_credit = terms.payee == participant
         entries.append(
             StatementEntry(
@@ -47,13 +48,19 @@ def batch_entries(
                 uetr=row.uetr,
                 amount=terms.amount,
                 direction=Direction.CREDIT if is_credit else Direction.DEBIT,
-                booked_at=finality,
-                value_date=finality.astimezone(UTC).date(),
+                booked_at=booked_at,
+                value_date=booked_at.astimezone(UTC).date(),
                 counterparty=terms.payer if is_credit else terms.payee,
                 counterparty_account=ids.show_account(terms.debit if is_credit else terms.credit),
             )
         )
     return tuple(entries)
+
+
+def account_of(found: batches.LegRow, participant: ParticipantId) -> AccountNumber:
+    """The participant's account of a leg that it pays or receives."""
+    terms = found.leg.terms
+    return terms.credit if terms.payee == participant else terms.debit
 
 
 def write_batch_statement(
@@ -83,11 +90,10 @@ def write_batch_statement(
             return same
         now, key = clock(), new_uuid7()
         entries = batch_entries(rows, participant)
-        terms = rows[0][1].leg.terms
         statement = Statement(
             statement_id=key.hex,
             sequence_number=sequence_number,
-            account=ids.show_account(terms.credit if terms.payee == participant else terms.debit),
+            account=ids.show_account(account_of(rows[0][1], participant)),
             currency=currency,
             created_at=now,
             from_at=found.received_at,
@@ -121,7 +127,7 @@ def ledger_statement(
     """A ledger's own statement of an account, with whatever signer the client has (the account's participant's).
 
     Only lines that move the posted balance become entries: a hold, a void, an expiry moves nothing. `since` begins at a
-    time; `references` (UETRs) choose some lines, whose statement then opens with zero.
+    time; `references` (UETRs) choose some lines: an extract, whose balances count from zero and are not the account's.
     """
     view = client.get_account(account)
     currency = Currency.of(view.currency)

@@ -1,11 +1,17 @@
 """Goal: the client repeats only what may be repeated, signs each attempt anew, and tells refusal from unknown outcome.
 
-Method: httpx mock transports that fail a given number of times; both clients run the same table.
+Method: httpx mock transports that fail a given number of times, and raw sockets that misbehave; both clients run the
+same table.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gzip
+import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +138,97 @@ def test_absent_query_members_are_left_out_and_redirects_are_not_followed(kind: 
     redirect = httpx.Response(307, headers={"location": "http://attacker.example/"})
     result, seen = run(kind, [redirect], GET)
     assert isinstance(result, ProblemResponse) and str(seen[0].url) == "http://x/v1/x?a=1"
+
+
+# --- hostile peers
+
+
+class _Peer:
+    """A raw socket that answers each connection by `serve`; no HTTP library stands between the test and the bytes."""
+
+    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
+        self._serve, self._listener = serve, socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            connection.recv(65_536)
+            self._serve(connection)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def ask(kind: str, url: str, **arguments: Any) -> Any:
+    try:
+        if kind == "sync":
+            with ServiceClient(url, **arguments) as client:
+                return client.get("/v1/x")
+
+        async def main() -> Any:
+            async with AsyncServiceClient(url, **arguments) as client:
+                return await client.get("/v1/x")
+
+        return asyncio.run(main())
+    except (ProblemResponse, ServiceUnreachable) as error:
+        return error
+
+
+BOMB = gzip.compress(b'{"a":"' + b" " * 100_000 + b'"}')
+
+
+@both
+@pytest.mark.parametrize("body", [b"xxxx", BOMB], ids=["garbage", "bomb"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br, gzip"])
+def test_an_encoded_answer_is_an_unknown_outcome_and_is_never_unpacked(kind: str, body: bytes, encoding: str) -> None:
+    head = f"HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    peer = _Peer(lambda connection: connection.sendall(head + body))
+    found = ask(kind, peer.url)
+    peer.close()
+    assert isinstance(found, ServiceUnreachable) and "content-encoding" in str(found)
+
+
+@both
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_peer_that_drips_is_given_up_at_the_deadline_of_the_whole_call(kind: str, part: str) -> None:
+    def drip(connection: socket.socket) -> None:
+        if part == "body":
+            connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+        else:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nx-slow: ")
+        while True:
+            connection.sendall(b"a")
+            time.sleep(0.05)
+
+    peer = _Peer(drip)
+    began = time.monotonic()
+    found = ask(kind, peer.url, timeout_seconds=0.4)
+    took = time.monotonic() - began
+    peer.close()
+    assert isinstance(found, ServiceUnreachable)
+    assert 0.3 < took < 2.0
+
+
+@both
+def test_attempts_and_the_waits_between_them_end_with_the_deadline(kind: str) -> None:
+    requests: list[float] = []
+
+    def reset(connection: socket.socket) -> None:
+        requests.append(time.monotonic())
+
+    peer = _Peer(reset)
+    began = time.monotonic()
+    found = ask(kind, peer.url, timeout_seconds=0.5, retries_max=1_000)
+    took = time.monotonic() - began
+    peer.close()
+    assert isinstance(found, ServiceUnreachable) and took < 1.5
+    assert 2 <= len(requests) <= 10

@@ -1,7 +1,7 @@
 """`jiaozi` end to end: the demo, and the scheme's life around it.
 
 Goal: the main job holds on real processes; `up` mends, `down` leaves no process behind whoever died, `reset` no file.
-Method: the command itself, in processes of its own, on one sandbox that the tests of this file share; each brings up what it needs.
+Method: the command itself, in processes of its own, on a sandbox that this file's tests share and each brings up.
 """
 
 from __future__ import annotations

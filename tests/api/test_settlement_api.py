@@ -28,6 +28,7 @@ from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
+from kernel.pagination import encode
 from kernel.server import make_server
 from settlement.api.app import Outside, create
 from settlement.client import SettlementClient
@@ -422,6 +423,31 @@ def test_a_statement_file_that_is_none_is_refused(service: Running) -> None:
         with pytest.raises(ProblemResponse) as refused:
             client.reconcile(b"<a/>", batch=batch, participant=BANK_A, currency="CNY")
         assert (refused.value.status, refused.value.refusal) == (422, "statement-invalid")
+
+
+@pytest.mark.parametrize(("participant", "currency"), [(BANK_A, "AED"), (BANK_B, "CNY")])
+def test_a_statement_of_another_account_or_currency_is_refused(
+    service: Running, participant: ParticipantId, currency: str
+) -> None:
+    with service.client(BANK_A) as client, service.client(BRIDGE) as bridge:
+        batch = client.submit_batch(pacs(instruction()), file_format="pacs.009").batch
+        client.wait_for_batch(batch, timeout_seconds=30)
+        file = client.write_statement(batch, participant=BANK_A, currency="CNY")
+        content = client.statement_file(file.statement)
+        with pytest.raises(ProblemResponse) as refused:
+            bridge.reconcile(content, batch=batch, participant=participant, currency=currency)
+    assert (refused.value.status, refused.value.refusal) == (422, "statement-of-another-account")
+
+
+@pytest.mark.parametrize("position", [-1, 2**31, 2**62])
+def test_a_forged_cursor_is_a_validation_problem_and_never_a_5xx(service: Running, position: int) -> None:
+    with service.client(BANK_A) as client:
+        batch = client.submit_batch(pacs(instruction()), file_format="pacs.009").batch
+    shown = ids.show("bat", batch)
+    cursor = encode([position], {"batch": shown, "state": None})
+    with httpx.Client(auth=RequestSigner(service.keys[BANK_A]), trust_env=False) as raw:
+        response = raw.get(f"{service.url}/v1/batches/{shown}/settlements", params={"cursor": cursor})
+    assert (response.status_code, response.json()["refusal"]) == (422, "validation-failed")
 
 
 # --- the description

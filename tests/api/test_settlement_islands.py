@@ -118,24 +118,24 @@ def test_a_hold_is_placed_once_and_posted_once_with_the_commit_secret(shore: Sho
     assert shore.island.prepare([shore.signed(order)] * 2) == [Held(), Held()]
     assert shore.island.prepare([shore.signed(order)]) == [Held()]
     assert shore.standing(order) is HoldStanding.HELD
-    assert [shore.post(leg, order, found) for _ in range(2)] == [Ended(), Ended()]
+    assert all(isinstance(shore.post(leg, order, found), Ended) for _ in range(2))
     assert shore.standing(order) is HoldStanding.POSTED
 
 
 def test_a_hold_is_voided_with_the_abort_secret_and_stays_so(shore: Shore) -> None:
     leg, order, found = shore.leg()
     assert shore.island.prepare([shore.signed(order)]) == [Held()]
-    assert [shore.void(leg, order, found) for _ in range(2)] == [Ended(), Ended()]
+    assert all(isinstance(shore.void(leg, order, found), Ended) for _ in range(2))
     assert shore.standing(order) is HoldStanding.VOIDED
     assert isinstance(shore.island.prepare([shore.signed(order)])[0], Refused)
 
 
 def test_a_void_before_its_hold_leaves_a_tombstone(shore: Shore) -> None:
     leg, order, found = shore.leg()
-    assert shore.void(leg, order, found) == Ended()
+    assert isinstance(shore.void(leg, order, found), Ended)
     assert isinstance(shore.island.prepare([shore.signed(order)])[0], Refused)
     assert shore.standing(order) is HoldStanding.VOIDED
-    assert shore.void(leg, order, found) == Ended()
+    assert isinstance(shore.void(leg, order, found), Ended)
 
 
 @pytest.mark.parametrize("decision", Decision)
@@ -156,7 +156,7 @@ def test_one_refused_hold_refuses_no_other(shore: Shore) -> None:
     assert isinstance(outcomes[1], Refused)
     assert outcomes[1].code == "insufficient-funds"
     for leg, order, found in (good, poor, other):
-        assert shore.void(leg, order, found) == Ended()
+        assert isinstance(shore.void(leg, order, found), Ended)
 
 
 def test_a_post_of_a_hold_that_never_came_is_no_answer(shore: Shore) -> None:
@@ -185,7 +185,7 @@ def test_a_hold_that_the_payer_placed_first_under_its_own_hashes_is_never_held(r
     outcome = real.island.prepare([real.signed(order)])[0]
     assert isinstance(outcome, Refused)
     assert outcome.code in ("hold-differs", "id-already-used")
-    assert real.void(leg, order, found) == Ended()  # ours can never be placed; nothing is left in doubt
+    assert isinstance(real.void(leg, order, found), Ended)  # ours can never be placed; nothing is left in doubt
 
 
 def test_an_end_posted_by_somebody_else_counts(real: Shore) -> None:
@@ -197,7 +197,7 @@ def test_an_end_posted_by_somebody_else_counts(real: Shore) -> None:
     )
     with real.world.client(PAYEE) as payee:
         assert payee.transfer(by_payee).outcome is TransferOutcome.BOOKED
-    assert real.post(leg, order, found) == Ended()
+    assert isinstance(real.post(leg, order, found), Ended)
 
 
 def test_an_end_id_that_somebody_took_does_not_stop_the_post(real: Shore) -> None:
@@ -208,7 +208,7 @@ def test_an_end_id_that_somebody_took_does_not_stop_the_post(real: Shore) -> Non
     taken = real.world.terms("payment", real.debit, real.credit, 1, id=leg.end_id(Decision.COMMIT, found.commit))
     with real.world.client(PAYER) as payer:
         assert payer.transfer(taken).outcome is TransferOutcome.BOOKED
-    assert real.post(leg, order, found) == Ended()
+    assert isinstance(real.post(leg, order, found), Ended)
     assert real.standing(order) is HoldStanding.POSTED
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -30,6 +31,7 @@ from wallet.contract import (
     STATUS_BY_WALLET_REFUSAL,
     LegAuthorisation,
     PaymentState,
+    SettlementLeg,
     SettlementOrder,
     WalletRefusal,
 )
@@ -65,7 +67,10 @@ def service(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Se
         {"name": role, "key": keys[role].public.to_jwk(), "role": role} for role in ("channel", "bridge", "operator")
     ]
     (tmp_path / "clients.json").write_text(json.dumps(clients))
-    ledgers = [{"ledger": "cny", "url": "http://ledger.test", "currency": "CNY"}]
+    ledgers = [
+        {"ledger": "cny", "url": "http://ledger.test", "currency": "CNY"},
+        {"ledger": "aed", "url": "http://abroad.test", "currency": "AED"},
+    ]
     (tmp_path / "ledgers.json").write_text(json.dumps(ledgers))
     settings = WalletSettings(
         public_url=ORIGIN,
@@ -79,7 +84,8 @@ def service(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Se
         recovery_seconds=3600,
     )
     ledger = FakeLedger(clock=system_clock, rule_classes=ledger_rule_classes(load_rule_pack("ecny-2021-06")))
-    app = create(settings, connect=lambda url, signer: ledger)
+    abroad = FakeLedger(clock=system_clock, name="aed", currency="AED")
+    app = create(settings, connect=lambda url, signer: abroad if "abroad" in url else ledger)
     with TestClient(app, base_url=ORIGIN, raise_server_exceptions=False) as http:
         yield Service(http, ledger, keys, settings)
 
@@ -313,11 +319,12 @@ def test_cursor_of_another_listing_is_refused(service: Service) -> None:
 
 
 def test_bridge_fetches_what_the_desk_ordered(service: Service) -> None:
-    vault = service.client(None).institution().ledgers[0].vault
+    home, abroad = service.client(None).institution().ledgers
+    uetr = uuid4()
     until = system_clock() + timedelta(hours=1)
     order = SettlementOrder.model_validate(
         {
-            "instruction_id": "ins-1",
+            "instruction_id": str(uetr),
             "ledger": "cny",
             "pay_currency": "CNY",
             "pay_amount_minor": "5000",
@@ -331,19 +338,30 @@ def test_bridge_fetches_what_the_desk_ordered(service: Service) -> None:
     terms = TransferTerms(
         id=ids.new_uuid7(),
         kind=TransferKind.HOLD,
-        debit=vault,
+        debit=home.vault,
         credit=order.credit_account,
         amount_minor=5000,
         currency="CNY",
+        reference=uetr,
         commit_hash=b"c" * 32,
         abort_hash=b"a" * 32,
     )
-    leg = LegAuthorisation(instruction_id="ins-1", ledger="cny", terms=terms)
+    pays_us = {"debit": ids.AccountNumber(77), "credit": abroad.vault, "amount_minor": 2500, "currency": "AED"}
+    counter = SettlementLeg(ledger="aed", terms=terms.model_copy(update=pays_us))
+    leg = LegAuthorisation(instruction_id=str(uetr), ledger="cny", terms=terms, other_legs=[counter])
+    poor = SettlementLeg(ledger="aed", terms=counter.terms.model_copy(update={"amount_minor": 1}))
+    robbed = leg.model_copy(update={"other_legs": [poor]})
     more = leg.model_copy(update={"terms": terms.model_copy(update={"amount_minor": 5001})})
-    unknown = leg.model_copy(update={"instruction_id": "ins-2"})
-    results = service.client("bridge").authorise_legs([unknown, leg, more])
-    assert [item.refusal for item in results] == ["settlement-not-found", None, "leg-already-authorised"]
-    assert results[1].token
+    unknown = leg.model_copy(update={"instruction_id": str(uuid4())})
+    results = service.client("bridge").authorise_legs([unknown, robbed, leg, more, robbed])
+    assert [item.refusal for item in results] == [
+        "settlement-not-found",
+        "counter-leg-mismatch",
+        None,
+        "leg-already-authorised",
+        "leg-already-authorised",
+    ]
+    assert results[2].token
 
 
 # --- the tables ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
@@ -40,7 +41,7 @@ from ledger.contract import (
 from ledger.settings import LedgerSettings
 from wallet.api.app import create as create_wallet
 from wallet.client import WalletClient
-from wallet.contract import LegAuthorisation, SettlementOrder
+from wallet.contract import LegAuthorisation, SettlementLeg, SettlementOrder
 from wallet.domain.rules import Evidence, WalletClass, ledger_rule_classes
 from wallet.rulepack_files import load_rule_pack
 from wallet.settings import WalletSettings
@@ -116,7 +117,9 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
         {"name": role, "key": keys[role].public.to_jwk(), "role": role} for role in ("channel", "bridge", "operator")
     ]
     (tmp_path / "clients.json").write_text(json.dumps(clients))
-    (tmp_path / "ledgers.json").write_text(json.dumps([{"ledger": "cny", "url": url, "currency": "CNY"}]))
+    # The ledger abroad is only asked for our vault there: the same process serves for that.
+    ledgers = [{"ledger": name, "url": url, "currency": name.upper()} for name in ("cny", "aed")]
+    (tmp_path / "ledgers.json").write_text(json.dumps(ledgers))
     settings = WalletSettings(
         public_url=ORIGIN,
         database_url=fresh_database("wallet"),
@@ -240,8 +243,9 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
     assert client.simulated_deposit(customer).balance_minor == 20_551_050
 
     # a leg that the bridge fetches is one that the ledger holds
+    uetr = uuid4()
     order = SettlementOrder(
-        instruction_id="ins-1",
+        instruction_id=str(uetr),
         ledger="cny",
         pay_currency="CNY",
         pay_amount_minor=5_000,
@@ -257,12 +261,17 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
         credit=bank.open_accounts([opening()])[0].account,
         amount_minor=5_000,
         currency="CNY",
+        reference=uetr,
         commit_hash=b"c" * 32,
         abort_hash=b"a" * 32,
     )
     order = order.model_copy(update={"credit_account": terms.credit})
     assert scheme.wallet("operator").register_settlements([order])[0].refusal is None
-    leg = scheme.wallet("bridge").authorise_legs([LegAuthorisation(instruction_id="ins-1", ledger="cny", terms=terms)])
+    abroad = client.institution().ledgers[1].vault
+    pays_us = {"debit": ids.AccountNumber(77), "credit": abroad, "amount_minor": 2_500, "currency": "AED"}
+    counter = SettlementLeg(ledger="aed", terms=terms.model_copy(update=pays_us))
+    asked = LegAuthorisation(instruction_id=str(uetr), ledger="cny", terms=terms, other_legs=[counter])
+    leg = scheme.wallet("bridge").authorise_legs([asked])
     assert leg[0].token is not None
     held = LedgerClient(scheme.ledger_url, signer=RequestSigner(scheme.keys["bank"])).submit_instruction(leg[0].token)
     assert held.outcome == "booked"

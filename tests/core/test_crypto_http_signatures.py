@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from kernel.clock import ManualClock
-from kernel.crypto.http_signatures import RequestSigner, VerifiedRequest, verify_request
+from kernel.crypto.http_signatures import RequestSigner, VerifiedRequest, signatures_expire, verify_request
 from kernel.crypto.keys import PrivateKey, PublicKey, Suite
 from kernel.crypto.nonces import MemoryNonceStore
 from kernel.errors import ProblemError, RequestRefusal
@@ -199,6 +199,19 @@ def test_stale_and_future_signatures_are_refused(seconds_later: int, refusal: st
         check(signed(key), key.public, now=now)
     else:
         assert refused(signed(key), key.public, now=now) is RequestRefusal.SIGNATURE_STALE
+
+
+def test_request_with_a_deadline_is_stale_after_it_even_if_it_was_signed_later() -> None:
+    key = PrivateKey.generate()
+    deadline = NOW + timedelta(seconds=60)
+    with signatures_expire(deadline):
+        request = signed(key)
+    check(request, key.public, now=deadline)
+    too_late = deadline + timedelta(seconds=1)
+    assert refused(request, key.public, now=too_late) is RequestRefusal.SIGNATURE_STALE
+    check(signed(key), key.public, now=too_late)  # the deadline ends with its block
+    with signatures_expire(NOW - timedelta(seconds=1)):
+        assert refused(signed(key), key.public) is RequestRefusal.SIGNATURE_STALE
 
 
 def test_replayed_request_is_taken_once_until_it_is_stale() -> None:

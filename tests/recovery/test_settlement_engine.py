@@ -8,7 +8,10 @@ so that a new step is tested without a new test. After each crash a fresh engine
 from __future__ import annotations
 
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,12 +26,18 @@ from kernel.errors import InvariantBroken
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency, Money
 from settlement.domain.escrow import Decision, LegTerms, SettlementState
-from settlement.islands.authorisers import FakeAuthoriser
+from settlement.domain.refusals import AbortReason
+from settlement.islands.authorisers import AuthorisationOutcome, FakeAuthoriser, LegOrder
+from settlement.islands.booked import Booked
 from settlement.islands.fake import FakeIsland, IslandCrashed
-from settlement.islands.port import EndOrder, HoldStanding, SignedHold
+from settlement.islands.native import hold_terms
+from settlement.islands.port import EndOrder, HoldStanding, Refused, SignedHold
 from settlement.store import batches
 from settlement.store.decision_log import DecisionLog, Deposed
-from settlement.usecases.settle import OPEN_SETTLEMENTS_MAX, Engine
+from settlement.usecases.settle import OPEN_SETTLEMENTS_MAX, WAITING_PER_PAYER_MAX, Engine
+from settlement.usecases.statements import batch_entries
+from wallet.domain.records import SettlementOrder
+from wallet.domain.settlements import LedgerLeg, Vault, decide_leg
 
 BANK_A, BANK_B = ParticipantId("AAAACNBJ"), ParticipantId("BBBBAEAD")
 CNY, AED = Currency.of("CNY"), Currency.of("AED")
@@ -48,14 +57,14 @@ class World:
     log: DecisionLog
     uetrs: dict[UUID, UUID] = field(default_factory=dict)
 
-    def submit(self, amounts: Sequence[tuple[int, int]]) -> list[UUID]:
-        """PvP settlements of (CNY from A, AED from B); returns their ids."""
+    def submit(self, amounts: Sequence[tuple[int, int]], *, payer: ParticipantId = BANK_A) -> list[UUID]:
+        """PvP settlements of (CNY from A, AED from B); returns their ids. `payer` signs for A's account."""
         made = []
         for position, (cny, aed) in enumerate(amounts, start=1):
             key, uetr = new_uuid7(), uuid4()
             self.uetrs[key] = uetr
             legs = (
-                LegTerms("cny", BANK_A, BANK_B, A_CNY, B_CNY, Money(cny, CNY)),
+                LegTerms("cny", payer, BANK_B, A_CNY, B_CNY, Money(cny, CNY)),
                 LegTerms("aed", BANK_B, BANK_A, B_AED, A_AED, Money(aed, AED)),
             )
             made.append(
@@ -573,3 +582,155 @@ def test_open_settlements_are_bounded_while_an_island_is_down(world: World) -> N
     world.run(engine, rounds=5)
     assert len(engine._open) <= OPEN_SETTLEMENTS_MAX
     assert len(engine._open) == 120
+
+
+# --- the counter leg
+
+
+class DeskAuthoriser:
+    """Bank A signs as its wallet service decides, for an order of at least `aed_min` against `cny`; B signs all."""
+
+    def __init__(self, world: World, *, cny: int, aed_min: int) -> None:
+        self._world, self._cny, self._aed_min = world, cny, aed_min
+
+    def authorise(self, payer: ParticipantId, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
+        answers = self._world.authoriser.authorise(payer, orders)
+        if payer == BANK_B:
+            return answers
+        return [self._judge(order, answer) for order, answer in zip(orders, answers, strict=True)]
+
+    def _judge(self, order: LegOrder, answer: AuthorisationOutcome) -> AuthorisationOutcome:
+        now = self._world.clock()
+        until, uetr = now + timedelta(hours=1), str(order.hold.reference)
+        ordered = SettlementOrder(uetr, "cny", "CNY", self._cny, "AED", self._aed_min, B_CNY, until, now)
+        leg, *others = (LedgerLeg(hold.terms.ledger, hold_terms(hold)) for hold in (order.hold, *order.others))
+        vaults = {"cny": Vault(A_CNY, "CNY"), "aed": Vault(A_AED, "AED")}
+        refusal = decide_leg(leg, others=others, order=ordered, vaults=vaults, now=now)
+        return answer if refusal is None else Refused("authorisation-refused", refusal.value)
+
+
+def test_a_pair_that_brings_the_payer_less_than_it_ordered_holds_nothing(world: World) -> None:
+    """Attack: the counterparty submits the instruction itself, with one fil against the whole pay leg."""
+    robbed, honest, generous = world.submit([(100_000, 1), (100_000, 50_000), (100_000, 50_001)])
+    engine = world.engine()
+    engine._authoriser = DeskAuthoriser(world, cny=100_000, aed_min=50_000)
+    world.start_and_run(engine)
+    assert [world.check_ended(key) for key in (robbed, honest, generous)] == [
+        Decision.ABORT,
+        Decision.COMMIT,
+        Decision.COMMIT,
+    ]
+    row = world.state(robbed)
+    assert row.reason == AbortReason.AUTHORISATION_REFUSED
+    assert "counter-leg-mismatch" in row.detail
+    assert HoldStanding.HELD not in world.standings(robbed)
+    assert world.aed.balance(A_AED) == START + 50_000 + 50_001
+    assert world.cny.balance(A_CNY) == START - 200_000
+    world.check_nothing_reserved()
+
+
+# --- parties that misbehave
+
+
+@pytest.mark.parametrize("is_concurrent", [False, True])
+@pytest.mark.parametrize("fault", ["raises", "answers too few"])
+def test_an_institution_whose_call_raises_or_answers_nonsense_ends_nobodys_epoch(
+    world: World, fault: str, is_concurrent: bool
+) -> None:
+    """Attack: an answer that makes our own client raise; the settlements of the others go on."""
+    evil = ParticipantId("EVILCNBJ")
+    (stuck,), (other,) = world.submit([(7, 3)], payer=evil), world.submit([(100, 51)])
+    real = world.authoriser.authorise
+
+    def authorise(payer: ParticipantId, orders: Any) -> Any:
+        if payer != evil:
+            return real(payer, orders)
+        if fault == "raises":
+            raise RuntimeError("a decoding error, say")
+        return []
+
+    world.authoriser.authorise = authorise  # type: ignore[method-assign]
+    with ThreadPoolExecutor(4) as executor:
+        engine = world.engine(executor=executor if is_concurrent else None)
+        engine.start()
+        epoch = engine.epoch
+        world.run(engine, rounds=8)
+        assert world.check_ended(other) is Decision.COMMIT
+        assert engine.epoch == epoch
+        assert (world.state(stuck).decision, evil in world.state(stuck).waits_for) == (None, True)
+        world.authoriser.authorise = real  # type: ignore[method-assign]
+        for _ in range(20):
+            world.clock.advance(timedelta(seconds=6))
+            engine.tick()
+    assert world.check_ended(stuck) is Decision.COMMIT
+
+
+def test_an_institution_that_hangs_holds_up_no_round_is_not_asked_twice_and_its_late_answer_counts(
+    world: World,
+) -> None:
+    slow = ParticipantId("SLOWCNBJ")
+    (late,), (other,) = world.submit([(7, 3)], payer=slow), world.submit([(100, 51)])
+    real, release, asked = world.authoriser.authorise, threading.Event(), []
+
+    def authorise(payer: ParticipantId, orders: Any) -> Any:
+        if payer == slow:
+            asked.append(payer)
+            release.wait(30)
+        return real(payer, orders)
+
+    world.authoriser.authorise = authorise  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as ledgers, ThreadPoolExecutor(4) as institutions:
+        engine = world.engine(executor=ledgers, institution_executor=institutions, answer_wait_seconds=0.2)
+        engine.start()
+        try:
+            for _ in range(10):
+                began = time.monotonic()
+                engine.tick()
+                assert time.monotonic() - began < 3
+                world.clock.advance(timedelta(seconds=6))
+            assert world.check_ended(other) is Decision.COMMIT
+            assert asked == [slow]
+            assert "no answer yet" in world.state(late).waits_for
+        finally:
+            release.set()
+        deadline = time.monotonic() + 20
+        while world.state(late).decision is None and time.monotonic() < deadline:
+            engine.tick()
+            world.clock.advance(timedelta(seconds=6))
+        world.run(engine)
+        assert asked == [slow]
+        assert world.check_ended(late) is Decision.COMMIT
+
+
+def test_a_silent_payer_fills_its_own_bound_and_others_settle(world: World) -> None:
+    """Attack: one institution submits thousands of settlements and then signs nothing."""
+    silent = ParticipantId("SILNCNBJ")
+    world.submit([(1, 1)] * (WAITING_PER_PAYER_MAX * 3), payer=silent)
+    world.authoriser.unreachable.add(silent)
+    engine = world.engine(wave_settlements=50)
+    engine.start()
+    for _ in range(20):
+        engine.tick()
+        world.clock.advance(timedelta(seconds=6))
+    assert WAITING_PER_PAYER_MAX <= len(engine._open) < WAITING_PER_PAYER_MAX + 50
+    (honest,) = world.submit([(100, 51)])
+    world.run(engine, rounds=5)
+    assert world.check_ended(honest) is Decision.COMMIT
+
+
+def test_a_posted_leg_has_the_ledgers_booking_time_and_its_day_is_the_value_date(world: World) -> None:
+    """Around midnight (UTC) the decision may be of the day before; the two sides would differ by a day."""
+    (settlement,) = world.submit([(100, 51)])
+    world.clock.advance(datetime(2026, 11, 23, 23, 59, 59, 900_000, tzinfo=UTC) - world.clock())
+    booked_at = datetime(2026, 11, 24, 0, 0, 0, 100_000, tzinfo=UTC)
+    real = world.cny.fulfil
+    world.cny.fulfil = lambda orders: [Booked(booked_at) for _ in real(orders)]  # type: ignore[method-assign]
+    engine = world.engine()
+    world.start_and_run(engine)
+    row = world.state(settlement)
+    assert row.decided_at is not None and row.decided_at.day == 23
+    assert row.legs[0].ended_at == booked_at
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        legs = batches.posted_legs(connection, row.batch, participant=BANK_A, currency="CNY")
+    (entry,) = batch_entries(legs, BANK_A)
+    assert (entry.booked_at, entry.value_date) == (booked_at, booked_at.date())

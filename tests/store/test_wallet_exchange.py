@@ -9,24 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from uuid import UUID
 
+import httpx
 import pytest
 from sqlalchemy import Connection
 
-from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel.client import ProblemResponse, ServiceClient, ServiceUnreachable
+from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from kernel.database import Database, Isolation
 from kernel.errors import ProblemError
-from ledger.contract import TransferKind
+from ledger.client import LedgerClient
+from ledger.contract import TransferItem, TransferKind
 from tests.wallet_bank import Bank, Holder
 from wallet.domain.core_banking import CoreBanking, PostingConflict, PostingOutcome
 from wallet.domain.rules import Evidence, WalletClass
 from wallet.store.wallets import find_wallet
 from wallet.usecases import exchange
-from wallet.usecases.context import Context
+from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context
 from wallet.usecases.listings import find_payment
 from wallet.usecases.recover import recover
 from wallet.usecases.wallets import open_wallet, register_customer
@@ -106,8 +109,8 @@ class Scene:
         )
         submit = bank.ledger.submit
 
-        def mortal_submit(items: Any) -> Any:
-            results = submit(items)
+        def mortal_submit(items: Any, **deadline: Any) -> Any:
+            results = submit(items, **deadline)
             self.fuse("after the ledger's answer")
             return results
 
@@ -231,8 +234,8 @@ def test_deposit_is_not_given_back_while_an_earlier_transfer_may_still_be_booked
     delayed: list[Any] = []
     honest_submit = ledger.submit
 
-    def delaying_submit(items: Any) -> Any:
-        delayed.extend(items)
+    def delaying_submit(items: Any, **deadline: Any) -> Any:
+        delayed.append(lambda: honest_submit(items, **deadline))
         raise ServiceUnreachable("no answer yet")
 
     ledger.submit = delaying_submit  # type: ignore[method-assign]
@@ -243,9 +246,130 @@ def test_deposit_is_not_given_back_while_an_earlier_transfer_may_still_be_booked
     recover(scene.context, at_start=True)
     assert exchange.find_exchange(scene.context, exchange_id).state == "debited"
     ledger.accounts[scene.bank.vault].balance = funds
-    assert honest_submit(delayed)[0].outcome == "booked"
+    assert delayed[0]()[0].outcome == "booked"
     scene.recover()
     assert exchange.find_exchange(scene.context, exchange_id).state == "final"
+    assert (scene.deposit, scene.currency) == (DEPOSIT - AMOUNT, AMOUNT)
+
+
+def test_deposit_comes_back_only_once_a_delayed_transfer_can_no_longer_be_booked(scene: Scene) -> None:
+    """The same, but the first request arrives after its deadline: the ledger refuses it, and the look-up stays true."""
+    exchange_id = scene.bank.new_id()
+    ledger, clock = scene.bank.ledger, scene.bank.clock
+    delayed: list[Any] = []
+    honest_submit = ledger.submit
+
+    def delaying_submit(items: Any, **deadline: Any) -> Any:
+        delayed.append(lambda: honest_submit(items, **deadline))
+        raise ServiceUnreachable("no answer yet")
+
+    ledger.submit = delaying_submit  # type: ignore[method-assign]
+    assert scene.start(exchange_id).state == "debited"
+    ledger.submit = honest_submit  # type: ignore[method-assign]
+    funds, ledger.accounts[scene.bank.vault].balance = ledger.accounts[scene.bank.vault].balance, 0
+    clock.advance(SUBMISSION_LIFE)
+    recover(scene.context)
+    assert scene.start(exchange_id).state == "debited"
+    clock.advance(SUBMISSION_GRACE)
+    recover(scene.context)
+    assert scene.deposit == DEPOSIT - AMOUNT  # the very last moment still counts
+    clock.advance(timedelta(seconds=1))
+    recover(scene.context)
+    assert exchange.find_exchange(scene.context, exchange_id).state == "compensated"
+    ledger.accounts[scene.bank.vault].balance = funds
+    with pytest.raises(ProblemResponse, match="signature-stale"):
+        delayed[0]()
+    assert (scene.deposit, scene.currency) == (DEPOSIT, 0)
+
+
+def test_all_copies_of_one_exchange_expire_together_however_late_they_are_sent(scene: Scene) -> None:
+    deadlines: list[Any] = []
+
+    def losing_submit(items: Any, **deadline: Any) -> Any:
+        deadlines.append(deadline["expires_at"])
+        raise ServiceUnreachable("no answer")
+
+    decided_at = scene.bank.clock()
+    scene.bank.ledger.submit = losing_submit  # type: ignore[method-assign]
+    exchange_id = scene.bank.new_id()
+    for _ in range(8):
+        scene.start(exchange_id)
+        recover(scene.context)
+        scene.bank.clock.advance(timedelta(seconds=10))
+    assert len(deadlines) == 12  # two at each of six moments; none once the deadline has come
+    assert set(deadlines) == {decided_at + SUBMISSION_LIFE}
+
+
+def test_process_that_stood_still_before_the_send_cannot_book_after_the_deposit_came_back(scene: Scene) -> None:
+    """SIGSTOP between the durable `debited` and the send: the signature is made only when the process goes on."""
+    ledger = scene.bank.ledger
+    honest_submit = ledger.submit
+
+    def stopped_submit(items: Any, **deadline: Any) -> Any:
+        ledger.submit = honest_submit  # type: ignore[method-assign]
+        for _ in range(4):
+            scene.bank.clock.advance(timedelta(minutes=6))
+            recover(scene.context)
+        return honest_submit(items, **deadline)
+
+    ledger.submit = stopped_submit  # type: ignore[method-assign]
+    assert scene.start(scene.bank.new_id()).state == "compensated"
+    assert (scene.deposit, scene.currency) == (DEPOSIT, 0)
+
+
+@pytest.mark.parametrize("fault", ["timeout", "overloaded"])
+def test_ledger_client_sends_a_transfer_with_a_deadline_once(fault: str) -> None:
+    """Or a refusal would speak of the last copy only, while the first is still under way."""
+    deadline = datetime(2026, 6, 15, 4, 1, tzinfo=UTC)
+    seen: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["signature-input"])
+        if fault == "timeout":
+            raise httpx.ReadTimeout("no answer yet")
+        return httpx.Response(503)
+
+    client = LedgerClient("http://ledger.example")
+    client._http = ServiceClient(
+        "http://ledger.example",
+        auth=RequestSigner(PrivateKey.generate()),
+        transport=httpx.MockTransport(answer),
+        sleep=lambda _: None,
+    )
+    item = TransferItem(instruction="a" * 20)
+    with pytest.raises((ServiceUnreachable, ProblemResponse)):
+        client.submit([item], expires_at=deadline)
+    assert len(seen) == 1
+    assert f"expires={int(deadline.timestamp())}" in seen[0]
+    with pytest.raises((ServiceUnreachable, ProblemResponse)):
+        client.submit([item])
+    assert len(seen) > 2
+    assert not any("expires=" in line for line in seen[1:])
+
+
+def test_only_copy_refused_gives_the_deposit_back_at_once(scene: Scene) -> None:
+    scene.bank.ledger.accounts[scene.bank.vault].balance = 0
+    row = scene.start(scene.bank.new_id())
+    assert (row.state, row.refusal) == ("compensated", "insufficient-funds")
+    assert (scene.deposit, scene.currency) == (DEPOSIT, 0)
+
+
+def test_doubled_request_is_no_refusal(scene: Scene) -> None:
+    """Attack of the network: our one request is doubled; the answer that comes back is the second copy's."""
+    ledger = scene.bank.ledger
+    honest_submit = ledger.submit
+
+    def doubling_submit(items: Any, **deadline: Any) -> Any:
+        honest_submit(items, **deadline)
+        raise ProblemResponse(
+            status=401, refusal="signature-replayed", transient=False, detail="taken", request_id="fake"
+        )
+
+    ledger.submit = doubling_submit  # type: ignore[method-assign]
+    exchange_id = scene.bank.new_id()
+    assert scene.start(exchange_id).state == "debited"
+    ledger.submit = honest_submit  # type: ignore[method-assign]
+    assert scene.start(exchange_id).state == "final"
     assert (scene.deposit, scene.currency) == (DEPOSIT - AMOUNT, AMOUNT)
 
 
@@ -255,9 +379,9 @@ def test_deposed_attempt_cannot_write_its_outcome(scene: Scene) -> None:
     ledger = scene.bank.ledger
     honest_submit = ledger.submit
 
-    def slow_refusal(items: Any) -> Any:
+    def slow_refusal(items: Any, **deadline: Any) -> Any:
         funds, ledger.accounts[scene.bank.vault].balance = ledger.accounts[scene.bank.vault].balance, 0
-        refused = honest_submit(items)
+        refused = honest_submit(items, **deadline)
         ledger.accounts[scene.bank.vault].balance = funds
         ledger.submit = honest_submit  # type: ignore[method-assign]
         recover(scene.context, at_start=True)  # a second worker takes over and is booked

@@ -8,18 +8,23 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
 
+from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto.jws import peek_payload, sign
 from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from ledger.contract import INSTRUCTION_TYP, TransferKind
 from tests.wallet_bank import Bank, Holder
+from wallet.domain.records import Payment
 from wallet.domain.rules import WalletClass
 from wallet.store.wallets import find_wallet
+from wallet.usecases.carrier import Carrier
+from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE
 from wallet.usecases.exchange import resume_payments
 from wallet.usecases.listings import find_payment
 from wallet.usecases.pay import Declined, pay, pay_one
@@ -259,16 +264,132 @@ def test_payment_that_never_arrived_is_refused_once_no_straggler_can_book_it(ban
     payer, payee = bank.holder(funds=1000), bank.holder()
     payment_id = bank.new_id()
     bank.ledger.unreachable = True
-    refused(bank, bank.instruction(payer, payee.account, 300, id=payment_id))
+    refused(bank, bank.instruction(payer, payee.account, 300, id=payment_id, valid_for=timedelta(seconds=5)))
     bank.ledger.unreachable = False
-    bank.clock.advance(timedelta(minutes=10, seconds=1))
+    bank.clock.advance(timedelta(seconds=6))
     assert resume_payments(bank.context, older_than=timedelta(0)) == 0
     assert find_payment(bank.context, payment_id).state == "initiated"
-    bank.clock.advance(timedelta(minutes=6))
+    bank.clock.advance(SUBMISSION_GRACE)
     assert resume_payments(bank.context, older_than=timedelta(0)) == 1
     assert find_payment(bank.context, payment_id).refusal == "instruction-expired"
     assert used_today(bank, payer) == 0
     assert bank.balance(payer) == 1000
+
+
+class Delayed:
+    """A network that keeps the copies sent while it is on, to deliver them later."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.copies: list[Callable[[], Any]] = []
+        self._ledger, self._honest = bank.ledger, bank.ledger.submit
+
+    def __enter__(self) -> Delayed:
+        def keep(items: Any, **deadline: Any) -> Any:
+            self.copies.append(lambda: self._honest(items, **deadline))
+            raise ServiceUnreachable("no answer yet")
+
+        self._ledger.submit = keep  # type: ignore[method-assign]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ledger.submit = self._honest  # type: ignore[method-assign]
+
+
+def test_refusal_of_a_repetition_is_not_believed_while_an_earlier_copy_may_be_booked(bank: Bank) -> None:
+    """Attack of the network: copy 1 is delayed, copy 2 refused for want of funds, then copy 1 arrives."""
+    payer, payee = bank.holder(), bank.holder()
+    payment_id = bank.new_id()
+    token = bank.instruction(payer, payee.account, 300, id=payment_id)
+    with Delayed(bank) as delayed:
+        assert refused(bank, token) == "outcome-unknown"
+    assert refused(bank, token) == "outcome-unknown"
+    assert used_today(bank, payer) == 300
+    bank.ledger.fund(payer.account, 300)
+    assert delayed.copies[0]()[0].outcome == "booked"
+    bank.clock.advance(timedelta(seconds=11))
+    assert recover(bank.context).payments == 1
+    assert find_payment(bank.context, payment_id).state == "final"
+    assert bank.balance(payee) == used_today(bank, payer) == 300
+
+
+def test_refusal_of_a_repetition_is_believed_once_the_earlier_copies_are_dead(bank: Bank) -> None:
+    """However often it is repeated meanwhile: only copies that were not answered put the end off."""
+    payer, payee = bank.holder(), bank.holder()
+    payment_id = bank.new_id()
+    token = bank.instruction(payer, payee.account, 300, id=payment_id, valid_for=timedelta(days=1))
+    with Delayed(bank) as delayed:
+        refused(bank, token)
+    wait = SUBMISSION_LIFE + SUBMISSION_GRACE
+    for _ in range(4):
+        assert refused(bank, token) == "outcome-unknown"
+        assert recover(bank.context, at_start=True).payments == 0
+        bank.clock.advance(wait / 4)
+    assert refused(bank, token) == "outcome-unknown"  # the very last moment still counts
+    bank.clock.advance(timedelta(seconds=1))
+    assert recover(bank.context, at_start=True).payments == 1
+    assert find_payment(bank.context, payment_id).refusal == "insufficient-funds"
+    assert used_today(bank, payer) == 0
+    bank.ledger.fund(payer.account, 300)
+    with pytest.raises(ProblemResponse, match="signature-stale"):
+        delayed.copies[0]()
+    assert bank.balance(payee) == 0
+
+
+def test_refusal_of_an_older_attempt_is_not_believed_while_a_newer_one_is_under_way(bank: Bank) -> None:
+    """The older attempt waits for its answer; the newer one is sent, and its answer lost."""
+    payer, payee = bank.holder(), bank.holder()
+    payment_id = bank.new_id()
+    token = bank.instruction(payer, payee.account, 300, id=payment_id)
+    honest_submit = bank.ledger.submit
+    delayed = Delayed(bank)
+
+    def slow_refusal(items: Any, **deadline: Any) -> Any:
+        results = honest_submit(items, **deadline)
+        bank.clock.advance(timedelta(seconds=1))
+        with delayed:
+            assert refused(bank, token) == "outcome-unknown"
+        return results
+
+    bank.ledger.submit = slow_refusal  # type: ignore[method-assign]
+    assert refused(bank, token) == "outcome-unknown"
+    bank.ledger.submit = honest_submit  # type: ignore[method-assign]
+    assert find_payment(bank.context, payment_id).state == "initiated"
+    bank.ledger.fund(payer.account, 300)
+    assert delayed.copies[0]()[0].outcome == "booked"
+    recover(bank.context, at_start=True)
+    assert find_payment(bank.context, payment_id).state == "final"
+    assert bank.balance(payee) == used_today(bank, payer) == 300
+
+
+def test_process_that_stood_still_before_the_send_cannot_pay_what_was_refused_meanwhile(bank: Bank) -> None:
+    payer, payee = bank.holder(), bank.holder()
+    payment_id = bank.new_id()
+    token = bank.instruction(payer, payee.account, 300, id=payment_id, valid_for=timedelta(days=1))
+    honest_submit = bank.ledger.submit
+
+    def stopped_submit(items: Any, **deadline: Any) -> Any:
+        bank.ledger.submit = honest_submit  # type: ignore[method-assign]
+        bank.clock.advance(SUBMISSION_LIFE + SUBMISSION_GRACE + timedelta(seconds=1))
+        assert recover(bank.context).payments == 1
+        bank.ledger.fund(payer.account, 300)
+        return honest_submit(items, **deadline)
+
+    bank.ledger.submit = stopped_submit  # type: ignore[method-assign]
+    pay(bank.context, [token])
+    assert find_payment(bank.context, payment_id).refusal == "insufficient-funds"
+    assert bank.balance(payee) == used_today(bank, payer) == 0
+
+
+def test_carrier_that_has_stopped_takes_nothing_in(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    carrier = Carrier(bank.context)
+    carrier.start()
+    carried = carrier.submit(bank.instruction(payer, payee.account, 300))
+    carrier.stop()
+    assert isinstance(carried.result(timeout=0), Payment)
+    with pytest.raises(ProblemError, match="service-unavailable"):
+        carrier.submit(bank.instruction(payer, payee.account, 300))
+    assert bank.balance(payee) == 300
 
 
 class Killed(BaseException):

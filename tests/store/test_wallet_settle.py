@@ -1,25 +1,36 @@
-"""Goal: the bridge obtains the bank's signature on exactly the legs the bank ordered, once, and on nothing else.
-Method: one good leg, then each member of it changed alone; repeated, raced and repeated with other content.
+"""Goal: the bridge obtains the bank's signature on exactly the legs the bank ordered, once, against what it is to get.
+Method: one good PvP, then each member of either leg changed alone; repeated, raced and repeated with other content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
+from uuid import UUID, uuid4
 
 import pytest
 
+from kernel.client import ServiceClient
 from kernel.crypto import jws
 from kernel.database import Database
-from kernel.ids import AccountNumber
+from kernel.ids import AccountNumber, ParticipantId
+from kernel.money import Currency, Money
 from ledger.contract import INSTRUCTION_TYP, SignedInstruction, TransferKind, TransferTerms
+from settlement.domain.escrow import HoldOrder, LegTerms
+from settlement.islands.authorisers import Authorised, HttpAuthoriser, leg_order
+from settlement.islands.port import Refused
 from tests.wallet_bank import NOON, Bank
+from wallet.api.settlements import authorise_legs as api_authorise_legs
+from wallet.contract import LegAuthorisationsRequest
 from wallet.domain.records import SettlementOrder
-from wallet.usecases.settle import authorise_legs, register_orders
+from wallet.domain.settlements import LedgerLeg
+from wallet.usecases.settle import LegRequest, authorise_legs, register_orders
 
 PAYEE = AccountNumber(99)
+PAYER_ABROAD = AccountNumber(77)
+UETR, UETR_2 = uuid4(), uuid4()
 
 
 @pytest.fixture
@@ -31,7 +42,7 @@ def bank(fresh_database: Callable[[str], str]) -> Iterator[Bank]:
 
 def order(**changes: Any) -> SettlementOrder:
     values: dict[str, Any] = {
-        "id": "ins-1",
+        "id": str(UETR),
         "ledger": "cny",
         "pay_currency": "CNY",
         "pay_amount_minor": 5000,
@@ -52,6 +63,7 @@ def leg(bank: Bank, **changes: Any) -> TransferTerms:
         "credit": PAYEE,
         "amount_minor": 5000,
         "currency": "CNY",
+        "reference": UETR,
         "commit_hash": b"c" * 32,
         "abort_hash": b"a" * 32,
     }
@@ -59,20 +71,47 @@ def leg(bank: Bank, **changes: Any) -> TransferTerms:
     return TransferTerms(**values).model_copy(update=changes)
 
 
-def ask(bank: Bank, terms: TransferTerms, *, id: str = "ins-1", ledger: str = "cny") -> str:
-    token, refusal = authorise_legs(bank.context, [(id, ledger, terms)])[0]
+def counter(bank: Bank, signed: TransferTerms, *, ledger: str = "aed", **changes: Any) -> LedgerLeg:
+    """The leg that pays the bank what it ordered to receive, under the hashes and reference of the signed one."""
+    values: dict[str, Any] = {
+        "id": bank.new_id(),
+        "kind": TransferKind.HOLD,
+        "debit": PAYER_ABROAD,
+        "credit": bank.vault_abroad,
+        "amount_minor": 2500,
+        "currency": "AED",
+    }
+    copied = {name: getattr(signed, name) for name in ("reference", "commit_hash", "abort_hash", "expires_at")}
+    return LedgerLeg(ledger, TransferTerms(**values).model_copy(update=copied | changes))
+
+
+def request(
+    bank: Bank,
+    terms: TransferTerms,
+    *,
+    uetr: UUID = UETR,
+    ledger: str = "cny",
+    others: Sequence[LedgerLeg] | None = None,
+) -> LegRequest:
+    found = [counter(bank, terms)] if others is None else others
+    return LegRequest(str(uetr), LedgerLeg(ledger, terms), found)
+
+
+def ask(bank: Bank, terms: TransferTerms, **options: Any) -> str:
+    token, refusal = authorise_legs(bank.context, [request(bank, terms, **options)])[0]
     return refusal.value if refusal is not None else token or ""
 
 
 def test_ordered_leg_is_signed_to_the_letter_and_the_same_again(bank: Bank) -> None:
     assert register_orders(bank.context, [order()]) == [None]
     terms = leg(bank)
-    token = ask(bank, terms)
+    others = [counter(bank, terms)]
+    token = ask(bank, terms, others=others)
     document = SignedInstruction.model_validate_json(jws.verify(token, bank.context.key.public, typ=INSTRUCTION_TYP))
     assert (document.terms, document.ledger) == (terms, "cny")
     assert document.valid_until == NOON + timedelta(hours=1)
     bank.clock.advance(timedelta(hours=2))
-    assert ask(bank, terms) == token
+    assert ask(bank, terms, others=others) == token
 
 
 @pytest.mark.parametrize(
@@ -89,6 +128,8 @@ def test_ordered_leg_is_signed_to_the_letter_and_the_same_again(bank: Bank) -> N
         ({"abort_hash": b"c" * 32}, "leg-terms-mismatch"),
         ({"secret": b"s" * 32}, "leg-terms-mismatch"),
         ({"expires_at": NOON + timedelta(minutes=5)}, "leg-terms-mismatch"),
+        ({"reference": UETR_2}, "leg-terms-mismatch"),
+        ({"reference": None}, "leg-terms-mismatch"),
         ({"debit": AccountNumber(97)}, "not-our-vault"),
         ({"debit": None}, "not-our-vault"),
     ],
@@ -102,8 +143,7 @@ def test_leg_without_an_order_or_past_it_or_elsewhere_is_not_signed(bank: Bank) 
     assert ask(bank, leg(bank)) == "settlement-not-found"
     register_orders(bank.context, [order()])
     assert ask(bank, leg(bank), ledger="usd") == "ledger-unknown"
-    abroad = bank.context.ledgers.vault(bank.context.ledgers.all()[1])
-    assert ask(bank, leg(bank, debit=abroad), ledger="aed") == "leg-terms-mismatch"
+    assert ask(bank, leg(bank, debit=bank.vault_abroad), ledger="aed") == "leg-terms-mismatch"
     bank.clock.advance(timedelta(hours=1))
     assert ask(bank, leg(bank)) == "settlement-expired"
 
@@ -117,22 +157,22 @@ def test_customers_wallet_is_never_pledged_by_the_bank(bank: Bank) -> None:
 def test_second_leg_under_one_order_is_refused(bank: Bank) -> None:
     register_orders(bank.context, [order()])
     terms = leg(bank)
-    ask(bank, terms)
+    assert len(ask(bank, terms)) > 100
     assert ask(bank, leg(bank)) == "leg-already-authorised"
     assert ask(bank, terms.model_copy(update={"commit_hash": b"d" * 32})) == "leg-already-authorised"
 
 
 def test_one_hold_id_cannot_serve_two_orders(bank: Bank) -> None:
-    register_orders(bank.context, [order(), order(id="ins-2")])
+    register_orders(bank.context, [order(), order(id=str(UETR_2))])
     terms = leg(bank)
-    ask(bank, terms)
-    assert ask(bank, terms, id="ins-2") == "leg-already-authorised"
+    assert len(ask(bank, terms)) > 100
+    assert ask(bank, terms.model_copy(update={"reference": UETR_2}), uetr=UETR_2) == "leg-already-authorised"
 
 
 def test_two_legs_of_one_order_in_one_request_get_one_signature(bank: Bank) -> None:
     register_orders(bank.context, [order()])
     first, second = leg(bank), leg(bank)
-    answers = authorise_legs(bank.context, [("ins-1", "cny", first), ("ins-1", "cny", second)])
+    answers = authorise_legs(bank.context, [request(bank, first), request(bank, second)])
     assert answers[0][0] is not None
     assert (answers[1][0], answers[1][1]) == (None, "leg-already-authorised")
 
@@ -172,16 +212,140 @@ def test_impossible_order_is_not_recorded(bank: Bank, change: dict[str, Any], re
 
 
 def test_bank_pays_from_its_vault_abroad_too(bank: Bank) -> None:
-    abroad = bank.context.ledgers.vault(bank.context.ledgers.all()[1])
     given = order(ledger="aed", pay_currency="AED", receive_currency="CNY")
     assert register_orders(bank.context, [given]) == [None]
-    token = ask(bank, leg(bank, debit=abroad, currency="AED"), ledger="aed")
+    terms = leg(bank, debit=bank.vault_abroad, currency="AED")
+    home = counter(bank, terms, ledger="cny", credit=bank.vault, currency="CNY")
+    token = ask(bank, terms, ledger="aed", others=[home])
     assert jws.verify(token, bank.context.key.public, typ=INSTRUCTION_TYP)
 
 
 def test_thousand_orders_and_legs_at_once(bank: Bank) -> None:
-    assert set(register_orders(bank.context, [order(id=f"ins-{n}") for n in range(1000)])) == {None}
-    legs = [(f"ins-{n}", "cny", leg(bank)) for n in range(1000)]
-    answers = authorise_legs(bank.context, legs)
+    uetrs = [uuid4() for _ in range(1000)]
+    assert set(register_orders(bank.context, [order(id=str(uetr)) for uetr in uetrs])) == {None}
+    requests = [request(bank, leg(bank, reference=uetr), uetr=uetr) for uetr in uetrs]
+    answers = authorise_legs(bank.context, requests)
     assert all(token is not None for token, _ in answers)
-    assert authorise_legs(bank.context, legs) == answers
+    assert authorise_legs(bank.context, requests) == answers
+
+
+# --- what the bank is to get
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"amount_minor": 1},
+        {"amount_minor": 2499},
+        {"amount_minor": None},
+        {"currency": "USD"},
+        {"currency": "CNY"},
+        {"credit": AccountNumber(98)},
+        {"credit": None},
+        {"ledger": "cny"},
+        {"ledger": "usd"},
+        {"commit_hash": b"d" * 32},
+        {"abort_hash": b"d" * 32},
+        {"commit_hash": b"a" * 32, "abort_hash": b"c" * 32},
+        {"commit_hash": None, "abort_hash": None},
+        {"reference": UETR_2},
+        {"reference": None},
+        {"kind": TransferKind.PAYMENT},
+        {"expires_at": NOON + timedelta(hours=2)},
+    ],
+    ids=str,
+)
+def test_nothing_is_signed_against_a_leg_that_brings_less_or_otherwise(bank: Bank, change: dict[str, Any]) -> None:
+    """Attack: the counterparty submits the instruction itself, with a counter amount of its own choice."""
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    assert ask(bank, terms, others=[counter(bank, terms, **change)]) == "counter-leg-mismatch"
+    # The refusal used nothing up: the leg that was ordered is signed afterwards.
+    assert len(ask(bank, terms)) > 100
+
+
+def test_a_leg_in_the_ordered_currency_on_a_ledger_of_another_pays_nobody(bank: Bank) -> None:
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    others = [counter(bank, terms, ledger="cny", credit=bank.vault)]
+    assert ask(bank, terms, others=others) == "counter-leg-mismatch"
+
+
+def test_more_than_the_minimum_is_welcome(bank: Bank) -> None:
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    assert len(ask(bank, terms, others=[counter(bank, terms, amount_minor=2501)])) > 100
+
+
+def test_a_settlement_with_no_leg_for_us_or_two_is_not_signed(bank: Bank) -> None:
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    assert ask(bank, terms, others=[]) == "counter-leg-mismatch"
+    assert ask(bank, terms, others=[counter(bank, terms)] * 2) == "counter-leg-mismatch"
+
+
+def test_two_legs_of_half_the_minimum_are_not_one_of_the_whole(bank: Bank) -> None:
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    halves = [counter(bank, terms, amount_minor=1250), counter(bank, terms, amount_minor=1250)]
+    assert ask(bank, terms, others=halves) == "counter-leg-mismatch"
+
+
+def test_a_leg_between_others_is_allowed_and_one_out_of_our_vault_is_not(bank: Bank) -> None:
+    """Attack: beside the ordered pair, a third leg that takes the received money away again."""
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    pays_us = counter(bank, terms)
+    takes_back = counter(bank, terms, debit=bank.vault_abroad, credit=PAYER_ABROAD)
+    from_home = counter(bank, terms, ledger="cny", debit=bank.vault, credit=PAYEE, currency="CNY")
+    assert ask(bank, terms, others=[pays_us, takes_back]) == "counter-leg-mismatch"
+    assert ask(bank, terms, others=[pays_us, from_home]) == "counter-leg-mismatch"
+    assert ask(bank, terms, others=[counter(bank, terms, debit=bank.vault_abroad)]) == "counter-leg-mismatch"
+    stranger = counter(bank, terms, ledger="usd", credit=AccountNumber(5), currency="USD")
+    assert len(ask(bank, terms, others=[pays_us, stranger])) > 100
+
+
+def test_asked_again_with_other_legs_is_refused_and_in_another_order_is_the_same(bank: Bank) -> None:
+    register_orders(bank.context, [order()])
+    terms = leg(bank)
+    pays_us = counter(bank, terms)
+    stranger = counter(bank, terms, ledger="usd", credit=AccountNumber(5), currency="USD")
+    token = ask(bank, terms, others=[pays_us, stranger])
+    assert ask(bank, terms, others=[stranger, pays_us]) == token
+    assert ask(bank, terms, others=[pays_us]) == "leg-already-authorised"
+    assert ask(bank, terms, others=[]) == "leg-already-authorised"
+    more = counter(bank, terms, id=pays_us.terms.id, amount_minor=2501)
+    assert ask(bank, terms, others=[more, stranger]) == "leg-already-authorised"
+
+
+def test_what_the_bridge_sends_is_what_the_institution_reads(bank: Bank) -> None:
+    """The bridge's adapter over the real decision: an honest pair is signed, one with a poor counter leg refused."""
+    register_orders(bank.context, [order(), order(id=str(UETR_2))])
+    payer, payee = bank.context.participant, ParticipantId("ICBKAEAD")
+
+    def holds(uetr: UUID, aed: int) -> list[HoldOrder]:
+        legs = (
+            LegTerms("cny", payer, payee, bank.vault, PAYEE, Money(5000, Currency.of("CNY"))),
+            LegTerms("aed", payee, payer, PAYER_ABROAD, bank.vault_abroad, Money(aed, Currency.of("AED"))),
+        )
+        return [HoldOrder(bank.new_id(), terms, uetr, b"c" * 32, b"a" * 32) for terms in legs]
+
+    authoriser = HttpAuthoriser({payer: cast("ServiceClient", WalletStub(bank))})
+    orders = [leg_order(holds(UETR, 2500), 0), leg_order(holds(UETR_2, 1), 0)]
+    honest, robbed = authoriser.authorise(payer, orders)
+    assert isinstance(honest, Authorised)
+    assert robbed == Refused("authorisation-refused", "counter-leg-mismatch")
+    assert authoriser.authorise(payer, orders)[0] == honest
+
+
+class WalletStub:
+    """POST /v1/leg-authorisations without the socket and the request signature."""
+
+    def __init__(self, bank: Bank) -> None:
+        self._bank = bank
+
+    def post(self, path: str, body: dict[str, Any], *, idempotent: bool) -> object:
+        assert (path, idempotent) == ("/v1/leg-authorisations", True)
+        parsed = LegAuthorisationsRequest.model_validate(body)
+        answer = api_authorise_legs(parsed, self._bank.context, cast("Any", None))
+        return answer.model_dump(mode="json", exclude_none=True)

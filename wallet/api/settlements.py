@@ -17,6 +17,7 @@ from wallet.contract import (
     SettlementOrdersResponse,
 )
 from wallet.domain.records import SettlementOrder
+from wallet.domain.settlements import LedgerLeg
 from wallet.usecases import settle
 
 router = strict_router(tags=["settlement"])
@@ -81,11 +82,19 @@ def register_settlement_instructions(
 @router.post(
     "/v1/leg-authorisations",
     operation_id="authorise_legs",
-    summary="The bank's signature on legs it has ordered; once each",
+    summary="The bank's signature on legs it has ordered, against the legs that pay it; once each",
     responses=problems(*SIGNED, RequestRefusal.SERVICE_UNAVAILABLE, statuses=STATUSES),
 )
 def authorise_legs(body: LegAuthorisationsRequest, context: Services, client: Bridge) -> LegAuthorisationsResponse:
-    answers = settle.authorise_legs(context, [(leg.instruction_id, leg.ledger, leg.terms) for leg in body.legs])
+    requests = [
+        settle.LegRequest(
+            leg.instruction_id,
+            LedgerLeg(leg.ledger, leg.terms),
+            [LedgerLeg(other.ledger, other.terms) for other in leg.other_legs],
+        )
+        for leg in body.legs
+    ]
+    answers = settle.authorise_legs(context, requests)
     return LegAuthorisationsResponse(
         results=[
             LegAuthorisationResult(

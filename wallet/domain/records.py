@@ -165,7 +165,7 @@ class SettlementOrder:
 
 @dataclass(frozen=True, slots=True)
 class SignedLeg:
-    """An authorisation given: once per order and ledger."""
+    """An authorisation given: once per order and ledger. `terms` are those of the signed leg and of all others."""
 
     instruction_id: str
     ledger: str

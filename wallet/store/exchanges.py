@@ -33,10 +33,9 @@ def claim_exchange(
     *,
     now: datetime,
     claimed_until: datetime,
-    unknown_until: datetime,
     ignore_claim: bool,
-) -> tuple[ExchangeIn, datetime | None] | None:
-    """A new attempt at an unfinished exchange, and until when an *earlier* attempt's transfer may still be booked.
+) -> ExchangeIn | None:
+    """A new attempt at an unfinished exchange.
 
     None if it is finished or somebody else is at it. A claim only saves work: what keeps the saga right is the
     fence of the attempt's number and the idempotent ids, so a dead process's claim may be ignored.
@@ -51,10 +50,8 @@ def claim_exchange(
         return None
     row = ExchangeIn(**found)
     changes: dict[str, Any] = {"attempt": row.attempt + 1, "claimed_until": claimed_until}
-    if row.state == "debited":
-        changes["unknown_until"] = unknown_until  # this attempt is about to submit
     connection.execute(sa.update(exchange_in).where(exchange_in.c.id == exchange_id).values(changes))
-    return replace(row, **changes), row.unknown_until
+    return replace(row, **changes)
 
 
 def advance_exchange(connection: sa.Connection, row: ExchangeIn, **changes: Any) -> ExchangeIn | None:

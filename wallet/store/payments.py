@@ -100,6 +100,17 @@ def mark_tried_again(
     )
 
 
+def mark_answered(connection: sa.Connection, answered: Sequence[tuple[Payment, datetime]]) -> None:
+    """Of each attempt that was answered but decides nothing: `tried_at` goes back to the earlier attempt's, unless a
+    newer one has begun since."""
+    for row, earlier in sorted(answered, key=lambda pair: pair[0].id):
+        connection.execute(
+            sa.update(payment)
+            .where(payment.c.id == row.id, payment.c.state == "initiated", payment.c.tried_at == row.tried_at)
+            .values(tried_at=earlier)
+        )
+
+
 def mark_deposit_credited(connection: sa.Connection, payment_id: UUID, *, credited_at: datetime) -> None:
     connection.execute(
         sa.update(payment)

@@ -30,6 +30,8 @@ class Carrier:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._is_stopping = False
+        self._closing = threading.Lock()
         self._waiting: queue.Queue[tuple[str, Future[Outcome]] | None] = queue.Queue(WAITING_MAX)
         self._threads = [
             threading.Thread(target=self._run, name=f"carrier-{number}", daemon=True)
@@ -41,19 +43,25 @@ class Carrier:
             thread.start()
 
     def stop(self) -> None:
-        """Carry what waits, then end."""
+        """Carry what waits, then end. Nothing is taken in any more."""
+        with self._closing:
+            self._is_stopping = True
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
             thread.join()
 
     def submit(self, token: str) -> Future[Outcome]:
-        """The outcome of one signed instruction. Raises: ProblemError(SERVICE_UNAVAILABLE) when too many wait."""
+        """The outcome of one signed instruction. Raises: ProblemError(SERVICE_UNAVAILABLE) when too many wait or
+        the service is ending."""
         future: Future[Outcome] = Future()
-        try:
-            self._waiting.put_nowait((token, future))
-        except queue.Full:
-            raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "too many payments wait; retry") from None
+        with self._closing:  # or a payment might slip in behind the marks that end the threads, and wait for ever
+            if self._is_stopping:
+                raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the service is ending; retry")
+            try:
+                self._waiting.put_nowait((token, future))
+            except queue.Full:
+                raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "too many payments wait; retry") from None
         return future
 
     def _run(self) -> None:

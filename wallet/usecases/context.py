@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -16,7 +16,7 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import AccountNumber, ParticipantId
-from kernel.limits import SIGNATURE_SECONDS_MAX, SIGNATURE_SKEW_SECONDS_MAX
+from kernel.limits import SIGNATURE_SKEW_SECONDS_MAX
 from ledger.client import LedgerClient
 from ledger.contract import AccountKind, AccountOpening, LedgerRefusal, TransferRefusal
 from wallet.contract import WalletRefusal
@@ -25,8 +25,12 @@ from wallet.domain.rules import RulePack
 from wallet.personal_data import PersonalDataVault
 from wallet.store import wallets
 
-STRAGGLER_SECONDS = SIGNATURE_SECONDS_MAX + SIGNATURE_SKEW_SECONDS_MAX
-"""How long after it was sent a request whose answer was lost may still take effect: then its signature is stale."""
+SUBMISSION_LIFE = timedelta(seconds=60)
+"""A transfer is signed to expire this long after the durable decision to send it: longer than a request may take, short
+enough that a refusal which cannot be believed at once is believed soon."""
+SUBMISSION_GRACE = timedelta(seconds=SIGNATURE_SKEW_SECONDS_MAX + 30)
+"""How long after its expiry a transfer may still be booked: the ledger's clock runs behind ours by no more than the
+skew (or it refuses our signatures as made in the future), and it books or refuses what it took in within 30 seconds."""
 
 
 @dataclass(slots=True)
@@ -98,9 +102,6 @@ class Context:
     claim: timedelta = field(default=timedelta(seconds=60))
     """How long an exchange is left to whoever works on it."""
 
-    def straggler_deadline(self) -> datetime:
-        return self.clock() + timedelta(seconds=STRAGGLER_SECONDS)
-
 
 def ledger_unavailable(error: ProblemResponse | ServiceUnreachable) -> ProblemError:
     """For calls without effect, or whose effect a retry with the same ids repeats."""
@@ -110,7 +111,12 @@ def ledger_unavailable(error: ProblemResponse | ServiceUnreachable) -> ProblemEr
 
 
 def is_definite(error: ProblemResponse) -> bool:
-    """Whether the ledger has said no to a whole request, so that nothing of it was booked."""
+    """Whether the ledger has said no to a whole request, so that nothing of it was booked.
+
+    `signature-replayed` is no such no: the network doubled the request, and the other copy may be at work.
+    """
+    if error.refusal == RequestRefusal.SIGNATURE_REPLAYED.value:
+        return False
     return 400 <= error.status < 500 and bool(error.refusal) and not error.transient
 
 

@@ -4,12 +4,14 @@ In (a saga; each arrow is one durable write, each call has an id derived from th
 
   1. initiated: debit the deposit        -- refused --> refused (the deposit was not touched)
   2. debited:   exchange-in at the ledger -- booked --> final
-                                          -- refused, and no earlier attempt can still be booked --> compensating
+                                          -- refused, and no other copy was ever sent --> compensating
+                                          -- no copy can be booked any more --> compensating
   3. compensating: look the transfer up once more, then credit the deposit back --> compensated
 
 What makes it right: core banking answers an id once and for ever; the ledger books an id at most once; every outcome is
-written under the fence of the attempt's number; and the deposit is only credited back when no request of an earlier
-attempt can still arrive (its signature is stale by then).
+written under the fence of the attempt's number; and the deposit is only credited back when no copy of the transfer can
+still be booked. For that the step to `debited` stores `unknown_until`, and every copy, by whatever attempt and however
+late it is signed, carries a signature that expires in time for it (RFC 9421 `expires`).
 
 Out: the holder signs wallet -> vault; `pay` carries it; once it is final the deposit is credited under a derived id.
 """
@@ -31,7 +33,7 @@ from wallet.domain import limits
 from wallet.domain.core_banking import PostingConflict, PostingOutcome
 from wallet.domain.records import ExchangeIn, Payment, Wallet
 from wallet.store import exchanges, payments, wallets
-from wallet.usecases.context import Context, is_definite, refusal_of, show_transfer
+from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, is_definite, refusal_of, show_transfer
 from wallet.usecases.pay import EXCHANGES_OUT, carry, pay_one
 from wallet.usecases.wallets import account_of
 
@@ -73,7 +75,7 @@ def exchange_in(
             if exchanges.insert_exchange(connection, row):
                 known = row
         if known is not None:
-            return _advance(context, row, earlier_until=None)
+            return _advance(context, row)
         known = find_exchange(context, exchange_id)
     if (known.wallet_id, known.amount_minor, known.currency) != (wallet_id, amount_minor, currency):
         raise ProblemError(WalletRefusal.EXCHANGE_EXISTS)
@@ -98,12 +100,11 @@ def resume(context: Context, row: ExchangeIn, *, ignore_claim: bool = False) -> 
             row.id,
             now=now,
             claimed_until=now + context.claim,
-            unknown_until=context.straggler_deadline(),
             ignore_claim=ignore_claim,
         )
     if claimed is None:
         return find_exchange(context, row.id)
-    return _advance(context, claimed[0], earlier_until=claimed[1])
+    return _advance(context, claimed)
 
 
 def resume_exchanges(context: Context, *, ignore_claims: bool = False) -> int:
@@ -198,8 +199,11 @@ def _admit(context: Context, wallet: Wallet | None, *, amount_minor: int, curren
     context.ledgers.vault(context.ledgers.home)  # opened now, if it never was
 
 
-def _advance(context: Context, row: ExchangeIn, *, earlier_until: datetime | None) -> ExchangeIn:
-    """As far as it goes. `earlier_until`: until when a transfer sent by an earlier attempt may still be booked."""
+def _advance(context: Context, row: ExchangeIn) -> ExchangeIn:
+    """As far as it goes."""
+    # Only the attempt that makes it `debited` (a fenced write) knows that nobody has sent the transfer before; and that
+    # nobody has done so meanwhile, if its next fenced write succeeds.
+    is_only_sender = row.state == "initiated"
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         wallet = wallets.find_wallet(connection, row.wallet_id)
     if wallet is None or wallet.account is None:
@@ -215,20 +219,39 @@ def _advance(context: Context, row: ExchangeIn, *, earlier_until: datetime | Non
         if outcome is PostingOutcome.REFUSED:
             refusal = WalletRefusal.DEPOSIT_INSUFFICIENT
             return _write(context, row, state="refused", refusal=refusal.value, detail=refusal.title)
-        after = _write(context, row, state="debited", unknown_until=context.straggler_deadline())
+        unknown_until = context.clock() + SUBMISSION_LIFE + SUBMISSION_GRACE
+        after = _write(context, row, state="debited", unknown_until=unknown_until)
         if after.state != "debited" or after.attempt != row.attempt:
+            return after
+        row = after
+    if row.state == "debited" and context.clock() >= _expires_at(row):
+        # Too late to send, if only because this process stood still: what was sent is found, or can be no more.
+        booked = _look_up(context, row)
+        if booked is not None:
+            return _write(context, row, **booked, unknown_until=None)
+        if context.clock() <= _unknown_until(row):
+            return _write(context, row, claimed_until=context.clock())
+        after = _write(
+            context,
+            row,
+            state="compensating",
+            unknown_until=None,
+            refusal=RequestRefusal.SERVICE_UNAVAILABLE.value,
+            detail="the ledger did not book the exchange in time; start another one",
+        )
+        if after.state != "compensating" or after.attempt != row.attempt:
             return after
         row = after
     if row.state == "debited":
         result = _submit(context, row, wallet)
         if result is None:
-            return row
+            return _write(context, row, claimed_until=context.clock())  # whoever comes next may repeat it
         if result.outcome is not TransferOutcome.REFUSED:
             booked_at = result.booked_at or context.clock()
             return _write(context, row, state="final", seq=result.seq, booked_at=booked_at, unknown_until=None)
-        if earlier_until is not None and context.clock() < earlier_until:
-            # This attempt was refused, but one before it may yet be booked: wait until it no longer can.
-            return _write(context, row, unknown_until=earlier_until, claimed_until=context.clock())
+        if not is_only_sender:
+            # This copy was refused, but one before it may yet be booked: wait until it no longer can.
+            return _write(context, row, claimed_until=context.clock())
         refusal_code = refusal_of(result.refusal).value
         after = _write(
             context, row, state="compensating", unknown_until=None, refusal=refusal_code, detail=result.detail
@@ -237,6 +260,7 @@ def _advance(context: Context, row: ExchangeIn, *, earlier_until: datetime | Non
             return after
         row = after
     if row.state == "compensating":
+        # Asked once nothing can be booked any more, so the answer stays true.
         booked = _look_up(context, row)
         if booked is not None:
             return _write(context, row, **booked)
@@ -251,6 +275,18 @@ def _advance(context: Context, row: ExchangeIn, *, earlier_until: datetime | Non
     return row
 
 
+def _unknown_until(row: ExchangeIn) -> datetime:
+    """After it no copy of the transfer can be booked any more."""
+    if row.unknown_until is None:
+        raise InvariantBroken("I7", f"exchange {row.id} is debited without a deadline")
+    return row.unknown_until
+
+
+def _expires_at(row: ExchangeIn) -> datetime:
+    """What every copy of the transfer says in its signature."""
+    return _unknown_until(row) - SUBMISSION_GRACE
+
+
 def _submit(context: Context, row: ExchangeIn, wallet: Wallet) -> TransferResult | None:
     """The ledger's answer; None = not known."""
     home = context.ledgers.home
@@ -263,7 +299,7 @@ def _submit(context: Context, row: ExchangeIn, wallet: Wallet) -> TransferResult
         currency=row.currency,
     )
     try:
-        return home.client.transfer(terms)
+        return home.client.transfer(terms, expires_at=_expires_at(row))
     except ServiceUnreachable:
         return None
     except ProblemResponse as error:

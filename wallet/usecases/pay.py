@@ -10,6 +10,10 @@ One path for one or a thousand:
 
 A crash or a lost answer between 2 and 4 leaves initiated payments. Repeating the request, or the recovery pass, sends
 the same instruction again: the transfer's id books at most once (I7).
+
+A refusal is believed only when no other copy can still be booked. Every submission is one copy, signed to expire
+SUBMISSION_LIFE after the payment's `tried_at`, which is stored before it is sent and so bounds all copies whose outcome
+is not known. While an earlier one may live, or a newer attempt has begun, a refused payment stays initiated.
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ from wallet.domain import limits
 from wallet.domain.limits import Usage
 from wallet.domain.records import Payment, PaymentKind, Wallet
 from wallet.store import payments, wallets
-from wallet.usecases.context import STRAGGLER_SECONDS, Context, refusal_of
+from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of
 
 _KINDS: Mapping[TransferKind, PaymentKind] = {
     TransferKind.PAYMENT: "payment",
@@ -198,14 +202,18 @@ def _check(
 
 def carry(context: Context, items: Sequence[Payment]) -> list[Outcome]:
     """Record, submit, conclude. `items` are verified and have distinct ids; what is known of them already is kept."""
-    recorded = _record_once_more_if_raced(context, items)
+    recorded, earlier = _record_once_more_if_raced(context, items)
     to_submit = [item for item in recorded if isinstance(item, Payment) and item.state == "initiated"]
-    concluded = _conclude(context, to_submit, _submit(context, to_submit))
+    concluded = _conclude(context, to_submit, _submit(context, to_submit), earlier)
     return [concluded.get(item.id, item) if isinstance(item, Payment) else item for item in recorded]
 
 
-def _record_once_more_if_raced(context: Context, items: Sequence[Payment]) -> list[Outcome]:
-    def work(connection: sa.Connection) -> list[Outcome]:
+_Earlier = Mapping[UUID, datetime]
+"""When a payment's newest earlier copy whose outcome is not known was decided on. Absent: there is no such copy."""
+
+
+def _record_once_more_if_raced(context: Context, items: Sequence[Payment]) -> tuple[list[Outcome], _Earlier]:
+    def work(connection: sa.Connection) -> tuple[list[Outcome], _Earlier]:
         return _record(connection, items, now=context.clock(), context=context)
 
     try:
@@ -214,16 +222,21 @@ def _record_once_more_if_raced(context: Context, items: Sequence[Payment]) -> li
         return context.database.run(work, isolation="READ COMMITTED")
 
 
-def _record(connection: sa.Connection, items: Sequence[Payment], *, now: datetime, context: Context) -> list[Outcome]:
+def _record(
+    connection: sa.Connection, items: Sequence[Payment], *, now: datetime, context: Context
+) -> tuple[list[Outcome], _Earlier]:
     """Each item as initiated and counted, as it was concluded before, or declined."""
     today = limits.scheme_day(now, context.time_zone)
     locked = wallets.lock_wallets(connection, {item.wallet_id for item in items})
     known = payments.find_payments(connection, [item.id for item in items], lock=True)
     usages: dict[UUID, Usage] = {}
     new: list[Payment] = []
+    earlier: dict[UUID, datetime] = {}
     found: list[Outcome] = []
     for item in items:
         before = known.get(item.id)
+        # Strictly later than the one before, whatever the clock says: it bounds that copy too, and names this attempt.
+        tried_at = now if before is None else max(now, before.tried_at + timedelta(microseconds=1))
         if before is not None and not item.has_terms_of(before):
             found.append(Declined(item.id, TransferRefusal.ID_ALREADY_USED))
             continue
@@ -232,10 +245,11 @@ def _record(connection: sa.Connection, items: Sequence[Payment], *, now: datetim
             continue
         if before is not None and before.state == "initiated":
             # On its way, counted already; a newer signature replaces one that may have expired.
+            earlier[item.id] = before.tried_at
             newest = max(before, item, key=lambda candidate: candidate.valid_until)
-            again = replace(before, instruction=newest.instruction, valid_until=newest.valid_until, tried_at=now)
+            again = replace(before, instruction=newest.instruction, valid_until=newest.valid_until, tried_at=tried_at)
             payments.mark_tried_again(
-                connection, again, instruction=again.instruction, valid_until=again.valid_until, tried_at=now
+                connection, again, instruction=again.instruction, valid_until=again.valid_until, tried_at=tried_at
             )
             found.append(again)
             continue
@@ -259,7 +273,7 @@ def _record(connection: sa.Connection, items: Sequence[Payment], *, now: datetim
                 continue
             usages[wallet.id] = decided
             counted_on = decided.day
-        recorded = replace(item, counted_on=counted_on)
+        recorded = replace(item, counted_on=counted_on, tried_at=tried_at)
         if before is None:
             new.append(recorded)
         else:
@@ -268,12 +282,12 @@ def _record(connection: sa.Connection, items: Sequence[Payment], *, now: datetim
                 replace(before, counted_on=counted_on),
                 instruction=item.instruction,
                 valid_until=item.valid_until,
-                tried_at=now,
+                tried_at=tried_at,
             )
         found.append(recorded)
     payments.insert_payments(connection, new)
     wallets.save_usages(connection, usages)
-    return found
+    return found, earlier
 
 
 def _submit(context: Context, items: Sequence[Payment]) -> list[TransferResult | None]:
@@ -281,7 +295,10 @@ def _submit(context: Context, items: Sequence[Payment]) -> list[TransferResult |
     if not items:
         return []
     try:
-        answer = context.ledgers.home.client.submit([TransferItem(instruction=item.instruction) for item in items])
+        answer = context.ledgers.home.client.submit(
+            [TransferItem(instruction=item.instruction) for item in items],
+            expires_at=min(item.tried_at for item in items) + SUBMISSION_LIFE,
+        )
     except (ProblemResponse, ServiceUnreachable):
         # Also when the ledger refused the request as a whole: that is our fault, not the holders'; recovery retries.
         return [None] * len(items)
@@ -294,15 +311,18 @@ def _submit(context: Context, items: Sequence[Payment]) -> list[TransferResult |
 
 
 def _conclude(
-    context: Context, items: Sequence[Payment], results: Sequence[TransferResult | None]
+    context: Context, items: Sequence[Payment], results: Sequence[TransferResult | None], earlier: _Earlier
 ) -> dict[UUID, Payment]:
     now = context.clock()
     booked: dict[UUID, payments.Booked] = {}
     refused: dict[UUID, TransferResult] = {}
+    undecided: set[UUID] = set()
     concluded: dict[UUID, Payment] = {}
     for item, result in zip(items, results, strict=True):
-        if result is not None and result.outcome is TransferOutcome.REFUSED:
-            result = _second_look(context, item, result, now=now)
+        if result is not None and result.outcome is TransferOutcome.REFUSED and item.id in earlier:
+            result = _second_look(context, item, result, earlier=earlier[item.id])
+            if result is None:
+                undecided.add(item.id)
         if result is None:
             concluded[item.id] = item
         elif result.outcome is TransferOutcome.REFUSED:
@@ -319,24 +339,42 @@ def _conclude(
             booked_at = result.booked_at or now
             booked[item.id] = payments.Booked(item.id, result.seq, booked_at)
             concluded[item.id] = replace(item, state="final", seq=result.seq, booked_at=booked_at)
-    if booked or refused:
+    if undecided:
+        # This copy is out of the count: only the earlier ones still matter.
+        answered = [(item, earlier[item.id]) for item in items if item.id in undecided]
         context.database.run(
+            lambda connection: payments.mark_answered(connection, answered), isolation="READ COMMITTED"
+        )
+    if booked or refused:
+        others = context.database.run(
             lambda connection: _write(connection, items, booked, refused, context=context), isolation="READ COMMITTED"
         )
+        concluded.update(others)
     return concluded
 
 
-def _second_look(context: Context, item: Payment, result: TransferResult, *, now: datetime) -> TransferResult | None:
-    """A document's own refusal (it expired) says nothing of an earlier attempt whose answer was lost: look it up."""
-    if result.refusal != LedgerRefusal.INSTRUCTION_EXPIRED.value:
-        return result
+def _second_look(
+    context: Context, item: Payment, result: TransferResult, *, earlier: datetime
+) -> TransferResult | None:
+    """What became of a payment of which this copy was refused, but an earlier one was never answered. None: not known.
+
+    It is refused if the ledger does not know it once the earlier copies are dead: by their request's signature, or by
+    the holder's own `valid_until`, which no earlier copy's exceeds.
+    """
+    is_last_word = context.clock() > min(earlier + SUBMISSION_LIFE, item.valid_until) + SUBMISSION_GRACE
     try:
         view = context.ledgers.home.client.get_transfer(item.id)
     except ServiceUnreachable:
         return None
     except ProblemResponse as error:
-        is_settled = now > item.valid_until + timedelta(seconds=STRAGGLER_SECONDS) or item.tried_at == item.created_at
-        return result if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value and is_settled else None
+        return result if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value and is_last_word else None
+    is_ours = (view.debit, view.credit, view.amount_minor) == (
+        item.debit_account,
+        item.credit_account,
+        item.amount_minor,
+    )
+    if not is_ours:  # the id is somebody else's, so ours can never be booked
+        return result
     return TransferResult(id=item.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=view.seq, booked_at=view.booked_at)
 
 
@@ -347,15 +385,25 @@ def _write(
     refused: Mapping[UUID, TransferResult],
     *,
     context: Context,
-) -> None:
-    """Common case in one statement; with a refusal or a race, under the wallets' locks, each payment by itself."""
+) -> dict[UUID, Payment]:
+    """The payments of which another attempt knows better, as they are.
+
+    Common case in one statement; with a refusal or a race, under the wallets' locks, each payment by itself.
+    """
     if not refused and payments.finish_initiated(connection, list(booked.values())) == len(booked):
-        return
+        return {}
+    tried_at = {item.id: item.tried_at for item in items}
+    others: dict[UUID, Payment] = {}
     locked = wallets.lock_wallets(connection, {item.wallet_id for item in items})
     usages = {wallet.id: wallet.usage for wallet in locked.values()}
     current = payments.find_payments(connection, [*booked, *refused], lock=True)
     for payment_id, payment in current.items():
         if payment.state == "final":
+            others[payment_id] = payment
+            continue
+        if payment_id in refused and payment.tried_at != tried_at[payment_id]:
+            # A newer attempt has begun, whose copy may be booked yet: it has the last word, or the recovery pass.
+            others[payment_id] = payment
             continue
         usage = usages[payment.wallet_id]
         if payment_id in booked:
@@ -383,3 +431,4 @@ def _write(
             )
         usages[payment.wallet_id] = usage
     wallets.save_usages(connection, usages)
+    return others
