@@ -30,7 +30,7 @@ from wallet.usecases.settle import LegRequest, authorise_legs, register_orders
 
 PAYEE = AccountNumber(99)
 PAYER_ABROAD = AccountNumber(77)
-UETR, UETR_2 = uuid4(), uuid4()
+UETR, UETR_2 = UUID("8f0a6d1e-3b7c-4f52-9a51-0c6c8f0e7a11"), UUID("2d7b9c40-51e8-4c0b-8f3e-6a9d1e2f3b22")
 
 
 @pytest.fixture
