@@ -15,10 +15,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from kernel.postgres import EmbeddedPostgresError
 from ledger.domain.decide import decide
 from ledger.domain.state import LedgerState
 from ledger.engine import sequencer as sequencer_module
-from ledger.engine.sequencer import SequencerUnavailable
+from ledger.engine.sequencer import SequencerUnavailable, SignerRotated
 from ledger.store.journal import Journal
 from tests.sequencer_world import Item, SequencerWorld, batch_of, names_of
 
@@ -318,4 +319,59 @@ def test_storage_that_refuses_to_write_refuses_the_batch_and_goes_on(
     time.sleep(sequencer_module.STORAGE_REST_SECONDS)
     assert rows_of(world, item) == [0]
     assert world.names(item) == ["booked"]
+    assert world.findings() == []
+
+
+def test_server_that_cannot_be_brought_back_at_first_leaves_no_outcome_unread(
+    world: SequencerWorld, commits: DyingCommits
+) -> None:
+    """COMMIT's answer is lost, the lease's renewal too, and the embedded server does not start at the first try."""
+    payer, payee = world.vault(1_000), world.vault()
+    tries: list[int] = []
+
+    def revive() -> None:
+        tries.append(1)
+        if len(tries) == 1:
+            raise EmbeddedPostgresError("not yet")
+
+    world.sequencer._revive = revive
+    item = Item("payment", payer, payee, 7)
+    commits.plan = ["after", "before", "before"]
+    assert world.names(item) == ["booked"]
+    assert len(tries) >= 1
+    assert rows_of(world, item) == [1]
+    assert world.names(Item("payment", payer, payee, 8)) == ["booked"]
+    assert world.sequencer.failure is None
+    assert world.findings() == []
+
+
+def test_request_signed_with_a_replaced_key_is_not_decided(world: SequencerWorld) -> None:
+    payer, payee = world.vault(1_000), world.vault()
+    item = Item("payment", payer, payee, 7)
+    current = int(world.sequencer._state.participant_key_version[1])
+    with pytest.raises(SignerRotated):
+        world.sequencer.submit(batch_of(item), signer=(1, current + 1)).result(10)
+    assert rows_of(world, item) == [0]
+    outcome = world.sequencer.submit(batch_of(item), signer=(1, current)).result(10)
+    assert outcome.codes.tolist() == [0]
+
+
+def test_block_that_memory_cannot_follow_stops_the_writes(
+    world: SequencerWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I4: what the journal has and memory has not must not be built upon."""
+    payer, payee = world.vault(1_000), world.vault()
+
+    def broken(self: LedgerState, *arguments: Any, **more: Any) -> None:
+        raise KeyError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LedgerState, "absorb", broken)
+        with pytest.raises(SequencerUnavailable, match="I4"):
+            world.submit(Item("payment", payer, payee, 7))
+    assert "cannot follow" in (world.sequencer.failure or "")
+    with pytest.raises(SequencerUnavailable):
+        world.submit(Item("payment", payer, payee, 8))
+    world.restart(graceful=False)
+    assert world.names(Item("payment", payer, payee, 9)) == ["booked"]
     assert world.findings() == []
