@@ -52,6 +52,9 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class BlockHeader:
+    """`issued` to `held` are totals in minor units after the block (I2): issued and redeemed ever, balances of vaults and
+    of wallets, and what open holds reserve of them."""
+
     number: int
     epoch: int
     booked_at: int
@@ -64,6 +67,11 @@ class BlockHeader:
     directives_digest: bytes
     first_account: int
     account_count: int
+    issued: int
+    redeemed: int
+    vaults: int
+    wallets: int
+    held: int
     accounts_digest: bytes
     previous_hash: bytes
 
@@ -80,6 +88,11 @@ class BlockHeader:
             self.directive_count,
             self.first_account,
             self.account_count,
+            self.issued,
+            self.redeemed,
+            self.vaults,
+            self.wallets,
+            self.held,
         )
         digests = (
             self.transfers_digest,
@@ -88,7 +101,7 @@ class BlockHeader:
             self.accounts_digest,
             self.previous_hash,
         )
-        return hashlib.sha256(b"jiaozi-block-v1" + struct.pack(">9q", *integers) + b"".join(digests)).digest()
+        return hashlib.sha256(b"jiaozi-block-v1" + struct.pack(">14q", *integers) + b"".join(digests)).digest()
 
 
 def digest_evidence(items: Sequence[Evidence]) -> bytes:

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,8 @@ ISSUANCE_ACCOUNT = 1
 NO_CAP = AMOUNT_MINOR_MAX
 HOLDER_KEY_BYTES = 34
 """One byte for the suite and the key: 32 bytes (Ed25519) or a compressed point of 33 (P-256)."""
+PAGE_ACCOUNTS = 32
+"""Accounts whose totals a snapshot writes together: 1,536 bytes, one row that PostgreSQL keeps in line."""
 ENDED_HOLDS_KEPT = 200_000
 """Ended holds kept in memory for retries; older ones are looked up in the journal."""
 
@@ -94,7 +97,19 @@ class HoldEnd(StrEnum):
     EXPIRED = "expired"
 
 
-@dataclass(slots=True)
+class Totals(NamedTuple):
+    """What the whole currency adds up to, in minor units. I2: issued - redeemed = vaults + wallets."""
+
+    issued: int
+    redeemed: int
+    vaults: int
+    """Balances of all vaults, held money included."""
+    wallets: int
+    held: int
+    """Part of vaults and wallets that open holds reserve."""
+
+
+@dataclass(slots=True, eq=False)
 class Effects:
     """What a block changes: deltas, so that the plain and the ordered part of a block add up."""
 
@@ -113,8 +128,15 @@ class Effects:
     issued: int = 0
     redeemed: int = 0
 
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but sums by account: such a block can be taken back (`LedgerState.retract`)."""
+        others = (self.running, self.placed, self.ended, self.tombstones, self.outstanding)
+        return not (self.issued or self.redeemed or any(others))
+
 
 COLUMNS = ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "spent_day", "spent_year")
+_VAULT, _WALLET = ACCOUNT_KIND_CODE[AccountKind.VAULT], ACCOUNT_KIND_CODE[AccountKind.WALLET]
 DEBITS_POSTED, CREDITS_POSTED, DEBITS_PENDING, CREDITS_PENDING, SPENT_DAY, SPENT_YEAR = range(6)
 
 
@@ -136,8 +158,9 @@ class LedgerState:
         self.rule_class: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
         self.participant: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
         self.key_version: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
+        self.changed_page: npt.NDArray[np.bool_] = np.zeros(capacity // PAGE_ACCOUNTS, np.bool_)
+        """Which pages of PAGE_ACCOUNTS accounts have changed since the last snapshot."""
         self.holder_key: npt.NDArray[np.void] = np.zeros(capacity, f"V{HOLDER_KEY_BYTES}")
-        self.dirty: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
         # scratch sums of one batch by account; all zero between batches
         self.scratch_debit: Int64s = np.zeros(capacity, np.int64)
         self.scratch_credit: Int64s = np.zeros(capacity, np.int64)
@@ -158,8 +181,7 @@ class LedgerState:
         self.holds: dict[bytes, Hold] = {}
         self.ended_holds: OrderedDict[bytes, HoldEnd] = OrderedDict()
         self.tombstones: set[tuple[bytes, bytes]] = set()
-        self.issued = 0
-        self.redeemed = 0
+        self.totals = Totals(0, 0, 0, 0, 0)
         self.next_seq = 1
         self.booked_at = 0
         self.day = 0
@@ -183,12 +205,44 @@ class LedgerState:
         self.size += 1
         return number
 
+    def load_accounts(
+        self,
+        *,
+        kind: npt.NDArray[np.uint8],
+        participant: npt.NDArray[np.int32],
+        rule_class: npt.NDArray[np.uint8],
+        holder_key: npt.NDArray[np.void],
+        has_key: npt.NDArray[np.bool_],
+    ) -> None:
+        """Adds accounts by arrays: what recovery reads. `holder_key` is padded with zeros where there is none."""
+        first, end = self.size, self.size + len(kind)
+        if end > len(self.kind):
+            self.reserve(max(end, len(self.kind) * 5 // 4))
+        self.kind[first:end] = kind
+        self.participant[first:end] = participant
+        self.rule_class[first:end] = rule_class
+        self.holder_key[first:end] = holder_key
+        self.key_version[first:end] = has_key
+        self.size = end
+
     def _grow(self) -> None:
-        for name in (*COLUMNS, "kind", "frozen", "rule_class", "participant", "key_version", "holder_key", "dirty"):
+        self.reserve(2 * len(self.kind))
+
+    def reserve(self, capacity: int) -> None:
+        """Room for so many accounts. Fresh pages of zeros cost no memory until they are used."""
+        capacity = -(-capacity // PAGE_ACCOUNTS) * PAGE_ACCOUNTS
+        if capacity <= len(self.kind):
+            return
+        for name in (*COLUMNS, "kind", "frozen", "rule_class", "participant", "key_version", "holder_key"):
             column = getattr(self, name)
-            setattr(self, name, np.concatenate([column, np.zeros_like(column)]))
-        self.scratch_debit = np.zeros(len(self.kind), np.int64)
-        self.scratch_credit = np.zeros(len(self.kind), np.int64)
+            grown = np.zeros(capacity, column.dtype)
+            grown[: self.size] = column[: self.size]
+            setattr(self, name, grown)
+        self.changed_page = np.append(
+            self.changed_page, np.zeros(capacity // PAGE_ACCOUNTS - len(self.changed_page), np.bool_)
+        )
+        self.scratch_debit = np.zeros(capacity, np.int64)
+        self.scratch_credit = np.zeros(capacity, np.int64)
 
     def exists(self, account: int) -> bool:
         return 0 < account < self.size
@@ -242,30 +296,28 @@ class LedgerState:
             raise InvariantBroken("I4", "booked_at went backwards")
         day, year = self.local_date(booked_at)
         if day != self.day:
-            self.dirty[: self.size] |= self.spent_day[: self.size] != 0  # else the tables keep yesterday's as today's
-            self.spent_day[: self.size] = 0
+            self._begin_period(self.spent_day)
             self.day = day
         if year != self.year:
-            self.dirty[: self.size] |= self.spent_year[: self.size] != 0
-            self.spent_year[: self.size] = 0
+            self._begin_period(self.spent_year)
             self.year = year
         self.booked_at = booked_at  # also if nothing is booked: the day must not be begun twice
+
+    def _begin_period(self, spent: Int64s) -> None:
+        used = np.flatnonzero(spent[: self.size])
+        self.changed_page[used // PAGE_ACCOUNTS] = True  # else a snapshot would keep yesterday's as today's
+        spent[used] = 0
 
     # --- blocks
 
     def absorb(self, effects: Effects, *, transfer_count: int, booked_at: int) -> None:
-        """Apply a block that the journal has made durable."""
-        np.add.at(self.debits_posted, effects.debit, effects.amount)
-        np.add.at(self.credits_posted, effects.credit, effects.amount)
-        spent_by, spent = effects.debit[effects.spent], effects.amount[effects.spent]
-        np.add.at(self.spent_day, spent_by, spent)
-        np.add.at(self.spent_year, spent_by, spent)
-        self.dirty[effects.debit] = True
-        self.dirty[effects.credit] = True
+        """Apply a block that the journal has made durable (or is making durable: see `retract`)."""
+        self.totals = self.totals_after(effects)
+        self._add_plain(effects, effects.amount)
         for account, deltas in effects.running.items():
             for column, delta in zip(COLUMNS, deltas, strict=True):
                 getattr(self, column)[account] += delta
-            self.dirty[account] = True
+            self.changed_page[account // PAGE_ACCOUNTS] = True
         self.holds.update(effects.placed)
         for hold, end in effects.ended.items():
             self.holds.pop(hold, None)
@@ -280,15 +332,55 @@ class LedgerState:
             if participant is None:
                 raise InvariantBroken("I2", f"participant {number} does not exist")
             participant.outstanding += delta
-        self.issued += effects.issued
-        self.redeemed += effects.redeemed
         self.next_seq += transfer_count
         self.booked_at = booked_at
+
+    def retract(self, effects: Effects, *, transfer_count: int) -> None:
+        """Take back a plain block that was absorbed while its commit was under way, and that the journal refused."""
+        if not effects.is_plain:
+            raise InvariantBroken("I4", "only a block of plain transfers can be taken back")
+        taken = Effects(effects.debit, effects.credit, -effects.amount, effects.spent)
+        self.totals = self.totals_after(taken)
+        self._add_plain(effects, taken.amount)
+        self.next_seq -= transfer_count
+
+    def _add_plain(self, effects: Effects, amount: Int64s) -> None:
+        np.add.at(self.debits_posted, effects.debit, amount)
+        np.add.at(self.credits_posted, effects.credit, amount)
+        self.changed_page[effects.debit // PAGE_ACCOUNTS] = True
+        self.changed_page[effects.credit // PAGE_ACCOUNTS] = True
+        payer, spent = effects.debit, amount
+        if not effects.spent.all():
+            payer, spent = payer[effects.spent], spent[effects.spent]
+        np.add.at(self.spent_day, payer, spent)
+        np.add.at(self.spent_year, payer, spent)
+
+    def totals_after(self, effects: Effects) -> Totals:
+        """The totals once these effects are applied."""
+        held = 0
+        by_kind = [0, 0, 0]
+        debit_kind, credit_kind = self.kind[effects.debit], self.kind[effects.credit]
+        crosses = debit_kind != credit_kind
+        if crosses.any():
+            for kind in (_VAULT, _WALLET):
+                gained = effects.amount[crosses & (credit_kind == kind)].sum()
+                lost = effects.amount[crosses & (debit_kind == kind)].sum()
+                by_kind[kind] += int(gained) - int(lost)
+        for account, deltas in effects.running.items():
+            by_kind[self.kind[account]] += deltas[CREDITS_POSTED] - deltas[DEBITS_POSTED]
+            held += deltas[DEBITS_PENDING]
+        return Totals(
+            self.totals.issued + effects.issued,
+            self.totals.redeemed + effects.redeemed,
+            self.totals.vaults + by_kind[_VAULT],
+            self.totals.wallets + by_kind[_WALLET],
+            self.totals.held + held,
+        )
 
     # --- what must always hold
 
     def circulation(self) -> int:
-        return self.issued - self.redeemed
+        return self.totals.issued - self.totals.redeemed
 
     def broken_invariant(self) -> str | None:
         """A sentence naming the first invariant that does not hold, or None. O(accounts), vectorised."""
@@ -298,10 +390,12 @@ class LedgerState:
         holders = self.kind[used] != ACCOUNT_KIND_CODE[AccountKind.ISSUANCE]
         if int(balances.sum()) != 0:
             return "I1: debits and credits do not add up"
-        if int(balances[holders].sum()) != self.circulation():
+        kinds = self.kind[used]
+        by_kind = (int(balances[kinds == _VAULT].sum()), int(balances[kinds == _WALLET].sum()))
+        if by_kind != (self.totals.vaults, self.totals.wallets) or sum(by_kind) != self.circulation():
             return "I2: issued - redeemed is not the sum of the holders' balances"
         if bool(((balances - pending)[holders] < 0).any()):
             return "I3: a holder's available balance is below zero"
-        if int(pending.sum()) != sum(hold.amount for hold in self.holds.values()):
+        if not int(pending.sum()) == self.totals.held == sum(hold.amount for hold in self.holds.values()):
             return "I6: pending totals are not the sum of the open holds"
         return None

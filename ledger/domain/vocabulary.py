@@ -91,6 +91,7 @@ class LedgerRefusal(Refusal):
     ACCOUNT_NOT_FOUND = "account-not-found", True, "There is no such account."
     TRANSFER_NOT_FOUND = "transfer-not-found", True, "There is no such transfer."
     BLOCK_NOT_FOUND = "block-not-found", True, "There is no such block yet."
+    CLOSING_NOT_FOUND = "closing-not-found", True, "There is no such closing yet."
     MANDATE_NOT_FOUND = "mandate-not-found", True, "There is no such mandate."
     MANDATE_EXISTS = "mandate-exists", False, "Another proposal has this mandate's id."
     MANDATE_EXPIRED = "mandate-expired", False, "The mandate was not executed in time."
@@ -108,6 +109,9 @@ class LedgerRefusal(Refusal):
     HOLDER_KEY_MISMATCH = "holder-key-mismatch", False, "A wallet needs its holder's valid key; a vault takes none."
     KEY_IN_USE = "key-in-use", False, "The key is registered already."
     OUTCOME_UNKNOWN = "outcome-unknown", True, "The journal could not confirm the outcome; retry with the same ids."
+    NOT_SEALED = "not-sealed", True, "The log has no such checkpoint yet; ask again in a second."
+    CHECKPOINT_NOT_FOUND = "checkpoint-not-found", False, "The log has no checkpoint of this size."
+    TILE_NOT_FOUND = "tile-not-found", True, "The log has no such tile, or not yet so wide."
 
 
 ACCOUNT_KINDS = tuple(AccountKind)

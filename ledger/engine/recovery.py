@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -23,14 +24,16 @@ from ledger.domain.state import (
     CREDITS_POSTED,
     DEBITS_PENDING,
     DEBITS_POSTED,
+    PAGE_ACCOUNTS,
     SPENT_DAY,
     SPENT_YEAR,
     Effects,
     Hold,
     HoldEnd,
     LedgerState,
+    Totals,
 )
-from ledger.domain.vocabulary import ACCOUNT_KINDS, KIND_CODE, TRANSFER_KINDS, TransferKind
+from ledger.domain.vocabulary import KIND_CODE, TRANSFER_KINDS, TransferKind
 from ledger.store.journal import TAIL_PAGE, BlockMismatch, Journal
 
 _HOLD_KINDS = np.isin(
@@ -59,43 +62,36 @@ def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
             freezes.append(directive)  # their accounts are opened first
         else:
             directives.apply(state, directive.body)
-    for opened in journal.accounts():
-        number = state.open_account(
-            kind=ACCOUNT_KINDS[opened.kind],
-            participant=opened.participant,
-            rule_class=state.class_by_name[opened.rule_class],
-            holder_key=opened.holder_key,
+    for page in journal.accounts([caps.name for caps in state.classes]):
+        first, size = state.size, len(page)
+        if not np.array_equal(page["number"], np.arange(first, first + size)):
+            raise BlockMismatch(f"an account between {first} and {first + size - 1} is missing or out of order")
+        if int(page["rule_class"].min()) < 0:
+            raise BlockMismatch(f"an account between {first} and {first + size - 1} has an unknown rule class")
+        state.load_accounts(
+            kind=page["kind"].astype(np.uint8),
+            participant=page["participant"].astype(np.int32),
+            rule_class=page["rule_class"].astype(np.uint8),
+            holder_key=page["key"],
+            has_key=page["key_size"] > 0,
         )
-        if number != opened.number:
-            raise BlockMismatch(f"account {opened.number} is missing or out of order")
     for directive in freezes:
         directives.apply(state, directive.body)
 
-    block, seq, booked_at = 0, 0, 0
-    snapshot = journal.snapshot()
-    if snapshot is not None:
-        block, seq, booked_at, state.issued, state.redeemed = snapshot
-        for page in journal.balances():
-            rows = np.array(page, np.int64)
-            for position, name in enumerate(COLUMNS, start=1):
-                getattr(state, name)[rows[:, 0]] = rows[:, position]
-        for number, outstanding in journal.outstanding().items():
-            participant = state.participants[number]
-            if participant is not None:
-                participant.outstanding = outstanding
-        for hold in journal.open_holds():
-            state.holds[hold.id] = hold
-        state.day, state.year = state.local_date(booked_at)
-    state.next_seq, state.booked_at = seq + 1, booked_at
-
-    head = journal.block(block) if block else None
-    for header in journal.blocks_after(block):
+    head = _load_snapshot(state, journal)
+    for header, transfers, terms in _blocks_after(journal, head.number if head is not None else 0):
         before = (head.number, head.hash) if head is not None else (0, GENESIS_HASH)
         if (header.number - 1, header.previous_hash) != before:
             raise BlockMismatch(f"block {header.number} does not follow block {before[0]}")
         if header.first_seq != state.next_seq:
             raise BlockMismatch(f"block {header.number} begins at seq {header.first_seq}")
-        _replay_block(state, journal, header)
+        if hashlib.sha256(transfers.tobytes()).digest() != header.transfers_digest:
+            raise BlockMismatch(f"block {header.number}: its transfers are not those it was sealed with")
+        state.roll_to(header.booked_at)
+        effects = effects_of(state, transfers, terms)
+        state.absorb(effects, transfer_count=len(transfers), booked_at=header.booked_at)
+        if state.totals != (header.issued, header.redeemed, header.vaults, header.wallets, header.held):
+            raise BlockMismatch(f"block {header.number}: its totals are not those of its transfers")
         head = header
     broken = state.broken_invariant()
     if broken is not None:
@@ -103,18 +99,49 @@ def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
     return state, head
 
 
-def _replay_block(state: LedgerState, journal: Journal, header: BlockHeader) -> None:
-    state.roll_to(header.booked_at)
-    digest = hashlib.sha256()
-    first, last = header.first_seq, header.first_seq + header.transfer_count - 1
-    for start in range(first, last + 1, TAIL_PAGE):
-        tail = journal.tail(start, min(last, start + TAIL_PAGE - 1))
-        digest.update(tail.transfers.tobytes())
-        effects = effects_of(state, tail.transfers, tail.holds)
-        state.absorb(effects, transfer_count=len(tail.transfers), booked_at=header.booked_at)
-    if digest.digest() != header.transfers_digest:
-        raise BlockMismatch(f"block {header.number}: its transfers are not those it was sealed with")
-    state.booked_at = header.booked_at
+def _load_snapshot(state: LedgerState, journal: Journal) -> BlockHeader | None:
+    """Bring the state to the block of the last snapshot; returns its header, None if there is none."""
+    snapshot = journal.snapshot()
+    if snapshot is None:
+        return None
+    block, seq = snapshot
+    head = journal.block(block)
+    if head is None or head.first_seq + head.transfer_count - 1 != seq:
+        raise BlockMismatch(f"the snapshot speaks of block {block} and seq {seq}, the journal does not")
+    for pages, totals in journal.balances():
+        if int(pages[-1]) * PAGE_ACCOUNTS >= state.size:
+            raise BlockMismatch("the snapshot has accounts that were never opened")
+        for place, name in enumerate(COLUMNS):
+            getattr(state, name).reshape(-1, PAGE_ACCOUNTS)[pages] = totals[:, :, place]
+    for number, outstanding in journal.outstanding().items():
+        participant = state.participants[number]
+        if participant is not None:
+            participant.outstanding = outstanding
+    for hold in journal.open_holds():
+        state.holds[hold.id] = hold
+    state.day, state.year = state.local_date(head.booked_at)
+    state.totals = Totals(head.issued, head.redeemed, head.vaults, head.wallets, head.held)
+    state.next_seq, state.booked_at = seq + 1, head.booked_at
+    return head
+
+
+def _blocks_after(
+    journal: Journal, number: int
+) -> Iterator[tuple[BlockHeader, Records, dict[bytes, tuple[bytes | None, bytes | None, int]]]]:
+    """Each later block with its transfers and the terms of holds among them; many blocks are read at a time."""
+    waiting: list[BlockHeader] = []
+    headers = journal.blocks_after(number)
+    for place, header in enumerate(headers):
+        waiting.append(header)
+        count = header.first_seq + header.transfer_count - waiting[0].first_seq
+        if count < TAIL_PAGE and place < len(headers) - 1:
+            continue
+        first = waiting[0].first_seq
+        tail = journal.tail(first, first + count - 1)
+        for each in waiting:
+            start = each.first_seq - first
+            yield each, tail.transfers[start : start + each.transfer_count], tail.holds
+        waiting = []
 
 
 def effects_of(

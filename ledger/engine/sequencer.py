@@ -5,10 +5,14 @@
 3. Append the block in one fenced transaction (`ledger.store.journal`).
 4. Apply it to the state, answer the waiting requests.
 
+Blocks of plain transfers overlap: while one commits (in the journal's thread), the next is decided on the state with the
+first one's sums already in it. That is safe because such sums can be taken back (`LedgerState.retract`) and because the
+second block is neither sent nor answered before the first is durable; anything else waits until no commit is under way.
+
 If an id turns out to be in the journal already, the block was not written: the ids are read back and the batch is
 decided again with them known (I7). If a connection dies, the outcome is read back, never guessed: the lease is taken
 again (which waits for the old transaction's end) and the block is looked for by number and hash.
-Reads of balances go through the same thread between blocks, so they never see what is not durable.
+Nobody is shown what is not durable: `account_now` leaves out the sums of blocks that are still being committed.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -51,9 +55,9 @@ from ledger.domain.blocks import (
     digest_evidence,
     hold_terms_body,
 )
-from ledger.domain.decide import Decision, Known, decide
-from ledger.domain.records import SUBMISSION, Authority, Batch, EvidenceKind, Extra, uuid_bytes
-from ledger.domain.state import LedgerState
+from ledger.domain.decide import PLAIN, Decision, Known, decide
+from ledger.domain.records import JOURNAL, SUBMISSION, Authority, Batch, EvidenceKind, Extra, uuid_bytes
+from ledger.domain.state import COLUMNS, Effects, LedgerState
 from ledger.domain.vocabulary import (
     ACCOUNT_KINDS,
     KIND_CODE,
@@ -61,8 +65,9 @@ from ledger.domain.vocabulary import (
     TransferKind,
     TransferRefusal,
 )
+from ledger.engine.followers import CommittedBlock, Follower
 from ledger.engine.recovery import recover
-from ledger.store.journal import Block, BlockMismatch, Deposed, DuplicateId, Journal
+from ledger.store.journal import Block, BlockMismatch, Deposed, DuplicateId, Journal, transfer_rows
 
 BLOCK_TRANSFERS_MAX = 8192
 """One fsync for so many; also the largest request."""
@@ -70,7 +75,8 @@ QUEUE_OPERATIONS_MAX = 10_000
 """Requests that may wait; beyond it a request is refused at once instead of waiting for ever."""
 SNAPSHOT_BLOCKS = 5_000
 SNAPSHOT_TRANSFERS = 1_000_000
-"""Replay after a crash is bounded by both."""
+"""Replay after a crash is bounded by both; a ledger of more accounts than that replays as many transfers as it has
+accounts, or its snapshots would cost more than its transfers."""
 RECONNECT_PAUSE_SECONDS_MAX = 0.5
 EXPIRY_RETRY_MICROS = 1_000_000
 """A due hold whose expiry could not be booked waits so long for the next try."""
@@ -137,6 +143,36 @@ class _Read:
 _Operation = _Transfers | _Openings | _Order | _Read
 
 
+@dataclass(slots=True)
+class _Flight:
+    """A block of plain transfers that is decided, absorbed and not known to be durable."""
+
+    group: list[_Transfers]
+    batch: Batch
+    decision: Decision
+    block: Block
+    landing: Future[None] | None = None
+    """The commit, once it is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccountNow:
+    """An account's totals as of the last durable block."""
+
+    debits_posted: int
+    credits_posted: int
+    debits_pending: int
+    credits_pending: int
+    spent_day: int
+    spent_year: int
+    seq: int
+    booked_at: int
+
+    @property
+    def balance(self) -> int:
+        return self.credits_posted - self.debits_posted
+
+
 class Sequencer:
     """Owns the state and the journal's only writing connection. Thread-safe: every method may be called from any."""
 
@@ -148,6 +184,7 @@ class Sequencer:
         clock: Clock,
         revive: Callable[[], object] | None = None,
         check_clock: bool = False,
+        followers: Sequence[Follower] = (),
     ) -> None:
         """`check_clock`: hold `clock` against the database's (not for clocks that tests move).
         `revive` brings the database server back when it is gone: the embedded server's `start`."""
@@ -163,6 +200,14 @@ class Sequencer:
         self._stopping = threading.Event()
         self._connections = ExitStack()
         self._journal: Journal
+        self._followers = list(followers)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self._flight: _Flight | None = None
+        """Whose commit is under way; nobody but `_writer` uses the journal meanwhile."""
+        self._ahead: list[Effects] = []
+        """What the state has and the journal perhaps not: of the block being committed and of the one after it."""
+        self._lock = threading.Lock()
+        """Held while the state, `_ahead` and the head move together, so that `account_now` sees them together."""
         self._state: LedgerState
         self._head: BlockHeader | None = None
         self._next_directive = 1
@@ -219,6 +264,27 @@ class Sequencer:
         self._put(_Read(read, future))
         return future
 
+    def account_now(self, account: int) -> AccountNow:
+        """An account's totals as of the last durable block, without waiting for the queue. It must exist."""
+        with self._lock:
+            state, head = self._state, self._head
+            totals = [int(getattr(state, column)[account]) for column in COLUMNS]
+            for effects in self._ahead:
+                debited, credited = effects.debit == account, effects.credit == account
+                spent = int(effects.amount[debited & effects.spent].sum())
+                totals[0] -= int(effects.amount[debited].sum())
+                totals[1] -= int(effects.amount[credited].sum())
+                totals[4] -= spent
+                totals[5] -= spent
+        seq = head.first_seq + head.transfer_count - 1 if head is not None else 0
+        named = dict(zip(COLUMNS, totals, strict=True))
+        return AccountNow(**named, seq=seq, booked_at=head.booked_at if head is not None else 0)
+
+    @property
+    def holder(self) -> str:
+        """The name under which this sequencer holds the lease, the same from its start to its end."""
+        return self._journal.holder
+
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
@@ -250,6 +316,8 @@ class Sequencer:
         carried: _Operation | None = None
         try:
             while not self._stopping.is_set():
+                if self._flight is not None and self._flight.landing is not None and self._flight.landing.done():
+                    self._settle()
                 self._expire_due_holds()  # also under load, when the queue is never empty
                 if self.failure is not None:
                     break
@@ -296,8 +364,12 @@ class Sequencer:
             count += len(operation.batch)
 
     def _serve(self, group: list[_Operation]) -> None:
-        try:
+        with self._failures_answered(group):
             first = group[0]
+            if not isinstance(first, _Transfers):
+                self._settle()
+                if self.failure is not None:
+                    raise SequencerUnavailable(self.failure)
             if isinstance(first, _Read):
                 _answer(first.future, first.read(self._state))
                 return
@@ -308,6 +380,12 @@ class Sequencer:
                 _answer(first.future, self._open(first.accounts))
             else:
                 _answer(first.future, self._carry_out(first))
+
+    @contextmanager
+    def _failures_answered(self, group: Sequence[_Operation]) -> Iterator[None]:
+        """Whatever goes wrong with a group's operations, their callers hear of it; what must stop the ledger does."""
+        try:
+            yield
         except (Deposed, InvariantBroken, BlockMismatch) as error:
             self._halt(error)
             _fail(group, SequencerUnavailable(self.failure or ""))
@@ -327,6 +405,7 @@ class Sequencer:
         now = to_micros(self._clock())
         jumped = abs(now - self._state.booked_at) > CLOCK_JUMP_MICROS
         if self._check_clock and jumped and self._head is not None:
+            self._settle()
             database_now = self._journal_call(lambda journal: journal.database_time())
             if abs(now - database_now) > CLOCK_JUMP_MICROS:
                 seconds = (now - database_now) // 1_000_000
@@ -345,10 +424,12 @@ class Sequencer:
                 waiting.append(operation)
         _fail(waiting, reason)
         try:
+            self._settle()
             if self.failure is None and self._head is not None:
                 self._write_snapshot()
         except (Deposed, InvariantBroken, SequencerUnavailable, OutcomeUnknown, psycopg.Error) as error:
             log.warning("no snapshot on the way out: %s", error)
+        self._writer.shutdown()
         self._connections.close()
 
     # --- operations
@@ -359,7 +440,15 @@ class Sequencer:
         group = [item for item in group if self._is_current(item.signer)]
         if not group:
             return
-        decision = self._book(Batch.concatenate([item.batch for item in group]))
+        batch = Batch.concatenate([item.batch for item in group])
+        flight = self._decide_ahead(group, batch)
+        self._settle(flight)
+        if flight is None:
+            if self.failure is not None:
+                raise SequencerUnavailable(self.failure)
+            self._answer_transfers(group, self._book(batch))
+
+    def _answer_transfers(self, group: Sequence[_Transfers], decision: Decision) -> None:
         offset = 0
         for item in group:
             end = offset + len(item.batch)
@@ -367,6 +456,71 @@ class Sequencer:
             outcome = BatchOutcome(decision.codes[offset:end], decision.seqs[offset:end], decision.booked_at, known)
             offset = end
             _answer(item.future, outcome)
+
+    # --- blocks that overlap
+
+    def _decide_ahead(self, group: list[_Transfers], batch: Batch) -> _Flight | None:
+        """Decide on the state as it will be once the commit under way has landed. None unless every transfer is plain
+        and accepted: whatever is refused must be refused by what is durable."""
+        state, records = self._state, batch.records
+        if records["flags"].any() or not PLAIN[np.minimum(records["kind"], len(PLAIN) - 1)].all():
+            return None
+        booked_at = self._now()
+        if state.local_date(booked_at) != (state.day, state.year):
+            return None  # a new day clears what was spent: not while something may still be taken back
+        with self._lock:
+            state.roll_to(booked_at)
+        decision = decide(state, batch, booked_at=booked_at)
+        if not decision.effects.is_plain or len(decision.positions) != len(batch):
+            return None
+        block = self._seal(booked_at, decision=decision, evidence=_evidence(batch, decision))
+        with self._memory_follows(block):
+            state.absorb(decision.effects, transfer_count=len(batch), booked_at=booked_at)
+            self._ahead.append(decision.effects)
+        return _Flight(group, batch, decision, block)
+
+    def _settle(self, following: _Flight | None = None) -> None:
+        """Wait for the commit under way, send the following block, and only then answer for the first: the database
+        must not wait for us. If the commit failed, both are taken back and booked one after the other."""
+        flight, self._flight = self._flight, None
+        error = flight.landing.exception() if flight is not None and flight.landing is not None else None
+        if error is not None:
+            for taken in (following, flight):
+                if taken is not None:
+                    self._take_back(taken)
+            for again, cause in ((flight, error), (following, None)):
+                if again is not None:
+                    self._book_again(again, cause)
+            return
+        if following is not None:
+            following.landing = self._writer.submit(self._append, following.block)
+            self._flight = following
+        if flight is not None:
+            self._tell_followers(flight.block)
+            with self._lock:
+                self._ahead.pop(0)
+                self._after_block(flight.block, len(flight.batch))
+            self._answer_transfers(flight.group, flight.decision)
+        if following is not None and following.landing is not None:
+            following.landing.add_done_callback(lambda _: self._wake())
+
+    def _wake(self) -> None:
+        with suppress(queue.Full):  # then it is awake
+            self._queue.put_nowait(None)
+
+    def _take_back(self, flight: _Flight) -> None:
+        with self._lock:
+            self._state.retract(flight.decision.effects, transfer_count=len(flight.batch))
+            self._ahead.pop()  # the following block is taken back before the one it follows
+
+    def _book_again(self, flight: _Flight, cause: BaseException | None) -> None:
+        with self._failures_answered(flight.group):
+            if self.failure is not None:
+                raise SequencerUnavailable(self.failure)
+            if cause is not None and not isinstance(cause, DuplicateId):
+                raise cause
+            self._check_may_write()
+            self._answer_transfers(flight.group, self._book(flight.batch))
 
     def _is_current(self, signer: tuple[int, int] | None) -> bool:
         return signer is None or int(self._state.participant_key_version[signer[0]]) == signer[1]
@@ -379,7 +533,8 @@ class Sequencer:
         self._fetch_hold_fates(batch)
         while True:
             booked_at = self._now()
-            state.roll_to(booked_at)
+            with self._lock:
+                state.roll_to(booked_at)
             decision = decide(state, batch, booked_at=booked_at, known=known)
             # A retry of a booked transfer may now look refused (the money is gone): ask before saying so.
             suspects = [item for item in _ids(batch, np.flatnonzero(decision.codes > 0)) if item not in asked]
@@ -404,6 +559,7 @@ class Sequencer:
                     raise InvariantBroken("I7", "the journal refused an id that it does not have") from None
                 known |= found
                 continue
+            self._tell_followers(block)
             with self._memory_follows(block):
                 state.absorb(decision.effects, transfer_count=len(decision.positions), booked_at=booked_at)
                 self._after_block(block, len(decision.positions))
@@ -414,9 +570,10 @@ class Sequencer:
 
     @contextmanager
     def _memory_follows(self, block: Block) -> Iterator[None]:
-        """The journal has the block. If memory cannot follow, they differ: stop before anything else is done."""
+        """The journal has the block, or soon will. If memory cannot follow, they differ: stop before anything else."""
         try:
-            yield
+            with self._lock:
+                yield
         except Exception as error:
             raise InvariantBroken("I4", f"memory cannot follow block {block.header.number}: {error!r}") from error
 
@@ -433,9 +590,11 @@ class Sequencer:
                 number += 1
         if opened:
             booked_at = self._now()
-            state.roll_to(booked_at)
+            with self._lock:
+                state.roll_to(booked_at)
             block = self._seal(booked_at, accounts=list(opened.values()))
             self._append(block)
+            self._tell_followers(block)
             with self._memory_follows(block):
                 for item in opened.values():
                     state.open_account(
@@ -470,9 +629,11 @@ class Sequencer:
                 self._next_directive += 1
                 return directive.number, None
         booked_at = self._now()
-        state.roll_to(booked_at)
+        with self._lock:
+            state.roll_to(booked_at)
         block = self._seal(booked_at, orders=[directive])
         self._append(block)
+        self._tell_followers(block)
         if order.kind == "genesis":  # brings its time zone, currency and operators: recover it as any restart would
             self._recover()
             return directive.number, None
@@ -520,8 +681,9 @@ class Sequencer:
         orders: Sequence[Directive] = (),
         accounts: Sequence[OpenedAccount] = (),
     ) -> Block:
-        head, state = self._head, self._state
+        head, state = (self._flight.block.header if self._flight is not None else self._head), self._state
         journal = decision.journal.tobytes() if decision is not None else b""
+        totals = state.totals_after(decision.effects) if decision is not None else state.totals
         header = BlockHeader(
             number=head.number + 1 if head is not None else 1,
             epoch=self._journal.epoch,
@@ -535,10 +697,12 @@ class Sequencer:
             directives_digest=digest_directives(orders),
             first_account=state.size,
             account_count=len(accounts),
+            **totals._asdict(),
             accounts_digest=digest_accounts(accounts),
             previous_hash=head.hash if head is not None else GENESIS_HASH,
         )
-        return Block(header, decision, evidence, orders, accounts)
+        rows = transfer_rows(decision.journal) if decision is not None else b""
+        return Block(header, decision, evidence, orders, accounts, rows)
 
     def _append(self, block: Block) -> None:
         """Append until the outcome is known. Raises DuplicateId, Deposed, InvariantBroken, SequencerUnavailable."""
@@ -629,10 +793,29 @@ class Sequencer:
         self._blocks_since_snapshot += 1
         self._transfers_since_snapshot += transfer_count
 
+    def _tell_followers(self, block: Block) -> None:
+        """Before the head moves: who asks for the history through the head must find it."""
+        if not self._followers:
+            return
+        if block.decision is not None:
+            evidence = [*block.evidence, *_terms_evidence(block.decision)]
+            committed = CommittedBlock(block.header, block.decision.journal, evidence)
+        else:
+            committed = CommittedBlock(block.header, np.zeros(0, JOURNAL), ())
+        for follower in self._followers:
+            try:
+                follower(committed)
+            except Exception:  # it finds what it missed in the journal
+                log.exception("a follower failed at block %d", block.header.number)
+
     def _snapshot_if_due(self) -> None:
         """After the answers are out: what a snapshot meets must not be told to a client whose transfers are booked."""
-        is_due = self._blocks_since_snapshot >= SNAPSHOT_BLOCKS or self._transfers_since_snapshot >= SNAPSHOT_TRANSFERS
+        transfers_max = max(SNAPSHOT_TRANSFERS, self._state.size)
+        is_due = self._blocks_since_snapshot >= SNAPSHOT_BLOCKS or self._transfers_since_snapshot >= transfers_max
         if not is_due or self.failure is not None:
+            return
+        self._settle()
+        if self.failure is not None:
             return
         try:
             self._write_snapshot()
@@ -667,13 +850,16 @@ class Sequencer:
 
     def _recover(self) -> None:
         began = time.monotonic()
-        self._state, self._head = recover(self._journal)
+        state, head = recover(self._journal)
+        with self._lock:
+            self._state, self._head = state, head
         found = self._journal.directives()
         self._next_directive = len(found) + 1
         self._mandates = {item.mandate_id: item.number for item in found if item.mandate_id is not None}
         self._holds_written = {hold.id for hold in self._journal.open_holds()}
         snapshot = self._journal.snapshot()
         self._blocks_since_snapshot = (self._head.number if self._head else 0) - (snapshot[0] if snapshot else 0)
+        self._transfers_since_snapshot = self._state.next_seq - 1 - (snapshot[1] if snapshot else 0)
         self._expiries = [(hold.expires_at, hold.id) for hold in self._state.holds.values() if hold.expires_at]
         heapq.heapify(self._expiries)
         log.info(

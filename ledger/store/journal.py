@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 from psycopg import errors, sql
 
@@ -22,15 +23,25 @@ from kernel.database import CheckedConnection
 from ledger.domain.blocks import BlockHeader, Directive, Evidence, OpenedAccount
 from ledger.domain.decide import Decision, Known
 from ledger.domain.records import JOURNAL, Records
-from ledger.domain.state import Hold, HoldEnd, LedgerState
+from ledger.domain.state import (
+    COLUMNS,
+    CREDITS_POSTED,
+    DEBITS_PENDING,
+    DEBITS_POSTED,
+    HOLDER_KEY_BYTES,
+    ISSUANCE_ACCOUNT,
+    PAGE_ACCOUNTS,
+    Hold,
+    HoldEnd,
+    LedgerState,
+)
 from ledger.domain.vocabulary import KIND_CODE, TRANSFER_KINDS, TransferKind
+from ledger.store.copying import PG_EPOCH_MICROS, CopyLayout, PackedLayout, copy_in
 
-_PG_EPOCH_MICROS = 946_684_800_000_000
-"""2000-01-01T00:00Z, where PostgreSQL's binary timestamps begin."""
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
 TAIL_PAGE = 200_000
 """Rows a recovery reads at a time."""
+SNAPSHOT_PAGES = 20_000
+"""Pages of balances written or read at a time: 31 MB."""
 
 
 class Deposed(RuntimeError):
@@ -54,6 +65,8 @@ class Block:
     evidence: Sequence[Evidence] = ()
     directives: Sequence[Directive] = ()
     accounts: Sequence[OpenedAccount] = ()
+    rows: bytes = b""
+    """The transfers as COPY takes them (`transfer_rows`), laid out ahead so that the database never waits for it."""
 
 
 @dataclass(slots=True)
@@ -121,7 +134,8 @@ class Journal:
         try:
             with connection.cursor() as cursor:
                 if block.decision is not None:
-                    self._copy_transfers(cursor, block.decision.journal)
+                    if block.rows:
+                        copy_in(cursor, _TRANSFER_COLUMNS, block.rows)
                     self._copy_holds(cursor, block.decision)
                 _copy_rows(
                     cursor,
@@ -161,8 +175,8 @@ class Journal:
             "WITH fenced AS (UPDATE lease SET renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING 1)"
             " INSERT INTO block (number, epoch, booked_at, first_seq, transfer_count, transfers_digest,"
             " evidence_digest, first_directive, directive_count, directives_digest, first_account, account_count,"
-            " accounts_digest, previous_hash, hash)"
-            " SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
+            " issued, redeemed, vaults, wallets, held, accounts_digest, previous_hash, hash)"
+            " SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
             (
                 self.epoch,
                 header.number,
@@ -177,6 +191,11 @@ class Journal:
                 header.directives_digest,
                 header.first_account,
                 header.account_count,
+                header.issued,
+                header.redeemed,
+                header.vaults,
+                header.wallets,
+                header.held,
                 header.accounts_digest,
                 header.previous_hash,
                 header.hash,
@@ -184,22 +203,6 @@ class Journal:
         )
         if cursor.rowcount != 1:
             raise Deposed(f"epoch {self.epoch} lost the lease")
-
-    def _copy_transfers(self, cursor: psycopg.Cursor[Any], journal: Records) -> None:
-        """Binary COPY straight from the record array. The order of rows does not matter: `seq` carries it."""
-        if not len(journal):
-            return
-        columns = "id, seq, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter, booked_at"
-        has_hold = (journal["hold_high"] != 0) | (journal["hold_low"] != 0)
-        has_reference = (journal["reference_high"] != 0) | (journal["reference_low"] != 0)
-        with cursor.copy(f"COPY transfer ({columns}) FROM STDIN (FORMAT BINARY)") as copy:
-            copy.write(_COPY_HEADER)
-            for hold in (False, True):
-                for reference in (False, True):
-                    part = journal[(has_hold == hold) & (has_reference == reference)]
-                    if len(part):
-                        copy.write(_copy_body(part, hold=hold, reference=reference))
-            copy.write(_COPY_TRAILER)
 
     def _copy_holds(self, cursor: psycopg.Cursor[Any], decision: Decision) -> None:
         seqs, batch_ids = decision.seqs, decision.journal
@@ -243,36 +246,17 @@ class Journal:
     def write_snapshot(self, state: LedgerState, *, block: int, holds_written: set[bytes]) -> set[bytes]:
         """Bring the balance tables to the state after `block`, in one transaction. Returns the holds now written.
 
-        Only accounts that changed since the last snapshot are written; recovery replays the journal after it.
+        Only pages of accounts that changed since the last snapshot are written; recovery replays the journal after it.
         """
         connection = self._connection
-        dirty = np.flatnonzero(state.dirty[: state.size])
-        columns = (
-            state.debits_posted,
-            state.credits_posted,
-            state.debits_pending,
-            state.credits_pending,
-            state.spent_day,
-            state.spent_year,
-        )
+        pages = np.flatnonzero(state.changed_page[: -(-state.size // PAGE_ACCOUNTS)])
         now_open = set(state.holds)
         try:
             with connection.cursor() as cursor:
-                cursor.execute(
-                    "CREATE TEMPORARY TABLE IF NOT EXISTS balance_in (LIKE account_balance) ON COMMIT DELETE ROWS"
-                )
-                values = np.column_stack([dirty, *(column[dirty] for column in columns)])
-                with cursor.copy("COPY balance_in FROM STDIN (FORMAT BINARY)") as copy:
-                    copy.write(_COPY_HEADER)
-                    copy.write(_copy_int8_body(values))
-                    copy.write(_COPY_TRAILER)
-                cursor.execute(
-                    "INSERT INTO account_balance SELECT * FROM balance_in ORDER BY account"
-                    " ON CONFLICT (account) DO UPDATE SET"
-                    " debits_posted = EXCLUDED.debits_posted, credits_posted = EXCLUDED.credits_posted,"
-                    " debits_pending = EXCLUDED.debits_pending, credits_pending = EXCLUDED.credits_pending,"
-                    " spent_day = EXCLUDED.spent_day, spent_year = EXCLUDED.spent_year"
-                )
+                for start in range(0, len(pages), SNAPSHOT_PAGES):
+                    part = pages[start : start + SNAPSHOT_PAGES]
+                    cursor.execute("DELETE FROM balance_page WHERE page = ANY(%s)", (part.tolist(),))
+                    copy_in(cursor, "balance_page (page, least_available, body)", _page_rows(state, part))
                 cursor.executemany(
                     "INSERT INTO participant_balance VALUES (%s, %s)"
                     " ON CONFLICT (participant) DO UPDATE SET outstanding = EXCLUDED.outstanding",
@@ -290,11 +274,9 @@ class Journal:
                 )
                 cursor.execute(
                     "WITH fenced AS (UPDATE lease SET renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING 1)"
-                    " INSERT INTO snapshot (id, block, seq, booked_at, issued, redeemed)"
-                    " SELECT 1, %s, %s, %s, %s, %s FROM fenced"
-                    " ON CONFLICT (id) DO UPDATE SET block = EXCLUDED.block, seq = EXCLUDED.seq,"
-                    " booked_at = EXCLUDED.booked_at, issued = EXCLUDED.issued, redeemed = EXCLUDED.redeemed",
-                    (self.epoch, block, state.next_seq - 1, from_micros(state.booked_at), state.issued, state.redeemed),
+                    " INSERT INTO snapshot (id, block, seq) SELECT 1, %s, %s FROM fenced"
+                    " ON CONFLICT (id) DO UPDATE SET block = EXCLUDED.block, seq = EXCLUDED.seq",
+                    (self.epoch, block, state.next_seq - 1),
                 )
                 if cursor.rowcount != 1:
                     raise Deposed(f"epoch {self.epoch} lost the lease")
@@ -303,13 +285,18 @@ class Journal:
             if not connection.closed:
                 connection.rollback()
             raise
-        state.dirty[: state.size] = False
+        state.changed_page[:] = False
         return now_open
 
     # --- reading back
 
     def last_block(self) -> BlockHeader | None:
         return self.block(None)
+
+    def last_seq(self) -> int:
+        """The newest transfer's number, 0 before the first."""
+        head = self.last_block()
+        return head.first_seq + head.transfer_count - 1 if head is not None else 0
 
     def block(self, number: int | None) -> BlockHeader | None:
         """A header as written, the last one for None. Raises BlockMismatch if its hash is not its content's."""
@@ -370,39 +357,37 @@ class Journal:
         rows = self._all("SELECT number, kind, mandate_id, body FROM directive ORDER BY number", None)
         return [Directive(row[0], row[1], row[2].bytes if row[2] else None, row[3]) for row in rows]
 
-    def accounts(self) -> Iterator[OpenedAccount]:
-        """All opened accounts in number order."""
+    def accounts(self, classes: Sequence[str]) -> Iterator[Records]:
+        """All opened accounts in number order, in pages of records (number, kind, participant, rule_class, key_size,
+        key): `rule_class` is a position in `classes`, `key` the holder's key padded with zeros."""
         after = 0
         while True:
-            rows = self._all(
-                "SELECT number, opening_id, kind, participant, rule_class, holder_key FROM account"
-                " WHERE number > %s ORDER BY number LIMIT %s",
-                (after, TAIL_PAGE),
-            )
-            if not rows:
+            codes = sql.Literal(list(classes))
+            source = "(SELECT *, {}::text[] AS classes FROM account WHERE number > {} ORDER BY number LIMIT {}) a"
+            rows = self._rows(_ACCOUNT, sql.SQL(source).format(codes, after, TAIL_PAGE))
+            rows = rows[np.argsort(rows["number"])]
+            if not len(rows):
                 return
-            after = int(rows[-1][0])
-            for row in rows:
-                yield OpenedAccount(row[0], row[1].bytes, *row[2:])
-
-    def snapshot(self) -> tuple[int, int, int, int, int] | None:
-        """(block, seq, booked_at, issued, redeemed) of the balance tables."""
-        rows = self._all("SELECT block, seq, booked_at, issued, redeemed FROM snapshot", None)
-        return (rows[0][0], rows[0][1], to_micros(rows[0][2]), rows[0][3], rows[0][4]) if rows else None
-
-    def balances(self) -> Iterator[list[tuple[int, ...]]]:
-        """Pages of (account, totals in the order of `COLUMNS`)."""
-        after = 0
-        while True:
-            rows = self._all(
-                "SELECT account, debits_posted, credits_posted, debits_pending, credits_pending, spent_day, spent_year"
-                " FROM account_balance WHERE account > %s ORDER BY account LIMIT %s",
-                (after, TAIL_PAGE),
-            )
-            if not rows:
-                return
-            after = int(rows[-1][0])
+            after = int(rows["number"][-1])
             yield rows
+
+    def snapshot(self) -> tuple[int, int] | None:
+        """(block, seq) of the balance tables."""
+        rows = self._all("SELECT block, seq FROM snapshot", None)
+        return (rows[0][0], rows[0][1]) if rows else None
+
+    def balances(self) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Pages of totals: page numbers, and for each page PAGE_ACCOUNTS x 6 totals in the order of `COLUMNS`."""
+        after = -1
+        while True:
+            source = "(SELECT page, body FROM balance_page WHERE page > {} ORDER BY page LIMIT {}) p"
+            rows = self._rows(_PAGE_OUT, sql.SQL(source).format(after, SNAPSHOT_PAGES))
+            rows = rows[np.argsort(rows["page"])]
+            if not len(rows):
+                return
+            after = int(rows["page"][-1])
+            bodies = np.frombuffer(rows["body"].tobytes(), ">i8").reshape(len(rows), PAGE_ACCOUNTS, len(COLUMNS))
+            yield rows["page"].astype(np.int64), bodies.astype(np.int64)
 
     def outstanding(self) -> dict[int, int]:
         return dict(self._all("SELECT participant, outstanding FROM participant_balance", None))
@@ -421,21 +406,15 @@ class Journal:
 
     def tail(self, first_seq: int, last_seq: int) -> Tail:
         """Booked transfers of a seq range, in order, with the terms of the holds among them."""
-        rows = self._all(
-            "SELECT seq, id, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter,"
-            " booked_at FROM transfer WHERE seq BETWEEN %s AND %s ORDER BY seq",
-            (first_seq, last_seq),
-        )
+        rows = self._rows(_TRANSFER_OUT, sql.SQL("transfer WHERE seq BETWEEN {} AND {}").format(first_seq, last_seq))
         if len(rows) != last_seq - first_seq + 1:
             raise BlockMismatch(f"seq {first_seq}..{last_seq}: {len(rows)} transfers found")
         journal = np.zeros(len(rows), JOURNAL)
-        mask = 2**64 - 1
-        for index, row in enumerate(rows):
-            hold, reference = (row[6].int if row[6] else 0), (row[7].int if row[7] else 0)
-            journal[index] = (
-                *(row[0], row[1].int >> 64, row[1].int & mask, row[2], row[3], row[4], row[5]),
-                *(hold >> 64, hold & mask, reference >> 64, reference & mask, row[8], to_micros(row[9])),
-            )
+        for name in JOURNAL.names or ():
+            journal[name] = rows[name]
+        journal["booked_at"] = rows["booked_at"].astype(np.int64) + PG_EPOCH_MICROS
+        if bool((np.diff(journal["seq"].astype(np.int64)) < 0).any()):
+            journal = journal[np.argsort(journal["seq"].astype(np.int64))]
         terms = self._all(
             "SELECT hold_id, commit_hash, abort_hash, expires_at FROM hold_event"
             " WHERE phase = 0 AND seq BETWEEN %s AND %s",
@@ -443,6 +422,12 @@ class Journal:
         )
         holds = {row[0].bytes: (row[1], row[2], to_micros(row[3]) if row[3] else 0) for row in terms}
         return Tail(journal, holds)
+
+    def _rows(self, layout: PackedLayout, source: sql.Composable) -> npt.NDArray[Any]:
+        with self._connection.cursor() as cursor:
+            rows = layout.read(cursor, source)
+        self._connection.commit()
+        return rows
 
     def _all(self, query: str, parameters: tuple[object, ...] | None) -> list[tuple[Any, ...]]:
         with self._connection.cursor() as cursor:
@@ -454,7 +439,8 @@ class Journal:
 
 BLOCK_COLUMNS = (
     "number, epoch, booked_at, first_seq, transfer_count, transfers_digest, evidence_digest, first_directive, "
-    "directive_count, directives_digest, first_account, account_count, accounts_digest, previous_hash, hash"
+    "directive_count, directives_digest, first_account, account_count, issued, redeemed, vaults, wallets, held, "
+    "accounts_digest, previous_hash, hash"
 )
 
 
@@ -510,50 +496,96 @@ def _copy_rows(
             copy.write_row(row)
 
 
-def _copy_body(journal: Records, *, hold: bool, reference: bool) -> bytes:
-    """Rows of `transfer` in PostgreSQL's binary COPY format: field count, then length and value of each field."""
-    fields: list[tuple[str, str]] = [("fields", ">i2")]
-
-    def add(name: str, *kinds: str) -> None:
-        fields.append((f"{name}_length", ">i4"))
-        fields.extend((name if len(kinds) == 1 else f"{name}_{part}", kind) for part, kind in enumerate(kinds))
-
-    add("id", ">u8", ">u8")
-    add("seq", ">i8")
-    add("kind", ">i2")
-    add("debit", ">i8")
-    add("credit", ">i8")
-    add("amount", ">i8")
-    add("hold", *([">u8", ">u8"] if hold else []))
-    add("reference", *([">u8", ">u8"] if reference else []))
-    add("submitter", ">i4")
-    add("booked_at", ">i8")
-    rows = np.zeros(len(journal), np.dtype(fields))
-    rows["fields"] = 10
-    for name, length in (("id", 16), ("seq", 8), ("kind", 2), ("debit", 8), ("credit", 8), ("amount", 8)):
-        rows[f"{name}_length"] = length
-    rows["submitter_length"], rows["booked_at_length"] = 4, 8
-    rows["hold_length"], rows["reference_length"] = (16 if hold else -1), (16 if reference else -1)
-    rows["id_0"], rows["id_1"] = journal["id_high"], journal["id_low"]
-    for name in ("seq", "kind", "debit", "credit", "amount", "submitter"):
-        rows[name] = journal[name]
-    if hold:
-        rows["hold_0"], rows["hold_1"] = journal["hold_high"], journal["hold_low"]
-    if reference:
-        rows["reference_0"], rows["reference_1"] = journal["reference_high"], journal["reference_low"]
-    rows["booked_at"] = journal["booked_at"] - _PG_EPOCH_MICROS
-    return rows.tobytes()
+def _transfer_layout(*, hold: bool, reference: bool) -> CopyLayout:
+    return CopyLayout(
+        [
+            ("id", "uuid"),
+            ("seq", "int8"),
+            ("debit", "int8"),
+            ("credit", "int8"),
+            ("amount", "int8"),
+            ("booked_at", "int8"),
+            ("submitter", "int4"),
+            ("kind", "int2"),
+            ("hold", "uuid" if hold else "null"),
+            ("reference", "uuid" if reference else "null"),
+        ]
+    )
 
 
-def _copy_int8_body(values: np.ndarray[tuple[int, int], np.dtype[np.int64]]) -> bytes:
-    """Rows of 64-bit integers in binary COPY format."""
-    width = values.shape[1]
-    fields = [("fields", ">i2")]
-    for column in range(width):
-        fields += [(f"length_{column}", ">i4"), (f"value_{column}", ">i8")]
-    rows = np.zeros(len(values), np.dtype(fields))
-    rows["fields"] = width
-    for column in range(width):
-        rows[f"length_{column}"] = 8
-        rows[f"value_{column}"] = values[:, column]
+_TRANSFER_IN = {
+    (hold, reference): _transfer_layout(hold=hold, reference=reference)
+    for hold in (False, True)
+    for reference in (False, True)
+}
+_TRANSFER_COLUMNS = (
+    "transfer (id, seq, debit_account, credit_account, amount_minor, booked_at, submitter, kind, hold_id, reference)"
+)
+_NIL = "'00000000-0000-0000-0000-000000000000'"
+_TRANSFER_OUT = PackedLayout(
+    [
+        ("id", "uuid", "id"),
+        ("seq", "int8", "seq"),
+        ("debit", "int8", "debit_account"),
+        ("credit", "int8", "credit_account"),
+        ("amount", "int8", "amount_minor"),
+        ("booked_at", "timestamptz", "booked_at"),
+        ("submitter", "int4", "submitter"),
+        ("kind", "int2", "kind"),
+        ("hold", "uuid", f"coalesce(hold_id, {_NIL})"),
+        ("reference", "uuid", f"coalesce(reference, {_NIL})"),
+    ]
+)
+_ACCOUNT = PackedLayout(
+    [
+        ("number", "int8", "number"),
+        ("kind", "int2", "kind"),
+        ("participant", "int4", "participant"),
+        ("rule_class", "int4", "coalesce(array_position(classes, rule_class) - 1, -1)"),
+        ("key_size", "int4", "coalesce(length(holder_key), 0)"),
+        (
+            "key",
+            f"bytes:{HOLDER_KEY_BYTES}",
+            f"substring(coalesce(holder_key, '') || decode(repeat('00', {HOLDER_KEY_BYTES}), 'hex')"
+            f" FROM 1 FOR {HOLDER_KEY_BYTES})",
+        ),
+    ]
+)
+_PAGE_BYTES = PAGE_ACCOUNTS * len(COLUMNS) * 8
+_BALANCE_PAGE = CopyLayout([("page", "int8"), ("least_available", "int8"), ("body", f"bytes:{_PAGE_BYTES}")])
+_PAGE_OUT = PackedLayout([("page", "int8", "page"), ("body", f"bytes:{_PAGE_BYTES}", "body")])
+
+
+def transfer_rows(journal: Records) -> bytes:
+    """The journal's records as rows of `transfer`, as COPY takes them; the order of rows does not matter."""
+    has_hold = (journal["hold_high"] != 0) | (journal["hold_low"] != 0)
+    has_reference = (journal["reference_high"] != 0) | (journal["reference_low"] != 0)
+    parts: list[bytes] = []
+    for (hold, reference), layout in _TRANSFER_IN.items():
+        chosen = (has_hold == hold) & (has_reference == reference)
+        if not chosen.any():
+            continue
+        part = journal if chosen.all() else journal[chosen]
+        rows = layout.rows(len(part))
+        for name in ("id_high", "id_low", "seq", "debit", "credit", "amount", "submitter", "kind"):
+            rows[name] = part[name]
+        rows["booked_at"] = part["booked_at"].astype(np.int64) - PG_EPOCH_MICROS
+        for name in ("hold_high", "hold_low") * hold + ("reference_high", "reference_low") * reference:
+            rows[name] = part[name]
+        parts.append(rows.tobytes())
+    return b"".join(parts)
+
+
+def _page_rows(state: LedgerState, pages: npt.NDArray[np.intp]) -> bytes:
+    """Rows of `balance_page`."""
+    rows = _BALANCE_PAGE.rows(len(pages))
+    bodies = np.zeros((len(pages), PAGE_ACCOUNTS, len(COLUMNS)), ">i8")
+    for place, name in enumerate(COLUMNS):
+        bodies[:, :, place] = getattr(state, name).reshape(-1, PAGE_ACCOUNTS)[pages]
+    available = bodies[:, :, CREDITS_POSTED] - bodies[:, :, DEBITS_POSTED] - bodies[:, :, DEBITS_PENDING]
+    if len(pages) and pages[0] == 0:
+        available[0, ISSUANCE_ACCOUNT] = 0  # alone it may be overdrawn: by the circulation
+    rows["page"] = pages
+    rows["least_available"] = available.min(axis=1)
+    rows["body"] = bodies.reshape(len(pages), -1).view(f"V{_PAGE_BYTES}")[:, 0]
     return rows.tobytes()

@@ -9,9 +9,11 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from ledger.domain.blocks import BlockHeader
-from ledger.store.journal import BLOCK_COLUMNS, header_of
+from ledger.store.history import Entry
+from ledger.store.journal import BLOCK_COLUMNS, BlockMismatch, header_of
 from ledger.store.tables import block, evidence, hold_event, hold_tombstone, transfer
 
 
@@ -41,6 +43,7 @@ class HoldRecord:
     is_tombstoned: bool
 
 
+_UUIDS = postgresql.ARRAY(postgresql.UUID(as_uuid=True))
 _TRANSFER = sa.select(
     transfer.c.seq,
     transfer.c.id,
@@ -96,16 +99,14 @@ def find_hold(connection: sa.Connection, hold_id: UUID) -> HoldRecord | None:
     )
 
 
-def account_page(
-    connection: sa.Connection, account: int, *, after_seq: int, through_seq: int, limit: int, newest_first: bool = False
-) -> Sequence[BookedTransfer]:
-    """Transfers that name the account with after_seq < seq <= through_seq, from two index ranges."""
-    rows: list[Any] = []
-    for side in (transfer.c.debit_account, transfer.c.credit_account):
-        order = transfer.c.seq.desc() if newest_first else transfer.c.seq.asc()
-        query = _TRANSFER.where(side == account, transfer.c.seq > after_seq, transfer.c.seq <= through_seq)
-        rows.extend(connection.execute(query.order_by(order).limit(limit)))
-    return [BookedTransfer(**row._mapping) for row in sorted(rows, reverse=newest_first)[:limit]]
+def find_transfers(connection: sa.Connection, entries: Sequence[Entry]) -> list[BookedTransfer]:
+    """The transfers that a history names, in its order. Raises BlockMismatch if the journal has one no more."""
+    rows = connection.execute(_TRANSFER.where(transfer.c.id == sa.any_(sa.literal([e.id for e in entries], _UUIDS))))
+    found = {row.id: BookedTransfer(**row._mapping) for row in rows}
+    missing = next((entry for entry in entries if entry.id not in found), None)
+    if missing is not None:
+        raise BlockMismatch(f"seq {missing.seq} is in the history of an account and not in the journal")
+    return [found[entry.id] for entry in entries]
 
 
 def find_block(connection: sa.Connection, number: int) -> BlockHeader | None:

@@ -43,10 +43,16 @@ block = sa.Table(
     sa.Column("directives_digest", sa.LargeBinary, nullable=False),
     sa.Column("first_account", sa.BigInteger, nullable=False),
     sa.Column("account_count", sa.Integer, nullable=False),
+    sa.Column("issued", sa.BigInteger, nullable=False),
+    sa.Column("redeemed", sa.BigInteger, nullable=False),
+    sa.Column("vaults", sa.BigInteger, nullable=False),
+    sa.Column("wallets", sa.BigInteger, nullable=False),
+    sa.Column("held", sa.BigInteger, nullable=False),
     sa.Column("accounts_digest", sa.LargeBinary, nullable=False),
     sa.Column("previous_hash", sa.LargeBinary, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
     sa.CheckConstraint("transfer_count >= 0 AND directive_count >= 0 AND account_count >= 0", name="block_counts"),
+    sa.CheckConstraint("issued - redeemed = vaults + wallets AND held >= 0", name="block_i2"),
 )
 
 transfer = sa.Table(
@@ -54,17 +60,15 @@ transfer = sa.Table(
     metadata,
     sa.Column("id", UUID, primary_key=True),
     sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("kind", sa.SmallInteger, nullable=False),
     sa.Column("debit_account", sa.BigInteger, nullable=False),
     sa.Column("credit_account", sa.BigInteger, nullable=False),
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
+    sa.Column("booked_at", _time, nullable=False),
+    sa.Column("submitter", sa.Integer, nullable=False),
+    sa.Column("kind", sa.SmallInteger, nullable=False),
     sa.Column("hold_id", UUID),
     sa.Column("reference", UUID),
-    sa.Column("submitter", sa.Integer, nullable=False),
-    sa.Column("booked_at", _time, nullable=False),
-    sa.Index("transfer_seq", "seq"),
-    sa.Index("transfer_debit", "debit_account", "seq"),
-    sa.Index("transfer_credit", "credit_account", "seq"),
+    sa.Index("transfer_seq", "seq", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     # I1 beside the state machine; kind 12 is the tombstone, which moves nothing
     sa.CheckConstraint(
         "(kind = 12 AND amount_minor = 0 AND debit_account = 0 AND credit_account = 0) OR (kind <> 12 AND"
@@ -72,6 +76,29 @@ transfer = sa.Table(
         name="transfer_i1",
     ),
 )
+
+"""Wide columns first: no padding. Blocks are stored in the order of `seq`, so a BRIN index finds ranges of it for next
+to nothing; the history of an account is found by `history_page`."""
+
+history_run = sa.Table(
+    "history_run",
+    metadata,
+    sa.Column("first_seq", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("last_seq", sa.BigInteger, nullable=False),
+)
+"""Ranges of seq that are indexed by account; dense from seq 1. Written with their pages in one transaction."""
+
+history_page = sa.Table(
+    "history_page",
+    metadata,
+    sa.Column("run", sa.BigInteger, nullable=False),
+    sa.Column("first_account", sa.BigInteger, nullable=False),
+    sa.Column("first_seq", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.PrimaryKeyConstraint("run", "first_account", "first_seq", name="history_page_pkey"),
+)
+"""The transfers of a run (its first seq) by account, then seq: see `ledger.store.history`. Can be rebuilt from
+`transfer`."""
 
 evidence = sa.Table(
     "evidence",
@@ -144,31 +171,22 @@ snapshot = sa.Table(
     sa.Column("id", sa.SmallInteger, primary_key=True, autoincrement=False),
     sa.Column("block", sa.BigInteger, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("booked_at", _time, nullable=False),
-    sa.Column("issued", sa.BigInteger, nullable=False),
-    sa.Column("redeemed", sa.BigInteger, nullable=False),
     sa.CheckConstraint("id = 1", name="snapshot_is_single"),
 )
-"""Through which block `account_balance`, `participant_balance` and `open_hold` speak."""
+"""Through which block `balance_page`, `participant_balance` and `open_hold` speak."""
 
-account_balance = sa.Table(
-    "account_balance",
+balance_page = sa.Table(
+    "balance_page",
     metadata,
-    sa.Column("account", sa.BigInteger, primary_key=True, autoincrement=False),
-    sa.Column("debits_posted", sa.BigInteger, nullable=False),
-    sa.Column("credits_posted", sa.BigInteger, nullable=False),
-    sa.Column("debits_pending", sa.BigInteger, nullable=False),
-    sa.Column("credits_pending", sa.BigInteger, nullable=False),
-    sa.Column("spent_day", sa.BigInteger, nullable=False),
-    sa.Column("spent_year", sa.BigInteger, nullable=False),
-    sa.CheckConstraint(
-        "account = 1 OR credits_posted - debits_posted - debits_pending >= 0", name="account_balance_i3"
-    ),
-    sa.CheckConstraint(
-        "debits_posted >= 0 AND credits_posted >= 0 AND debits_pending >= 0 AND credits_pending >= 0",
-        name="account_balance_positive",
-    ),
+    sa.Column("page", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("least_available", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.CheckConstraint("octet_length(body) = 1536", name="balance_page_size"),
+    # I3 beside the state machine: the smallest available balance of the page's holders
+    sa.CheckConstraint("least_available >= 0", name="balance_page_i3"),
 )
+"""Totals of the 32 accounts from 32 * page on: for each six signed integers of 8 bytes, big-endian, in the order of
+`ledger.domain.state.COLUMNS`. The view `account_balance` shows them as rows, `account_balance_now` with the tail."""
 
 participant_balance = sa.Table(
     "participant_balance",

@@ -23,7 +23,7 @@ from ledger.contract import (
 )
 from ledger.domain.blocks import OpenedAccount
 from ledger.domain.directives import key_bytes
-from ledger.domain.state import ISSUANCE_ACCOUNT, LedgerState
+from ledger.domain.state import LedgerState
 from ledger.domain.vocabulary import (
     ACCOUNT_KIND_CODE,
     ACCOUNT_KINDS,
@@ -38,6 +38,7 @@ from ledger.domain.vocabulary import (
 )
 from ledger.engine.sequencer import Sequencer, SequencerUnavailable
 from ledger.store import queries
+from ledger.store.history import History
 from ledger.usecases.keyring import Caller, Keyring, decode_holder_key
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Accounts:
         sequencer: Sequencer,
         keyring: Keyring,
         database: Database,
+        history: History,
         *,
         state: LedgerState,
         answer_seconds_max: float,
@@ -60,8 +62,8 @@ class Accounts:
         self._sequencer = sequencer
         self._keyring = keyring
         self._database = database
+        self._history = history
         self._state = state
-        self._supply_known: SupplyView | None = None
         self._answer_seconds_max = answer_seconds_max
 
     # --- opening
@@ -125,10 +127,9 @@ class Accounts:
 
     def view(self, account: int, *, caller: Caller) -> AccountView:
         """The account as of the last block. Its participant and operators may look."""
-        return self._wait(lambda: self._sequencer.read(lambda state: self._view(state, account, caller)))
-
-    def _view(self, state: LedgerState, account: int, caller: Caller) -> AccountView:
+        state = self._state
         self._check_may_read(state, account, caller)
+        now = self._sequencer.account_now(account)
         participant = state.participants[int(state.participant[account])]
         kind = ACCOUNT_KINDS[int(state.kind[account])]
         has_key = kind is AccountKind.WALLET
@@ -139,17 +140,17 @@ class Accounts:
             status=AccountStatus.FROZEN if state.frozen[account] else AccountStatus.ACTIVE,
             rule_class=state.classes[int(state.rule_class[account])].name,
             currency=state.currency,
-            balance_minor=state.balance(account),
-            available_minor=state.available(account),
-            debits_posted_minor=int(state.debits_posted[account]),
-            credits_posted_minor=int(state.credits_posted[account]),
-            debits_pending_minor=int(state.debits_pending[account]),
-            credits_pending_minor=int(state.credits_pending[account]),
-            spent_today_minor=int(state.spent_day[account]),
-            spent_this_year_minor=int(state.spent_year[account]),
+            balance_minor=now.balance,
+            available_minor=now.balance - now.debits_pending,
+            debits_posted_minor=now.debits_posted,
+            credits_posted_minor=now.credits_posted,
+            debits_pending_minor=now.debits_pending,
+            credits_pending_minor=now.credits_pending,
+            spent_today_minor=now.spent_day,
+            spent_this_year_minor=now.spent_year,
             holder_key=decode_holder_key(state.holder_key[account].tobytes()).thumbprint if has_key else None,
-            as_of_seq=state.next_seq - 1,
-            as_of=from_micros(state.booked_at),
+            as_of_seq=now.seq,
+            as_of=from_micros(now.booked_at),
         )
 
     def _check_may_read(self, state: LedgerState, account: int, caller: Caller) -> None:
@@ -165,11 +166,9 @@ class Accounts:
         """A page of booked lines with the running balance, exact at each line."""
         filters = {"account": account, "newest_first": newest_first}
 
-        def head(state: LedgerState) -> tuple[int, int]:
-            self._check_may_read(state, account, caller)
-            return state.next_seq - 1, state.balance(account)
-
-        through, balance = self._wait(lambda: self._sequencer.read(head))
+        self._check_may_read(self._state, account, caller)
+        now = self._sequencer.account_now(account)
+        through, balance = now.seq, now.balance
         after = 0
         if cursor is not None:
             position = pagination.decode(cursor, filters, shape=(int, int))
@@ -180,9 +179,10 @@ class Accounts:
         elif not newest_first:
             balance = 0
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            rows = queries.account_page(
+            entries = self._history.find(
                 connection, account, after_seq=after, through_seq=through, limit=limit + 1, newest_first=newest_first
             )
+            rows = queries.find_transfers(connection, entries)
         lines: list[StatementLine] = []
         first = balance
         for row in rows[:limit]:
@@ -218,33 +218,23 @@ class Accounts:
         )
 
     def supply(self) -> SupplyView:
-        """I2 from the sequencer's own totals, at one seq. Added up once a block, however many ask."""
-        known, head = self._supply_known, self._sequencer.head
-        if known is None or head is None or known.as_of_block != head.number:
-            known = self._supply_known = self._wait(lambda: self._sequencer.read(self._supply))
-        return known
-
-    def _supply(self, state: LedgerState) -> SupplyView:
-        used = slice(1, state.size)
-        balances = state.credits_posted[used] - state.debits_posted[used]
-        kinds = state.kind[used]
-        vaults = int(balances[kinds == ACCOUNT_KIND_CODE[AccountKind.VAULT]].sum())
-        wallets = int(balances[kinds == ACCOUNT_KIND_CODE[AccountKind.WALLET]].sum())
-        held = int(state.debits_pending[used].sum())
+        """I2 as the newest block's header states it: its totals are hashed with it, and checked by the verifier."""
         head = self._sequencer.head
-        circulation = -state.balance(ISSUANCE_ACCOUNT)
+        if head is None:
+            raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the ledger has no genesis yet")
+        circulation = head.issued - head.redeemed
         return SupplyView(
-            currency=state.currency,
-            issued_minor=state.issued,
-            redeemed_minor=state.redeemed,
-            circulation_minor=state.circulation(),
-            vaults_minor=vaults,
-            wallets_minor=wallets,
-            held_minor=held,
-            identity_holds=state.circulation() == vaults + wallets == circulation,
-            as_of_block=head.number if head is not None else 0,
-            as_of_seq=state.next_seq - 1,
-            as_of=from_micros(state.booked_at),
+            currency=self._state.currency,
+            issued_minor=head.issued,
+            redeemed_minor=head.redeemed,
+            circulation_minor=circulation,
+            vaults_minor=head.vaults,
+            wallets_minor=head.wallets,
+            held_minor=head.held,
+            identity_holds=circulation == head.vaults + head.wallets,
+            as_of_block=head.number,
+            as_of_seq=head.first_seq + head.transfer_count - 1,
+            as_of=from_micros(head.booked_at),
         )
 
     def _wait(self, ask: Callable[[], Future[T]]) -> T:

@@ -121,7 +121,7 @@ class Twin:
         for number, participant in model.participants.items():
             entry = state.participants[number]
             assert entry is not None and entry.outstanding == participant["outstanding"]
-        assert (state.issued, state.redeemed) == (model.issued, model.redeemed)
+        assert (state.totals.issued, state.totals.redeemed) == (model.issued, model.redeemed)
         assert (state.next_seq, state.booked_at) == (len(model.rows) + 1, model.now)
         assert not state.scratch_debit.any() and not state.scratch_credit.any()
 
@@ -216,7 +216,7 @@ def totals_of(state: LedgerState) -> tuple[Any, ...]:
         dict[bytes, HoldEnd](state.ended_holds),
         set(state.tombstones),
         [p.outstanding for p in state.participants if p is not None],
-        (state.issued, state.redeemed, state.next_seq, state.booked_at, state.day, state.year),
+        (*state.totals, state.next_seq, state.booked_at, state.day, state.year),
     )
 
 

@@ -20,18 +20,13 @@ STATEMENTS = (
     CONSTRAINT account_i8 CHECK ((kind = 2) = (holder_key IS NOT NULL)),
     UNIQUE (opening_id)
 )""",
-    """CREATE TABLE account_balance (
-    account BIGINT NOT NULL,
-    debits_posted BIGINT NOT NULL,
-    credits_posted BIGINT NOT NULL,
-    debits_pending BIGINT NOT NULL,
-    credits_pending BIGINT NOT NULL,
-    spent_day BIGINT NOT NULL,
-    spent_year BIGINT NOT NULL,
-    PRIMARY KEY (account),
-    CONSTRAINT account_balance_i3 CHECK (account = 1 OR credits_posted - debits_posted - debits_pending >= 0),
-    CONSTRAINT account_balance_positive CHECK (debits_posted >= 0 AND credits_posted >= 0
-        AND debits_pending >= 0 AND credits_pending >= 0)
+    """CREATE TABLE balance_page (
+    page BIGINT NOT NULL,
+    least_available BIGINT NOT NULL,
+    body BYTEA NOT NULL,
+    PRIMARY KEY (page),
+    CONSTRAINT balance_page_size CHECK (octet_length(body) = 1536),
+    CONSTRAINT balance_page_i3 CHECK (least_available >= 0)
 )""",
     """CREATE TABLE block (
     number BIGINT NOT NULL,
@@ -46,11 +41,17 @@ STATEMENTS = (
     directives_digest BYTEA NOT NULL,
     first_account BIGINT NOT NULL,
     account_count INTEGER NOT NULL,
+    issued BIGINT NOT NULL,
+    redeemed BIGINT NOT NULL,
+    vaults BIGINT NOT NULL,
+    wallets BIGINT NOT NULL,
+    held BIGINT NOT NULL,
     accounts_digest BYTEA NOT NULL,
     previous_hash BYTEA NOT NULL,
     hash BYTEA NOT NULL,
     PRIMARY KEY (number),
-    CONSTRAINT block_counts CHECK (transfer_count >= 0 AND directive_count >= 0 AND account_count >= 0)
+    CONSTRAINT block_counts CHECK (transfer_count >= 0 AND directive_count >= 0 AND account_count >= 0),
+    CONSTRAINT block_i2 CHECK (issued - redeemed = vaults + wallets AND held >= 0)
 )""",
     """CREATE TABLE directive (
     number BIGINT NOT NULL,
@@ -69,6 +70,18 @@ STATEMENTS = (
     CONSTRAINT evidence_pkey PRIMARY KEY (transfer_id, kind)
 )""",
     """CREATE INDEX evidence_seq ON evidence (seq)""",
+    """CREATE TABLE history_run (
+    first_seq BIGINT NOT NULL,
+    last_seq BIGINT NOT NULL,
+    PRIMARY KEY (first_seq)
+)""",
+    """CREATE TABLE history_page (
+    run BIGINT NOT NULL,
+    first_account BIGINT NOT NULL,
+    first_seq BIGINT NOT NULL,
+    body BYTEA NOT NULL,
+    CONSTRAINT history_page_pkey PRIMARY KEY (run, first_account, first_seq)
+)""",
     """CREATE TABLE hold_event (
     hold_id UUID NOT NULL,
     phase SMALLINT NOT NULL,
@@ -148,31 +161,38 @@ STATEMENTS = (
     id SMALLINT NOT NULL,
     block BIGINT NOT NULL,
     seq BIGINT NOT NULL,
-    booked_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    issued BIGINT NOT NULL,
-    redeemed BIGINT NOT NULL,
     PRIMARY KEY (id),
     CONSTRAINT snapshot_is_single CHECK (id = 1)
 )""",
     """CREATE TABLE transfer (
     id UUID NOT NULL,
     seq BIGINT NOT NULL,
-    kind SMALLINT NOT NULL,
     debit_account BIGINT NOT NULL,
     credit_account BIGINT NOT NULL,
     amount_minor BIGINT NOT NULL,
+    booked_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    submitter INTEGER NOT NULL,
+    kind SMALLINT NOT NULL,
     hold_id UUID,
     reference UUID,
-    submitter INTEGER NOT NULL,
-    booked_at TIMESTAMP WITH TIME ZONE NOT NULL,
     PRIMARY KEY (id),
     CONSTRAINT transfer_i1 CHECK ((kind = 12 AND amount_minor = 0 AND debit_account = 0
         AND credit_account = 0) OR (kind <> 12 AND amount_minor > 0 AND debit_account > 0
         AND credit_account > 0 AND debit_account <> credit_account))
 )""",
-    """CREATE INDEX transfer_credit ON transfer (credit_account, seq)""",
-    """CREATE INDEX transfer_debit ON transfer (debit_account, seq)""",
-    """CREATE INDEX transfer_seq ON transfer (seq)""",
+    """CREATE INDEX transfer_seq ON transfer USING brin (seq) WITH (autosummarize = on)""",
+    """CREATE FUNCTION int8_at(body BYTEA, place INTEGER) RETURNS BIGINT LANGUAGE SQL IMMUTABLE PARALLEL SAFE AS $$
+    SELECT ('x' || encode(substring(body FROM place * 8 + 1 FOR 8), 'hex'))::bit(64)::bigint
+$$""",
+    """CREATE VIEW account_balance AS
+SELECT * FROM (
+    SELECT p.page * 32 + i AS account,
+        int8_at(p.body, i * 6) AS debits_posted, int8_at(p.body, i * 6 + 1) AS credits_posted,
+        int8_at(p.body, i * 6 + 2) AS debits_pending, int8_at(p.body, i * 6 + 3) AS credits_pending,
+        int8_at(p.body, i * 6 + 4) AS spent_day, int8_at(p.body, i * 6 + 5) AS spent_year
+    FROM balance_page p CROSS JOIN generate_series(0, 31) AS i
+) AS every
+WHERE debits_posted <> 0 OR credits_posted <> 0 OR debits_pending <> 0 OR credits_pending <> 0""",
     """CREATE VIEW account_balance_now AS
 WITH tail AS (
     SELECT t.* FROM transfer t WHERE t.seq > COALESCE((SELECT seq FROM snapshot), 0)

@@ -1,0 +1,375 @@
+"""The history of an account: sorted pages for sealed runs of the journal, memory for the tail that is not sealed yet.
+
+Two live B-trees by account would cost more than everything else that a transfer costs. Instead every RUN_TRANSFERS
+transfers a *run* is sealed in the background: its (account, seq, id) entries, two a transfer, are sorted and written as
+pages of up to PAGE_ENTRIES entries, keyed by the first entry. The entries of an account are then next to each other,
+at one descent of the primary key a run. What is newer than the last run is searched in memory, about a millisecond.
+
+Nothing here is believed about money: entries name transfers, which are read from `transfer` by id. A run can be
+written twice by nobody (primary key), and by anybody who has the journal: its content follows from it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+import sqlalchemy as sa
+from psycopg import errors
+from sqlalchemy.exc import SQLAlchemyError
+
+from kernel.database import CheckedConnection, Database, OutcomeUnknown
+from kernel.errors import ProblemError, RequestRefusal
+from ledger.domain.records import Records
+from ledger.store.copying import CopyLayout, copy_in
+from ledger.store.journal import TAIL_PAGE, BlockMismatch, Journal
+
+RUN_TRANSFERS = 2**19
+PAGE_ENTRIES = 60
+"""1,920 bytes: a row that PostgreSQL keeps in line, four to a page of its own."""
+RUNS_AT_ONCE = 32
+RETRY_SECONDS = 1.0
+READ_SECONDS_MAX = 20.0
+"""A reader waits so long for the tail after a start."""
+ACCOUNT_MAX = 2**43
+"""An account and a place in a run fit one sortable integer."""
+
+ENTRY = np.dtype([("account", ">i8"), ("seq", ">i8"), ("id_high", ">u8"), ("id_low", ">u8")])
+"""32 bytes, by (account, seq) within a run."""
+_PAGE_COLUMNS = "history_page (run, first_account, first_seq, body)"
+
+log = logging.getLogger("jiaozi.ledger.history")
+Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A transfer that debits or credits the account."""
+
+    seq: int
+    id: UUID
+
+
+class _Tail:
+    """Transfers from `first_seq` on, in arrays that only grow: readers look at `count` first and at no more."""
+
+    def __init__(self, first_seq: int, capacity: int) -> None:
+        self.first_seq = first_seq
+        self.count = 0
+        self.debit: Int64s = np.zeros(capacity, np.int64)
+        self.credit: Int64s = np.zeros(capacity, np.int64)
+        self.id_high: UInt64s = np.zeros(capacity, np.uint64)
+        self.id_low: UInt64s = np.zeros(capacity, np.uint64)
+
+    @property
+    def next_seq(self) -> int:
+        return self.first_seq + self.count
+
+    def has_room(self, size: int) -> bool:
+        return self.count + size <= len(self.debit)
+
+    def append(self, transfers: Records) -> None:
+        end = self.count + len(transfers)
+        for name in ("debit", "credit", "id_high", "id_low"):
+            getattr(self, name)[self.count : end] = transfers[name]
+        self.count = end
+
+    def without(self, dropped: int, capacity: int) -> _Tail:
+        """A copy that begins `dropped` transfers later."""
+        left = _Tail(self.first_seq + dropped, capacity)
+        left.count = self.count - dropped
+        for name in ("debit", "credit", "id_high", "id_low"):
+            getattr(left, name)[: left.count] = getattr(self, name)[dropped : self.count]
+        return left
+
+    def find(self, account: int, *, after_seq: int, through_seq: int) -> list[Entry]:
+        """In seq order."""
+        start = max(0, after_seq + 1 - self.first_seq)
+        end = min(self.count, through_seq + 1 - self.first_seq)
+        if end <= start:
+            return []
+        found = np.flatnonzero((self.debit[start:end] == account) | (self.credit[start:end] == account)) + start
+        ids = zip(self.id_high[found].tolist(), self.id_low[found].tolist(), strict=True)
+        return [
+            Entry(self.first_seq + place, UUID(int=high << 64 | low))
+            for place, (high, low) in zip(found.tolist(), ids, strict=True)
+        ]
+
+
+class History:
+    """Follows the sequencer. `start` once its state is recovered; `stop` before the database goes."""
+
+    def __init__(self, database: Database, *, run_transfers: int = RUN_TRANSFERS) -> None:
+        self._database = database
+        self._run_transfers = run_transfers
+        self._tail: _Tail | None = None
+        """None while the journal is being read; what is booked meanwhile waits in `_pending`."""
+        self._pending: list[Records] = []
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+
+    def start(self) -> None:
+        """In the background: read what is booked and not sealed, then seal. `find` waits for the reading."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def follow(self, transfers: Records) -> None:
+        """A committed block's transfers, in the sequencer's thread."""
+        if not len(transfers):
+            return
+        with self._changed:
+            if self._tail is None:
+                self._pending.append(transfers)
+            else:
+                self._append(transfers)
+
+    def _append(self, transfers: Records) -> None:
+        tail = self._tail
+        if tail is None:
+            return
+        first = int(transfers["seq"][0])
+        if first > tail.next_seq:
+            raise BlockMismatch(f"the history ends at seq {tail.next_seq - 1}, the next block begins at {first}")
+        new = transfers[tail.next_seq - first :]
+        if not tail.has_room(len(new)):
+            tail = self._tail = tail.without(0, 2 * (tail.count + len(new)))
+        tail.append(new)
+        if tail.count >= self._run_transfers:
+            self._changed.notify_all()
+
+    # --- reading
+
+    def find(
+        self,
+        connection: sa.Connection,
+        account: int,
+        *,
+        after_seq: int,
+        through_seq: int,
+        limit: int,
+        newest_first: bool = False,
+    ) -> list[Entry]:
+        """The account's transfers with after_seq < seq <= through_seq, at most `limit`, in order or newest first."""
+        tail = self._current_tail()
+        sealed_through = min(through_seq, tail.first_seq - 1)
+        newest = tail.find(account, after_seq=after_seq, through_seq=through_seq)
+        if newest_first:
+            found = newest[: -limit - 1 : -1]
+            if len(found) < limit and sealed_through > after_seq:
+                found += _newest_sealed(connection, account, after_seq, sealed_through, limit - len(found))
+            return found
+        found = (
+            _oldest_sealed(connection, account, after_seq, sealed_through, limit) if sealed_through > after_seq else []
+        )
+        return found + newest[: limit - len(found)]
+
+    def _current_tail(self) -> _Tail:
+        with self._changed:
+            self._changed.wait_for(lambda: self._tail is not None or self._stopping, READ_SECONDS_MAX)
+            if self._tail is None:
+                raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the history is still being read; retry")
+            return self._tail
+
+    def _read_tail(self, connection: CheckedConnection) -> _Tail:
+        """What the journal has beyond the last sealed run. A backlog of whole runs is sealed on the way."""
+        journal = Journal(connection)
+        tail = _Tail(_sealed_through(connection) + 1, 2 * self._run_transfers)
+        last_seq = journal.last_seq()
+        while tail.next_seq <= last_seq:
+            rows = journal.tail(tail.next_seq, min(last_seq, tail.next_seq + TAIL_PAGE - 1)).transfers
+            if not tail.has_room(len(rows)):
+                tail = tail.without(0, 2 * (tail.count + len(rows)))
+            tail.append(rows)
+            while tail.count >= self._run_transfers:
+                _write_run(connection, tail, self._run_transfers)
+                tail = tail.without(self._run_transfers, 2 * self._run_transfers)
+        return tail
+
+    # --- sealing
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._tail is None or self._is_due())
+                if self._stopping:
+                    return
+            try:
+                with self._database.raw(isolation="READ COMMITTED") as connection:
+                    if self._tail is None:
+                        self._begin(self._read_tail(connection))
+                    while not self._stopping and self._is_due():
+                        self._seal(connection)
+            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown) as error:
+                log.warning("history is indexed later: %s", error)
+                with self._changed:
+                    self._changed.wait_for(lambda: self._stopping, timeout=RETRY_SECONDS)
+
+    def _begin(self, tail: _Tail) -> None:
+        with self._changed:
+            self._tail = tail
+            for transfers in self._pending:
+                self._append(transfers)
+            self._pending = []
+            self._changed.notify_all()
+
+    def _is_due(self) -> bool:
+        return self._tail is not None and self._tail.count >= self._run_transfers
+
+    def _seal(self, connection: CheckedConnection) -> None:
+        tail = self._tail
+        if tail is None:
+            return
+        _write_run(connection, tail, self._run_transfers)
+        with self._changed:
+            if self._tail is not None:  # it has grown meanwhile, perhaps into larger arrays
+                self._tail = self._tail.without(self._run_transfers, max(2 * self._run_transfers, self._tail.count))
+
+
+def pages_of_run(tail: _Tail, size: int) -> bytes:
+    """Rows of `history_page` for the first `size` transfers, as COPY takes them."""
+    places = np.arange(size, dtype=np.int64)
+    bits = max(1, (size - 1).bit_length())
+    keys = np.concatenate([tail.debit[:size] << bits | places, tail.credit[:size] << bits | places])
+    keys.sort()
+    keys = keys[np.searchsorted(keys, 1 << bits) :]  # account 0 is nobody: a tombstone's sides
+    place = keys & ((1 << bits) - 1)
+    entries = np.empty(len(keys), ENTRY)
+    entries["account"] = keys >> bits
+    entries["seq"] = place + tail.first_seq
+    entries["id_high"], entries["id_low"] = tail.id_high[place], tail.id_low[place]
+    whole = len(entries) // PAGE_ENTRIES * PAGE_ENTRIES
+    return b"".join(_page_rows(tail.first_seq, part) for part in (entries[:whole], entries[whole:]) if len(part))
+
+
+def _page_rows(run: int, entries: npt.NDArray[Any]) -> bytes:
+    size = min(PAGE_ENTRIES, len(entries))
+    layout = CopyLayout(
+        [("run", "int8"), ("first_account", "int8"), ("first_seq", "int8"), ("body", f"bytes:{size * ENTRY.itemsize}")]
+    )
+    rows = layout.rows(len(entries) // size)
+    rows["run"] = run
+    rows["first_account"], rows["first_seq"] = entries["account"][::size], entries["seq"][::size]
+    rows["body"] = entries.view(f"V{size * ENTRY.itemsize}")
+    return rows.tobytes()
+
+
+def _write_run(connection: CheckedConnection, tail: _Tail, size: int) -> None:
+    """Write a run, unless it is there: then somebody else with the same journal has written the same."""
+    first, last = tail.first_seq, tail.first_seq + size - 1
+    rows = pages_of_run(tail, size)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO history_run (first_seq, last_seq) VALUES (%s, %s)", (first, last))
+            copy_in(cursor, _PAGE_COLUMNS, rows)
+        connection.commit()
+    except errors.UniqueViolation:
+        connection.rollback()
+    except BaseException:
+        if not connection.closed:
+            connection.rollback()
+        raise
+
+
+def _sealed_through(connection: CheckedConnection) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT coalesce(max(last_seq), 0) FROM history_run")
+        row = cursor.fetchone()
+    connection.commit()
+    return int(row[0]) if row is not None else 0
+
+
+# --- sealed runs
+
+
+_NEWEST = sa.text(
+    "SELECT r.first_seq AS run, p.body FROM"
+    " (SELECT first_seq FROM history_run WHERE first_seq <= :before ORDER BY first_seq DESC LIMIT :runs) r"
+    " LEFT JOIN LATERAL (SELECT body FROM history_page WHERE run = r.first_seq"
+    " AND (first_account, first_seq) <= (:account, :through) ORDER BY first_account DESC, first_seq DESC LIMIT 1) p"
+    " ON true ORDER BY r.first_seq DESC"
+)
+_NEWEST_OF_RUN = sa.text(
+    "SELECT body FROM history_page WHERE run = :run AND (first_account, first_seq) <= (:account, :through)"
+    " ORDER BY first_account DESC, first_seq DESC LIMIT :pages"
+)
+_RUNS_FROM = sa.text(
+    "SELECT first_seq, last_seq FROM history_run WHERE last_seq > :after ORDER BY first_seq LIMIT :runs"
+)
+_OLDEST_OF_RUN = sa.text(
+    "(SELECT first_account, first_seq, body FROM history_page WHERE run = :run"
+    " AND (first_account, first_seq) <= (:account, :after) ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
+    " UNION ALL (SELECT first_account, first_seq, body FROM history_page WHERE run = :run"
+    " AND (first_account, first_seq) > (:account, :after) AND first_account <= :account"
+    " ORDER BY first_account, first_seq LIMIT :pages) ORDER BY 1, 2"
+)
+
+
+def _newest_sealed(
+    connection: sa.Connection, account: int, after_seq: int, through_seq: int, limit: int
+) -> list[Entry]:
+    found: list[Entry] = []
+    before = through_seq
+    while len(found) < limit and before > after_seq:
+        parameters = {"before": before, "runs": RUNS_AT_ONCE, "account": account, "through": through_seq}
+        runs = connection.execute(_NEWEST, parameters).all()
+        for run, body in runs:
+            bodies: Sequence[bytes] = [body] if body is not None else []
+            if body is not None and _first_account(body) == account:  # there may be more of it on the page before
+                pages = (limit - len(found)) // PAGE_ENTRIES + 2
+                deeper = {"run": run, "account": account, "through": through_seq, "pages": pages}
+                bodies = list(connection.execute(_NEWEST_OF_RUN, deeper).scalars())
+            for page in bodies:
+                found.extend(reversed(list(_entries(page, account, after_seq, through_seq))))
+            if len(found) >= limit:
+                break
+        if not runs:
+            break
+        before = int(runs[-1].run) - 1
+    return found[:limit]
+
+
+def _oldest_sealed(
+    connection: sa.Connection, account: int, after_seq: int, through_seq: int, limit: int
+) -> list[Entry]:
+    found: list[Entry] = []
+    after = after_seq
+    while len(found) < limit:
+        runs = connection.execute(_RUNS_FROM, {"after": after, "runs": RUNS_AT_ONCE}).all()
+        for run, _ in runs:
+            if len(found) >= limit or run > through_seq:
+                return found[:limit]
+            pages = (limit - len(found)) // PAGE_ENTRIES + 2
+            parameters = {"run": run, "account": account, "after": after_seq + 1, "pages": pages}
+            for row in connection.execute(_OLDEST_OF_RUN, parameters):
+                found.extend(_entries(row.body, account, after_seq, through_seq))
+        if not runs:
+            break
+        after = int(runs[-1].last_seq)
+    return found[:limit]
+
+
+def _first_account(body: bytes) -> int:
+    return int.from_bytes(body[:8], "big", signed=True)
+
+
+def _entries(body: bytes, account: int, after_seq: int, through_seq: int) -> Iterator[Entry]:
+    entries = np.frombuffer(body, ENTRY)
+    seq = entries["seq"]
+    mine = entries[(entries["account"] == account) & (seq > after_seq) & (seq <= through_seq)]
+    for item in mine.tolist():
+        yield Entry(item[1], UUID(int=item[2] << 64 | item[3]))
