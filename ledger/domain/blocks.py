@@ -52,8 +52,8 @@ class Directive:
 
 @dataclass(frozen=True, slots=True)
 class BlockHeader:
-    """`issued` to `held` are totals in minor units after the block (I2): issued and redeemed ever, balances of vaults and
-    of wallets, and what open holds reserve of them."""
+    """`issued` to `held` are totals in minor units after the block (I2): issued and redeemed ever, balances of vaults
+    and of wallets, and what open holds reserve of them."""
 
     number: int
     epoch: int

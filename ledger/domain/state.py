@@ -131,8 +131,16 @@ class Effects:
     @property
     def is_plain(self) -> bool:
         """Nothing but sums by account: such a block can be taken back (`LedgerState.retract`)."""
-        others = (self.running, self.placed, self.ended, self.tombstones, self.outstanding)
+        others = (self.placed, self.ended, self.tombstones, self.outstanding)
         return not (self.issued or self.redeemed or any(others))
+
+    def on(self, account: int) -> list[int]:
+        """What a plain block adds to an account, in the order of `COLUMNS`."""
+        debited, credited = self.debit == account, self.credit == account
+        spent = int(self.amount[debited & self.spent].sum())
+        sums = [int(self.amount[debited].sum()), int(self.amount[credited].sum()), 0, 0, spent, spent]
+        ordered = self.running.get(account, [0] * len(COLUMNS))
+        return [one + other for one, other in zip(sums, ordered, strict=True)]
 
 
 COLUMNS = ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "spent_day", "spent_year")
@@ -313,11 +321,7 @@ class LedgerState:
     def absorb(self, effects: Effects, *, transfer_count: int, booked_at: int) -> None:
         """Apply a block that the journal has made durable (or is making durable: see `retract`)."""
         self.totals = self.totals_after(effects)
-        self._add_plain(effects, effects.amount)
-        for account, deltas in effects.running.items():
-            for column, delta in zip(COLUMNS, deltas, strict=True):
-                getattr(self, column)[account] += delta
-            self.changed_page[account // PAGE_ACCOUNTS] = True
+        self._add_sums(effects)
         self.holds.update(effects.placed)
         for hold, end in effects.ended.items():
             self.holds.pop(hold, None)
@@ -339,12 +343,14 @@ class LedgerState:
         """Take back a plain block that was absorbed while its commit was under way, and that the journal refused."""
         if not effects.is_plain:
             raise InvariantBroken("I4", "only a block of plain transfers can be taken back")
-        taken = Effects(effects.debit, effects.credit, -effects.amount, effects.spent)
+        running = {account: [-delta for delta in deltas] for account, deltas in effects.running.items()}
+        taken = Effects(effects.debit, effects.credit, -effects.amount, effects.spent, running)
         self.totals = self.totals_after(taken)
-        self._add_plain(effects, taken.amount)
+        self._add_sums(taken)
         self.next_seq -= transfer_count
 
-    def _add_plain(self, effects: Effects, amount: Int64s) -> None:
+    def _add_sums(self, effects: Effects) -> None:
+        amount = effects.amount
         np.add.at(self.debits_posted, effects.debit, amount)
         np.add.at(self.credits_posted, effects.credit, amount)
         self.changed_page[effects.debit // PAGE_ACCOUNTS] = True
@@ -354,6 +360,10 @@ class LedgerState:
             payer, spent = payer[effects.spent], spent[effects.spent]
         np.add.at(self.spent_day, payer, spent)
         np.add.at(self.spent_year, payer, spent)
+        for account, deltas in effects.running.items():
+            for column, delta in zip(COLUMNS, deltas, strict=True):
+                getattr(self, column)[account] += delta
+            self.changed_page[account // PAGE_ACCOUNTS] = True
 
     def totals_after(self, effects: Effects) -> Totals:
         """The totals once these effects are applied."""

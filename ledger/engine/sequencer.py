@@ -5,9 +5,9 @@
 3. Append the block in one fenced transaction (`ledger.store.journal`).
 4. Apply it to the state, answer the waiting requests.
 
-Blocks of plain transfers overlap: while one commits (in the journal's thread), the next is decided on the state with the
-first one's sums already in it. That is safe because such sums can be taken back (`LedgerState.retract`) and because the
-second block is neither sent nor answered before the first is durable; anything else waits until no commit is under way.
+Blocks of plain transfers overlap: while one commits (in the journal's thread), the next is decided on the state with
+the first one's sums already in it. That is safe because such sums can be taken back (`LedgerState.retract`) and because
+the second block is neither sent nor answered before the first is durable; anything else waits until nothing commits.
 
 If an id turns out to be in the journal already, the block was not written: the ids are read back and the batch is
 decided again with them known (I7). If a connection dies, the outcome is read back, never guessed: the lease is taken
@@ -270,12 +270,7 @@ class Sequencer:
             state, head = self._state, self._head
             totals = [int(getattr(state, column)[account]) for column in COLUMNS]
             for effects in self._ahead:
-                debited, credited = effects.debit == account, effects.credit == account
-                spent = int(effects.amount[debited & effects.spent].sum())
-                totals[0] -= int(effects.amount[debited].sum())
-                totals[1] -= int(effects.amount[credited].sum())
-                totals[4] -= spent
-                totals[5] -= spent
+                totals = [total - added for total, added in zip(totals, effects.on(account), strict=True)]
         seq = head.first_seq + head.transfer_count - 1 if head is not None else 0
         named = dict(zip(COLUMNS, totals, strict=True))
         return AccountNow(**named, seq=seq, booked_at=head.booked_at if head is not None else 0)
@@ -442,6 +437,8 @@ class Sequencer:
             return
         batch = Batch.concatenate([item.batch for item in group])
         flight = self._decide_ahead(group, batch)
+        if flight is not None and (flight.decision.codes > 0).any() and not self._is_final(flight):
+            flight = None
         self._settle(flight)
         if flight is None:
             if self.failure is not None:
@@ -460,8 +457,8 @@ class Sequencer:
     # --- blocks that overlap
 
     def _decide_ahead(self, group: list[_Transfers], batch: Batch) -> _Flight | None:
-        """Decide on the state as it will be once the commit under way has landed. None unless every transfer is plain
-        and accepted: whatever is refused must be refused by what is durable."""
+        """Decide on the state as it will be once the commit under way has landed. None unless every transfer is plain:
+        what a block does besides adding sums cannot be taken back."""
         state, records = self._state, batch.records
         if records["flags"].any() or not PLAIN[np.minimum(records["kind"], len(PLAIN) - 1)].all():
             return None
@@ -471,13 +468,32 @@ class Sequencer:
         with self._lock:
             state.roll_to(booked_at)
         decision = decide(state, batch, booked_at=booked_at)
-        if not decision.effects.is_plain or len(decision.positions) != len(batch):
+        if not decision.effects.is_plain or not len(decision.positions):
             return None
         block = self._seal(booked_at, decision=decision, evidence=_evidence(batch, decision))
         with self._memory_follows(block):
-            state.absorb(decision.effects, transfer_count=len(batch), booked_at=booked_at)
+            state.absorb(decision.effects, transfer_count=len(decision.positions), booked_at=booked_at)
             self._ahead.append(decision.effects)
         return _Flight(group, batch, decision, block)
+
+    def _is_final(self, flight: _Flight) -> bool:
+        """Whether what a decided block refuses stays refused; else the block is taken back. A retry of a booked
+        transfer may look refused (the money is gone): nothing is refused before the commit under way has landed and the
+        journal has none of the ids."""
+        before = self._flight
+        if before is not None and before.landing is not None and before.landing.exception() is not None:
+            self._take_back(flight)  # before the block it follows is booked again
+            return False
+        try:
+            self._settle()
+            suspects = _ids(flight.batch, np.flatnonzero(flight.decision.codes > 0))
+            found = self._journal_call(lambda journal: journal.known(suspects))
+        except BaseException:
+            self._take_back(flight)
+            raise
+        if found:
+            self._take_back(flight)
+        return not found
 
     def _settle(self, following: _Flight | None = None) -> None:
         """Wait for the commit under way, send the following block, and only then answer for the first: the database
@@ -498,8 +514,8 @@ class Sequencer:
         if flight is not None:
             self._tell_followers(flight.block)
             with self._lock:
-                self._ahead.pop(0)
-                self._after_block(flight.block, len(flight.batch))
+                self._forget_ahead(flight)
+                self._after_block(flight.block, len(flight.decision.positions))
             self._answer_transfers(flight.group, flight.decision)
         if following is not None and following.landing is not None:
             following.landing.add_done_callback(lambda _: self._wake())
@@ -510,8 +526,11 @@ class Sequencer:
 
     def _take_back(self, flight: _Flight) -> None:
         with self._lock:
-            self._state.retract(flight.decision.effects, transfer_count=len(flight.batch))
-            self._ahead.pop()  # the following block is taken back before the one it follows
+            self._state.retract(flight.decision.effects, transfer_count=len(flight.decision.positions))
+            self._forget_ahead(flight)
+
+    def _forget_ahead(self, flight: _Flight) -> None:
+        self._ahead = [effects for effects in self._ahead if effects is not flight.decision.effects]
 
     def _book_again(self, flight: _Flight, cause: BaseException | None) -> None:
         with self._failures_answered(flight.group):

@@ -84,8 +84,9 @@ class _Tail:
 
     def without(self, dropped: int, capacity: int) -> _Tail:
         """A copy that begins `dropped` transfers later."""
-        left = _Tail(self.first_seq + dropped, capacity)
-        left.count = self.count - dropped
+        kept = self.count - dropped
+        left = _Tail(self.first_seq + dropped, max(capacity, kept))
+        left.count = kept
         for name in ("debit", "credit", "id_high", "id_low"):
             getattr(left, name)[: left.count] = getattr(self, name)[dropped : self.count]
         return left
@@ -214,8 +215,9 @@ class History:
                         self._begin(self._read_tail(connection))
                     while not self._stopping and self._is_due():
                         self._seal(connection)
-            except (psycopg.Error, SQLAlchemyError, OutcomeUnknown) as error:
-                log.warning("history is indexed later: %s", error)
+            except Exception as error:  # the ledger books all the same, and what is not sealed stays in memory
+                is_usual = isinstance(error, (psycopg.Error, SQLAlchemyError, OutcomeUnknown))
+                log.warning("history is indexed later: %s", error, exc_info=None if is_usual else error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, timeout=RETRY_SECONDS)
 
