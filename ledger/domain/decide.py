@@ -166,11 +166,7 @@ def decide(state: LedgerState, batch: Batch, *, booked_at: int, known: Mapping[b
     payer, payee, value = debit[open_], credit[open_], amount[open_]
 
     # 2. the plain part: what every account would pay and receive if all were accepted
-    np.add.at(state.scratch_debit, payer, value)
-    np.add.at(state.scratch_credit, payee, value)
-    paid, received = state.scratch_debit[payer], state.scratch_credit[payee]
-    state.scratch_debit[payer] = 0
-    state.scratch_credit[payee] = 0
+    paid, received = _sums(state, payer, value), _sums(state, payee, value)
     payer_caps, payee_caps = state.class_caps[state.rule_class[payer]], state.class_caps[state.rule_class[payee]]
     payer_debits, payee_credits = state.debits_posted[payer], state.credits_posted[payee]
     payer_safe = (
@@ -198,6 +194,14 @@ def decide(state: LedgerState, batch: Batch, *, booked_at: int, known: Mapping[b
     effects = ordered.effects
     effects.debit, effects.credit, effects.amount, effects.spent = payer, payee, value, SPENDING[kind[open_]]
     return _decision(state, batch, ordered, booked_at=booked_at)
+
+
+def _sums(state: LedgerState, account: Int64s, amount: Int64s) -> Int64s:
+    """For each transfer the sum of all amounts of the batch on its account."""
+    np.add.at(state.scratch, account, amount)
+    sums = state.scratch[account]
+    state.scratch[account] = 0
+    return sums
 
 
 def _has_duplicate_ids(records: Records) -> bool:

@@ -143,6 +143,24 @@ class Effects:
         return [one + other for one, other in zip(sums, ordered, strict=True)]
 
 
+_ACCOUNT = np.dtype(
+    [
+        ("debits_posted", "i8"),
+        ("credits_posted", "i8"),
+        ("debits_pending", "i8"),
+        ("credits_pending", "i8"),
+        ("spent_day", "i8"),
+        ("spent_year", "i8"),
+        ("scratch", "i8"),
+        ("participant", "i4"),
+        ("key_version", "i4"),
+        ("kind", "u1"),
+        ("frozen", "?"),
+        ("rule_class", "u1"),
+    ],
+    align=True,
+)
+"""72 bytes; a holder's key lies apart, for only signatures need it."""
 COLUMNS = ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "spent_day", "spent_year")
 _VAULT, _WALLET = ACCOUNT_KIND_CODE[AccountKind.VAULT], ACCOUNT_KIND_CODE[AccountKind.WALLET]
 DEBITS_POSTED, CREDITS_POSTED, DEBITS_PENDING, CREDITS_PENDING, SPENT_DAY, SPENT_YEAR = range(6)
@@ -154,24 +172,10 @@ class LedgerState:
     def __init__(self, *, time_zone: tzinfo) -> None:
         self.time_zone = time_zone
         self.size = 1
-        capacity = 1024
-        self.debits_posted: Int64s = np.zeros(capacity, np.int64)
-        self.credits_posted: Int64s = np.zeros(capacity, np.int64)
-        self.debits_pending: Int64s = np.zeros(capacity, np.int64)
-        self.credits_pending: Int64s = np.zeros(capacity, np.int64)
-        self.spent_day: Int64s = np.zeros(capacity, np.int64)
-        self.spent_year: Int64s = np.zeros(capacity, np.int64)
-        self.kind: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
-        self.frozen: npt.NDArray[np.bool_] = np.zeros(capacity, np.bool_)
-        self.rule_class: npt.NDArray[np.uint8] = np.zeros(capacity, np.uint8)
-        self.participant: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
-        self.key_version: npt.NDArray[np.int32] = np.zeros(capacity, np.int32)
-        self.changed_page: npt.NDArray[np.bool_] = np.zeros(capacity // PAGE_ACCOUNTS, np.bool_)
+        self.holder_key: npt.NDArray[np.void] = np.zeros(0, f"V{HOLDER_KEY_BYTES}")
+        self.changed_page: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         """Which pages of PAGE_ACCOUNTS accounts have changed since the last snapshot."""
-        self.holder_key: npt.NDArray[np.void] = np.zeros(capacity, f"V{HOLDER_KEY_BYTES}")
-        # scratch sums of one batch by account; all zero between batches
-        self.scratch_debit: Int64s = np.zeros(capacity, np.int64)
-        self.scratch_credit: Int64s = np.zeros(capacity, np.int64)
+        self._lay_out(np.zeros(1024, _ACCOUNT))
 
         self.classes: list[RuleCaps] = []
         self.class_by_name: dict[str, int] = {}
@@ -241,16 +245,31 @@ class LedgerState:
         capacity = -(-capacity // PAGE_ACCOUNTS) * PAGE_ACCOUNTS
         if capacity <= len(self.kind):
             return
-        for name in (*COLUMNS, "kind", "frozen", "rule_class", "participant", "key_version", "holder_key"):
-            column = getattr(self, name)
-            grown = np.zeros(capacity, column.dtype)
-            grown[: self.size] = column[: self.size]
-            setattr(self, name, grown)
-        self.changed_page = np.append(
-            self.changed_page, np.zeros(capacity // PAGE_ACCOUNTS - len(self.changed_page), np.bool_)
-        )
-        self.scratch_debit = np.zeros(capacity, np.int64)
-        self.scratch_credit = np.zeros(capacity, np.int64)
+        accounts = np.zeros(capacity, _ACCOUNT)
+        accounts[: self.size] = self._accounts[: self.size]
+        self._lay_out(accounts)
+
+    def _lay_out(self, accounts: npt.NDArray[np.void]) -> None:
+        """All of an account lies within two lines of the processor's cache; each column is a view of its own."""
+        self._accounts = accounts
+        self.debits_posted: Int64s = accounts["debits_posted"]
+        self.credits_posted: Int64s = accounts["credits_posted"]
+        self.debits_pending: Int64s = accounts["debits_pending"]
+        self.credits_pending: Int64s = accounts["credits_pending"]
+        self.spent_day: Int64s = accounts["spent_day"]
+        self.spent_year: Int64s = accounts["spent_year"]
+        self.scratch: Int64s = accounts["scratch"]
+        """Sums of one batch by account; all zero between batches."""
+        self.kind: npt.NDArray[np.uint8] = accounts["kind"]
+        self.frozen: npt.NDArray[np.bool_] = accounts["frozen"]
+        self.rule_class: npt.NDArray[np.uint8] = accounts["rule_class"]
+        self.participant: npt.NDArray[np.int32] = accounts["participant"]
+        self.key_version: npt.NDArray[np.int32] = accounts["key_version"]
+        keys = np.zeros(len(accounts), f"V{HOLDER_KEY_BYTES}")
+        keys[: len(self.holder_key)] = self.holder_key
+        changed = np.zeros(len(accounts) // PAGE_ACCOUNTS, np.bool_)
+        changed[: len(self.changed_page)] = self.changed_page
+        self.holder_key, self.changed_page = keys, changed
 
     def exists(self, account: int) -> bool:
         return 0 < account < self.size

@@ -123,7 +123,7 @@ class Twin:
             assert entry is not None and entry.outstanding == participant["outstanding"]
         assert (state.totals.issued, state.totals.redeemed) == (model.issued, model.redeemed)
         assert (state.next_seq, state.booked_at) == (len(model.rows) + 1, model.now)
-        assert not state.scratch_debit.any() and not state.scratch_credit.any()
+        assert not state.scratch.any()
 
 
 def new_state() -> LedgerState:
