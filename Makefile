@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 3
 
-.PHONY: help setup demo test test-slow check bench openapi lock format clean
+.PHONY: help setup demo test test-slow torture-ledger takeover check bench openapi lock format clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,12 @@ test: setup  ## All tests (real PostgreSQL, real processes), within 5 minutes on
 
 test-slow: setup  ## The long campaigns
 	$(BIN)/python -m pytest -m slow -p no:xdist
+
+torture-ledger: setup  ## Kill a ledger under full load for SECONDS=600; SEED=7 repeats a run
+	$(BIN)/python -m tests.faults.campaign --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+takeover: setup  ## Measure how fast a standby takes over (TIMES=5 of each kind)
+	JIAOZI_TAKEOVERS=$(or $(TIMES),5) $(BIN)/python -m pytest -s -m slow -p no:xdist tests/faults/test_standby.py
 
 check: setup  ## Lint, format, types, import contracts, OpenAPI up to date
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ written. It raises `OutcomeUnknown`: nobody can tell, and the caller reads back 
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import psycopg
-from psycopg import IsolationLevel, pq
+from psycopg import IsolationLevel, errors, pq
 from psycopg.errors import Diagnostic
 from psycopg.rows import TupleRow
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from kernel.postgres import EmbeddedPostgres, default_data_dir
+from kernel.postgres import EmbeddedPostgres, default_data_dir, service_role
 
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 Result = TypeVar("Result")
@@ -34,6 +36,8 @@ STATEMENT_TIMEOUT_MS = 30_000
 CONNECT_SECONDS_MAX = 10
 START_SECONDS_MAX = 60.0
 """A server in crash recovery answers "starting up"; a service that starts beside it waits so long."""
+SESSION_RESTS_SECONDS = 1.0
+"""A session idle for longer is asked whether it still lives before it is used."""
 RETRY_ATTEMPTS_MAX = 10
 RETRY_PAUSE_SECONDS = 0.005
 RETRY_PAUSE_SECONDS_MAX = 0.5
@@ -120,6 +124,8 @@ class Database:
             },
         )
         event.listen(self.engine, "do_connect", _connect_checked)
+        self._sessions: dict[bool, list[tuple[CheckedConnection, float]]] = {False: [], True: []}
+        self._sessions_free = threading.BoundedSemaphore(pool_size)
 
     @contextmanager
     def transaction(self, *, isolation: Isolation) -> Iterator[Connection]:
@@ -150,9 +156,7 @@ class Database:
             except DBAPIError as error:
                 if attempt == attempts or sqlstate(error) not in _RETRIABLE:
                     raise
-            # Full jitter: two transactions that met once must not meet again in step.
-            pause = min(RETRY_PAUSE_SECONDS_MAX, RETRY_PAUSE_SECONDS * 2**attempt)
-            time.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, guards nothing
+            _pause(attempt)
             attempt += 1
 
     @contextmanager
@@ -171,16 +175,91 @@ class Database:
         with connection:
             yield connection
 
+    @contextmanager
+    def session(self, *, is_lazy: bool = False) -> Iterator[CheckedConnection]:
+        """A psycopg connection for a hot path, READ COMMITTED; without the pool's ping before and SQLAlchemy between.
+
+        What is not committed by `commit()` at the block's end is rolled back. With `is_lazy` each statement commits by
+        itself and does not wait for the disk (synchronous_commit = off): what it writes is seen at once, is never half
+        there, and may be lost if the database server crashes within the next second. So it is for what is found again
+        or may be forgotten; the caller says why.
+        Raises: sqlalchemy.exc.TimeoutError if all are in use for POOL_WAIT_SECONDS_MAX; psycopg.Error.
+        """
+        if not self._sessions_free.acquire(timeout=POOL_WAIT_SECONDS_MAX):
+            raise PoolTimeout("all sessions are in use")
+        try:
+            connection = self._rested(is_lazy) or self._open_session(is_lazy)
+            try:
+                yield connection
+            finally:
+                self._give_back(connection, is_lazy)
+        finally:
+            self._sessions_free.release()
+
+    def run_session(self, work: Callable[[CheckedConnection], Result], *, attempts: int = RETRY_ATTEMPTS_MAX) -> Result:
+        """`run` over a session, READ COMMITTED: `work`, then COMMIT, as often as a deadlock undoes it."""
+        attempt = 1
+        while True:
+            try:
+                with self.session() as connection:
+                    result = work(connection)
+                    connection.commit()
+                    return result
+            except (errors.SerializationFailure, errors.DeadlockDetected):
+                if attempt == attempts:
+                    raise
+            _pause(attempt)
+            attempt += 1
+
+    def _rested(self, is_lazy: bool) -> CheckedConnection | None:
+        """A session that lies idle and lives. One that has rested for long is asked first, as the pool does."""
+        while self._sessions[is_lazy]:
+            connection, since = self._sessions[is_lazy].pop()
+            if time.monotonic() - since < SESSION_RESTS_SECONDS:
+                return connection
+            try:
+                connection.execute("SELECT 1")
+                connection.rollback()
+                return connection
+            except psycopg.Error:
+                connection.close()
+        return None
+
+    def _open_session(self, is_lazy: bool) -> CheckedConnection:
+        pooled = self.engine.raw_connection()
+        connection = pooled.driver_connection
+        pooled.detach()
+        if not isinstance(connection, CheckedConnection):
+            raise TypeError("the pool made a connection of another kind")
+        connection.autocommit = is_lazy
+        connection.isolation_level = IsolationLevel.READ_COMMITTED
+        if is_lazy:
+            connection.execute("SET synchronous_commit = off")
+        return connection
+
+    def _give_back(self, connection: CheckedConnection, is_lazy: bool) -> None:
+        try:
+            if connection.info.transaction_status != pq.TransactionStatus.IDLE:
+                connection.rollback()
+        except psycopg.Error:
+            connection.close()
+        if not connection.closed:
+            self._sessions[is_lazy].append((connection, time.monotonic()))
+
     def close(self) -> None:
         """Close the pool's idle connections. The object can be used again."""
+        for rested in self._sessions.values():
+            while rested:
+                rested.pop()[0].close()
         self.engine.dispose()
 
 
 def resolve_url(database_url: str | None, data_dir: Path | None, service: str) -> tuple[str, EmbeddedPostgres | None]:
     """The URL of a service's database: the one given, or one on an embedded server that is now running.
 
-    The embedded server is the caller's to stop, or to leave running for the next start. A server given by URL is
-    waited for while it starts up or recovers, START_SECONDS_MAX at most.
+    On the embedded server it names the service's own role, which can do what the migrations grant and nothing else; a
+    migration runs as the owner, `server.url(service)`. The embedded server is the caller's to stop, or to leave running
+    for the next start. A server given by URL is waited for while it starts up or recovers, START_SECONDS_MAX at most.
     Raises: ValueError on a URL of another kind of database; EmbeddedPostgresError.
     """
     if database_url is not None:
@@ -189,7 +268,8 @@ def resolve_url(database_url: str | None, data_dir: Path | None, service: str) -
     server = EmbeddedPostgres(data_dir if data_dir is not None else default_data_dir(service))
     server.start()
     server.ensure_database(service)
-    return server.url(service), server
+    server.ensure_role(service_role(service))
+    return server.url(service, role=service_role(service)), server
 
 
 def _wait_until_it_answers(url: URL) -> None:
@@ -206,6 +286,12 @@ def _wait_until_it_answers(url: URL) -> None:
         time.sleep(0.2)
 
 
+def _pause(attempt: int) -> None:
+    # Full jitter: two transactions that met once must not meet again in step.
+    pause = min(RETRY_PAUSE_SECONDS_MAX, RETRY_PAUSE_SECONDS * 2**attempt)
+    time.sleep(random.uniform(0, pause))  # noqa: S311 - spreads load, guards nothing
+
+
 def parse_url(url: str) -> URL:
     """A PostgreSQL URL, with psycopg 3 as its driver. Raises ValueError for any other database."""
     parsed = make_url(url)
@@ -217,6 +303,15 @@ def parse_url(url: str) -> URL:
 def sqlstate(error: DBAPIError) -> str | None:
     """The server's five-character error code, if a server said it."""
     return error.orig.sqlstate if isinstance(error.orig, psycopg.Error) else None
+
+
+def is_duplicate_key(error: psycopg.Error) -> bool:
+    """Whether a unique constraint refused a row. A COPY into a distributed table of Citus hands the worker's error on
+    as an internal one (XX000), with the worker's words."""
+    if isinstance(error, psycopg.errors.UniqueViolation):
+        return True
+    is_internal = isinstance(error, psycopg.errors.InternalError_)
+    return is_internal and "duplicate key value violates unique constraint" in (error.diag.message_primary or "")
 
 
 def _connect_checked(

@@ -33,7 +33,7 @@ from starlette.exceptions import HTTPException
 
 from kernel import limits, strict_json
 from kernel.docs_page import docs_page
-from kernel.edge import HEALTH_PATH, Edge, EdgeBounds, merged_statuses, render
+from kernel.edge import HEALTH_PATH, Direct, Edge, EdgeBounds, merged_statuses, render
 from kernel.errors import STATUS_BY_REQUEST_REFUSAL, ProblemError, Refusal, RequestRefusal
 from kernel.openapi import openapi_document, problems
 
@@ -78,6 +78,7 @@ def create_app(
     concurrent_requests_max: int = limits.CONCURRENT_REQUESTS_MAX,
     concurrent_requests_per_client_max: int = limits.CONCURRENT_REQUESTS_PER_CLIENT_MAX,
     models: Sequence[type[BaseModel]] = (),
+    direct: Mapping[str, Direct] | None = None,
 ) -> FastAPI:
     """A FastAPI app with the edge of this module, GET /healthz, /openapi.json and /docs.
 
@@ -85,6 +86,8 @@ def create_app(
     `status_tables` are the service's refusal -> HTTP status tables (the request refusals' own is added).
     `models` are bodies that operations read for themselves, for the document.
     `body_limits` maps path templates ("/v1/batches/{id}") to body bounds in bytes other than `body_bytes_max`.
+    `direct` maps paths to what answers their plain requests beside the framework (kernel.edge); each is the POST
+    operation of that path too, which is what the document shows and what takes every other request.
     """
     statuses = merged_statuses([STATUS_BY_REQUEST_REFUSAL, *status_tables])
     app = FastAPI(
@@ -106,7 +109,8 @@ def create_app(
         concurrent_requests_max=concurrent_requests_max,
         concurrent_requests_per_client_max=concurrent_requests_per_client_max,
     )
-    app.add_middleware(Edge, bounds=bounds, statuses=statuses)
+    app.state.direct = direct or {}
+    app.add_middleware(Edge, bounds=bounds, statuses=statuses, direct=direct)
     # Everything else that is raised reaches the edge; these two would be answered by FastAPI in its own shape.
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -285,10 +289,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _check_routes(app: FastAPI) -> None:
+    undocumented = set(app.state.direct)
     for context in iter_route_contexts(app.routes):
         route = context.original_route
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ()):
+            undocumented.discard(route.path)
         if isinstance(route, APIRoute) and not isinstance(route, StrictRoute):
             raise TypeError(f"{route.path} is not strict: declare it on kernel.http.strict_router()")
+    if undocumented:
+        raise TypeError(f"direct operations without an operation in the app: {sorted(undocumented)}")
 
 
 def _checked(lifespan: Lifespan | None) -> Lifespan:

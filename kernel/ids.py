@@ -23,6 +23,8 @@ ParticipantId = NewType("ParticipantId", str)
 """A participant is known by its BIC-like code (ISO 9362 shape, 8 or 11 characters)."""
 
 ACCOUNT_NUMBER_MAX = 2**62
+FUTURE_SECONDS_MAX = 300
+"""How far a client's clock may run ahead in the ids that it makes."""
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 _ACCOUNT = re.compile(r"acc_([0-9]{12,19})([0-9]{2})", re.ASCII)
@@ -45,7 +47,7 @@ def uuid7_millis(value: UUID) -> int:
     return value.int >> 80
 
 
-def is_from_future(value: UUID, *, now: datetime, tolerance_seconds: int = 300) -> bool:
+def is_from_future(value: UUID, *, now: datetime, tolerance_seconds: int = FUTURE_SECONDS_MAX) -> bool:
     """A client whose clock runs ahead must not be able to mint ids that sort after everybody's for ever."""
     return uuid7_millis(value) > int(now.timestamp() * 1000) + tolerance_seconds * 1000
 

@@ -7,8 +7,12 @@ the wheel's own launcher trusts a `postmaster.pid` that a SIGKILL left behind. W
 2. Crash recovery is waited out for as long as the postmaster lives; if it dies, the error carries the log's end.
 3. Start and stop exclude each other by a file lock, so many processes may call `start()` and get the same one server.
 4. A cluster appears whole or not at all (initdb works beside it, then one rename).
-5. No TCP. Everybody who can enter the socket's directory is the database's superuser, so that directory and the socket
+5. No TCP. Everybody who can enter the socket's directory may connect as any role, so that directory and the socket
    are mode 0700 and belong to the server's user: that user and root can connect, nobody else.
+6. A service works under a role of its own (`service_role`), which owns nothing: what it may do is granted by the
+   migrations. Here, where the operating-system user authenticates, that binds the program's statements, whatever is
+   injected into them, and not somebody who runs programs as that user; on a server given by URL each role has its own
+   credentials, and the service is never told the owner's.
 
 PostgreSQL refuses to run as root. Root's clusters run as the cluster's owner, else as `postgres`, else as `nobody`
 (which other programs may share: on such a machine, create a system user `postgres`).
@@ -44,6 +48,7 @@ from sqlalchemy import URL
 StopMode = Literal["smart", "fast", "immediate"]
 
 SUPERUSER = "jiaozi"
+"""Owns the databases and runs their migrations."""
 PORT = 5432
 """Names the socket file only; there is no TCP."""
 
@@ -200,7 +205,10 @@ class EmbeddedPostgres:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops the server only if this object launched it: a guest does not switch off the light."""
+        self.stop_if_launched()
+
+    def stop_if_launched(self) -> None:
+        """Stop the server only if this object launched it: a guest does not switch off the light."""
         if self._launched_pid is not None and self._launched_pid == self.postmaster_pid():
             self.stop()
 
@@ -216,18 +224,39 @@ class EmbeddedPostgres:
                 with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                     connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
-    def url(self, database: str) -> str:
-        """The SQLAlchemy URL of a database of this server."""
+    def ensure_role(self, name: str) -> None:
+        """Create a login role that owns nothing and administers nothing, or make it so.
+
+        No password: the socket's directory authenticates (see the module's promises). Raises ValueError on a bad name.
+        """
+        if _DATABASE_NAME.fullmatch(name) is None or name == SUPERUSER:
+            raise ValueError(f"{name!r} is not a service's role: lower-case letters, digits, _, at most 63")
+        with psycopg.connect(self.conninfo("postgres"), autocommit=True) as connection:
+            row = connection.execute(
+                "SELECT rolcanlogin, rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls"
+                " FROM pg_roles WHERE rolname = %s",
+                [name],
+            ).fetchone()
+            if row == (True, False):
+                return
+            attributes = "LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS"
+            statement = "CREATE ROLE {} " if row is None else "ALTER ROLE {} "
+            # Two creators at once: the loser meets either error, and the role is there.
+            with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                connection.execute(sql.SQL(statement + attributes).format(sql.Identifier(name)))
+
+    def url(self, database: str, *, role: str = SUPERUSER) -> str:
+        """The SQLAlchemy URL of a database of this server, as its owner or as another role."""
         url = URL.create(
             "postgresql+psycopg",
-            username=SUPERUSER,
+            username=role,
             database=database,
             query={"host": str(self.socket_dir), "port": str(PORT)},
         )
         return url.render_as_string(hide_password=False)
 
     def conninfo(self, database: str) -> str:
-        """The libpq connection string of a database of this server."""
+        """The libpq connection string of a database of this server, as its owner."""
         return make_conninfo(host=str(self.socket_dir), port=PORT, user=SUPERUSER, dbname=database)
 
     # --- steps of a start ---------------------------------------------------------------------------------------------
@@ -350,6 +379,11 @@ class EmbeddedPostgres:
         except OSError:
             lines = []
         return "\n".join([f"The end of {self.log_file}:", *lines])
+
+
+def service_role(database: str) -> str:
+    """The role under which a service works in its database of an embedded server."""
+    return f"{SUPERUSER}_{database}"
 
 
 def default_data_dir(service: str, base: Path | None = None) -> Path:

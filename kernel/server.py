@@ -7,8 +7,11 @@ everyone out (measured). Here each head has a deadline, and each client address 
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
+import socket
 from collections import Counter
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -28,10 +31,12 @@ def serve(
     connections_per_client_max: int = limits.CONNECTIONS_PER_CLIENT_MAX,
     header_seconds_max: float = limits.HEADER_SECONDS_MAX,
     log_level: str = "info",
+    stop_when: Callable[[], bool] | None = None,
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT, finish what is in flight within SHUTDOWN_SECONDS_MAX, and return.
 
-    `uds` is the path of a Unix socket to listen on instead of host and port.
+    `uds` is the path of a Unix socket to listen on instead of host and port. `stop_when`, asked ten times a second,
+    is another reason to stop than a signal.
     Raises: SystemExit if it cannot listen or the app's start-up fails.
     """
     server = make_server(
@@ -43,6 +48,7 @@ def serve(
         connections_per_client_max=connections_per_client_max,
         header_seconds_max=header_seconds_max,
         log_level=log_level,
+        stop_when=stop_when,
     )
     server.run()
     if not server.started:
@@ -59,6 +65,7 @@ def make_server(
     connections_per_client_max: int = limits.CONNECTIONS_PER_CLIENT_MAX,
     header_seconds_max: float = limits.HEADER_SECONDS_MAX,
     log_level: str = "info",
+    stop_when: Callable[[], bool] | None = None,
 ) -> uvicorn.Server:
     """The server that `serve` runs, for callers that run it in a thread of their own (tests)."""
     bounds = _Connections(connections_max, connections_per_client_max, header_seconds_max)
@@ -82,11 +89,24 @@ def make_server(
         timeout_keep_alive=limits.KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=limits.SHUTDOWN_SECONDS_MAX,
     )
-    return _Server(config)
+    return _Server(config, stop_when)
 
 
 class _Server(uvicorn.Server):
     """uvicorn kills its own process with the signal it was stopped by; here the caller still has things to close."""
+
+    def __init__(self, config: uvicorn.Config, stop_when: Callable[[], bool] | None) -> None:
+        super().__init__(config)
+        self._stop_when = stop_when
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or (self._stop_when is not None and self._stop_when())
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # What is there once everything is imported and started stays: the collector need not go through it again.
+        gc.collect()
+        gc.freeze()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and sig == signal.SIGINT:
@@ -150,11 +170,11 @@ class DeadlineProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._counted is None or self.transport.is_closing():
             return
-        # Between requests any byte starts the clock, also the empty lines the parser skips silently: uvicorn has just
-        # taken back its keep-alive timer because of them.
-        if self._is_idle() and self._head_timer is None:
-            self._start_head_timer()
         super().data_received(data)
+        # Only a head that came in parts needs a clock. Between requests any byte starts it, also the empty lines the
+        # parser skips silently: uvicorn has just taken back its keep-alive timer because of them.
+        if self._head_timer is None and (self._in_head or self._is_idle()) and not self.transport.is_closing():
+            self._start_head_timer()
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > limits.HEADER_BYTES_MAX:
@@ -164,8 +184,6 @@ class DeadlineProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
-        if self._head_timer is None:
-            self._start_head_timer()
 
     def on_headers_complete(self) -> None:
         self._in_head = False

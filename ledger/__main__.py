@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 from uuid import UUID
 
+import psycopg
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
-from rich.text import Text
+from rich.table import Table
 from sqlalchemy.exc import OperationalError
 
 from kernel import ids, migrate
@@ -25,8 +22,8 @@ from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import KeyRefused, PrivateKey
 from kernel.database import resolve_url
 from kernel.money import Currency, Money, format_minor
-from kernel.postgres import default_data_dir
 from kernel.settings import InvalidSettings
+from ledger import audit, log_commands
 from ledger.client import LedgerClient
 from ledger.contract import (
     Approval,
@@ -37,9 +34,6 @@ from ledger.contract import (
     sign_approval,
     sign_proposal,
 )
-
-if TYPE_CHECKING:
-    from ledger.verifier import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,16 +50,21 @@ DEFAULT_URL = "http://127.0.0.1:8100"
 
 @app.command()
 def serve() -> None:
-    """Run the ledger until SIGTERM: migrate, recover from the journal, then serve."""
+    """Run the ledger until SIGTERM: migrate, recover from the journal, then serve.
+
+    While another ledger is the writer of the same database, this one stands by and takes over when that one is gone.
+    """
     from kernel.server import serve as run
     from ledger.api.app import create
-    from ledger.api.service import start_service
+    from ledger.api.standby import Starting
     from ledger.settings import LedgerSettings
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = LedgerSettings.load()
-    service = start_service(settings)  # before the server, so that what is missing is one line and not a traceback
-    run(create(settings, started=service), host=settings.host, port=settings.port)
+    starting = Starting(settings)
+    starting.begin()  # before the server, so that what is missing is one line and not a traceback
+    run(create(settings, started=starting), host=settings.host, port=settings.port, stop_when=starting.is_over)
+    starting.outcome()
 
 
 @app.command(name="migrate")
@@ -75,10 +74,48 @@ def migrate_command() -> None:
 
     settings = LedgerSettings.load()
     url, server = resolve_url(settings.database_url, settings.data_dir, "ledger")
-    migrate.upgrade("ledger", url)
+    owner = server.url("ledger") if server is not None else settings.migration_url or url
+    migrate.upgrade("ledger", owner, service_url=url)
     console.print(f"The database is at migration {migrate.head('ledger')}.")
     if server is not None:
         server.stop()
+
+
+@app.command()
+def distribute(
+    database_url: Annotated[
+        str | None, typer.Option("--database-url", help="Citus coordinator, as the tables' owner; by default as set.")
+    ] = None,
+    shards: Annotated[int, typer.Option("--shards", help="Shards of each distributed table.")] = 32,
+    apply: Annotated[bool, typer.Option("--apply", help="Do it. Without this the plan is printed.")] = False,
+) -> None:
+    """Spread the journal's tables over the workers of a Citus cluster. The ledger must be stopped."""
+    from kernel.database import Database
+    from ledger.settings import LedgerSettings
+    from ledger.store import distribute as spread
+
+    settings = LedgerSettings.load() if database_url is None else None
+    url = database_url or (settings and (settings.migration_url or settings.database_url))
+    if not url:
+        raise ValueError("the embedded PostgreSQL has no Citus: give --database-url of a Citus coordinator")
+    if not apply:
+        for statement in spread.statements(shards=shards):
+            console.print(f"{statement};", markup=False, highlight=False, soft_wrap=True)
+    database = Database(url, application_name="jiaozi-ledger distribute", statement_timeout_ms=0)
+    try:
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            if apply:
+                to_do = spread.distribute(connection, shards=shards)
+            else:
+                to_do = spread.is_to_do(spread.inspect(connection))
+    finally:
+        database.close()
+    if not to_do:
+        console.print("The tables are distributed already: nothing to do.")
+    elif apply:
+        console.print("The tables are distributed.")
+    else:
+        console.print("Nothing was changed. Give --apply to do this, with the ledger stopped and a backup made.")
 
 
 @app.command()
@@ -186,76 +223,60 @@ def supply(url: UrlOption = DEFAULT_URL) -> None:
 
 
 @app.command()
-def verify(
-    database_url: Annotated[
-        str | None, typer.Option("--database-url", help="postgresql://...; by default the configured database.")
-    ] = None,
-    anchor: Annotated[
-        str | None, typer.Option("--anchor", help="NUMBER:HASH of a block, known from outside the database.")
-    ] = None,
+def close(key: KeyOption, url: UrlOption = DEFAULT_URL) -> None:
+    """Order a closing at the newest block, as an operator; prints the signed statement. Days close by themselves."""
+    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+        view = client.close_now()
+    console.print(view.statement, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="verify-balance")
+def verify_balance(
+    file: Annotated[Path, typer.Argument(help="The balance proof (JSON), as the wallet or bank hands it out.")],
+    log_key: Annotated[str, typer.Option("--log-key", help="The ledger's public log key: NAME+ID+KEY.")],
+    account: Annotated[str | None, typer.Option("--account", help="Your account (acc_...).")] = None,
+    balance: Annotated[str | None, typer.Option("--balance", help="What you own, in major units, e.g. 12.50.")] = None,
 ) -> None:
-    """Replay the journal with code of its own and check every invariant, signature and hash. Exit 1 if any is broken.
+    """Verify, offline, that a balance is counted in full in a signed closing. Exit 1 if it is not.
 
-    Without an anchor nobody can tell a journal whose newest blocks were cut off from a younger one: keep the head.
+    Give --account and --balance as you know them: a ledger that understates a balance makes a valid proof of less.
     """
-    from ledger.verifier import verify_database
+    from kernel.transparency.notes import VerifierKey
+    from ledger.balance_proofs import PROOF_BYTES_MAX, parse_proof, verify_balance_proof
 
-    number, _, digest = (anchor or "").partition(":")
-    known = (int(number), bytes.fromhex(digest)) if anchor else None
-    with ExitStack() as stack:
-        url = database_url or stack.enter_context(_configured_database())
-        progress = stack.enter_context(
-            Progress(TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=errors)
-        )
-        task = progress.add_task("replaying", total=None)
-        report = verify_database(
-            url, progress=lambda done, total: progress.update(task, completed=done, total=total), anchor=known
-        )
-    if report.head_block == 0:
-        raise ValueError("the journal is empty: there is nothing to verify. Is this the ledger's database?")
-    _print_report(report)
-    if not report.is_whole:
-        raise typer.Exit(1)
-
-
-@contextmanager
-def _configured_database() -> Iterator[str]:
-    """The ledger's own database; an embedded server that was down is stopped again."""
-    from ledger.settings import LedgerSettings
-
-    settings = LedgerSettings.load()
-    data_dir = settings.data_dir or default_data_dir("ledger")
-    if settings.database_url is None and not (data_dir / "cluster").exists():
-        raise ValueError(f"there is no ledger in {data_dir}: set JIAOZI_LEDGER_DATABASE_URL or give --database-url")
-    url, server = resolve_url(settings.database_url, data_dir, "ledger")
-    with server or nullcontext():  # as a context manager it stops only what it started
-        yield url
-
-
-def _print_report(report: Report) -> None:
-    currency = Currency.of(report.currency) if report.currency else None
-
-    def money(amount: int) -> str:
-        return format_minor(amount, currency) if currency is not None else str(amount)
-
-    proved = Table(f"proved for {report.ledger or 'an empty journal'}", Column("count", justify="right"))
-    for name, count in sorted(report.proved.items()):
-        proved.add_row(name, f"{count:,}")
-    console.print(proved)
-    supply = Table(f"supply of {report.currency}, at seq {report.head_seq}", Column("amount", justify="right"))
-    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "held"):
-        supply.add_row(name, money(getattr(report.supply, name)))
-    console.print(supply)
-    for name, thumbprint in report.operators:
-        console.print(f"operator {name}: {thumbprint}")
-    console.print(f"head: {report.head_block}:{report.head_hash.hex()}", soft_wrap=True)
-    for finding in report.findings:
-        console.print(Text(f"WRONG  {finding}", style="red"), soft_wrap=True)
-    if report.is_whole:
-        console.print("[green]Nothing is wrong.[/]")
+    with file.open("rb") as opened:
+        proof = parse_proof(opened.read(PROOF_BYTES_MAX + 1))
+    proved = verify_balance_proof(
+        proof,
+        log_key=VerifierKey.parse(log_key),
+        account=ids.parse_account(account) if account is not None else None,
+    )
+    statement = proved.statement
+    currency = Currency.of(statement.currency)
+    if balance is not None:
+        owned = Money.parse_major(balance, currency).amount_minor
+        verify_balance_proof(proof, log_key=VerifierKey.parse(log_key), balance_minor=owned)
+    for name, value in (
+        ("account", ids.show_account(proved.account)),
+        ("balance", f"{currency} {format_minor(proved.balance_minor, currency)}"),
+        ("of", f"{currency} {format_minor(statement.circulation_minor, currency)} in circulation"),
+        ("closing", f"{statement.closing} of {statement.ledger}, {statement.day}"),
+        ("block", f"{statement.block}:{statement.block_hash.hex()}"),
+        ("root", statement.root.hex()),
+    ):
+        console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
+    if account is None or balance is None:
+        console.print("Compare account and balance with your own.")
     else:
-        more = "" if report.is_complete else " (stopped here: there may be more)"
-        console.print(f"[red]{len(report.findings)} finding(s){more}.[/] The first is the first wrong place.")
+        console.print("[green]The balance is counted in full.[/]")
+
+
+app.command()(audit.export)
+app.command()(audit.verify)
+app.command(name="log-key")(log_commands.log_key)
+app.command()(log_commands.receipt)
+app.command(name="verify-receipt")(log_commands.verify_receipt)
+app.command(name="check-log")(log_commands.check_log)
 
 
 def _propose(client: LedgerClient, vault: str, amount: str, key: PrivateKey, *, redeem: bool) -> MandateView:
@@ -303,6 +324,9 @@ def main() -> None:
         raise SystemExit(1) from None
     except OperationalError as error:
         errors.print(f"[red]error:[/] the database does not answer: {str(error.orig).splitlines()[0]}")
+        raise SystemExit(1) from None
+    except psycopg.Error as error:
+        errors.print(f"[red]error:[/] the database: {str(error).splitlines()[0]}")
         raise SystemExit(1) from None
     except (ServiceUnreachable, InvalidSettings, KeyRefused, RuntimeError, ValueError, OSError) as error:
         errors.print(f"[red]error:[/] {error}")

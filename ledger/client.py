@@ -13,8 +13,15 @@ from typing import Any, Self
 from uuid import UUID
 
 from kernel import ids
-from kernel.client import ServiceClient
+from kernel.client import ServiceClient, ServiceUnreachable
 from kernel.crypto.http_signatures import RequestSigner, signatures_expire
+from ledger.balance_proofs import BalanceProof
+from ledger.balance_proofs import ProofRefused as ProofRefused
+from ledger.balance_proofs import ProvedBalance as ProvedBalance
+from ledger.balance_proofs import contradiction as contradiction
+from ledger.balance_proofs import open_statement as open_statement
+from ledger.balance_proofs import parse_proof as parse_proof
+from ledger.balance_proofs import verify_balance_proof as verify_balance_proof
 from ledger.contract import (
     BINARY_MEDIA_TYPE,
     AccountOpening,
@@ -23,20 +30,38 @@ from ledger.contract import (
     AccountOpeningResult,
     AccountView,
     BlockView,
+    CheckpointView,
+    ClosingView,
+    ConsistencyProofView,
     HoldView,
+    InclusionProofView,
     LedgerView,
+    LogView,
     MandateView,
     ParticipantView,
     StatementLine,
     StatementResponse,
     SupplyView,
+    TransferAnswer,
     TransferBatchRequest,
     TransferBatchResponse,
     TransferItem,
     TransferResult,
     TransferTerms,
     TransferView,
+    read_answers,
+    write_signed_items,
 )
+from ledger.receipts import ReceiptRefused, VerifiedReceipt, VerifiedSupply, verify_receipt, verify_supply
+
+__all__ = [
+    "LedgerClient",
+    "ReceiptRefused",
+    "VerifiedReceipt",
+    "VerifiedSupply",
+    "verify_receipt",
+    "verify_supply",
+]
 
 
 class LedgerClient:
@@ -76,6 +101,21 @@ class LedgerClient:
         with signatures_expire(expires_at):
             answer = self._http.post("/v1/transfer-batches", body, idempotent=expires_at is None)
         return TransferBatchResponse.model_validate(answer).results
+
+    def submit_signed(self, tokens: Sequence[str], *, expires_at: datetime | None = None) -> list[TransferAnswer]:
+        """`submit` for instructions alone, without a model an item: one answer each, in order."""
+        with signatures_expire(expires_at):
+            response = self._http.request(
+                "POST",
+                "/v1/transfer-batches",
+                content=write_signed_items(tokens),
+                content_type="application/json",
+                idempotent=expires_at is None,
+            )
+        try:
+            return read_answers(response.content)
+        except ValueError as error:
+            raise ServiceUnreachable(f"the answer cannot be read: {error}") from None
 
     def submit_binary(self, records: bytes) -> bytes:
         """Plain transfers of the institution's own accounts as packed `ledger.domain.records.SUBMISSION` records
@@ -136,6 +176,39 @@ class LedgerClient:
     def get_mandate(self, mandate: UUID) -> MandateView:
         return MandateView.model_validate(self._http.get(f"/v1/mandates/{ids.show('mdt', mandate)}"))
 
+    # --- the transparency log
+
+    def log(self) -> LogView:
+        return LogView.model_validate(self._http.get("/v1/log"))
+
+    def checkpoint(self) -> str:
+        """The newest checkpoint, a signed note with its cosignatures (see `kernel.transparency.checkpoints`)."""
+        return self._http.request("GET", "/checkpoint", idempotent=True).text
+
+    def checkpoints(self, *, limit: int = 50) -> list[CheckpointView]:
+        """The newest first."""
+        items = self._http.get("/v1/log/checkpoints", query={"limit": limit})["items"]
+        return [CheckpointView.model_validate(item) for item in items]
+
+    def receipt(self, transfer: UUID, *, quorum: int = 0) -> bytes:
+        """A receipt (JSON), to keep and to check with `verify_receipt`: under the newest checkpoint that `quorum`
+        witnesses have cosigned. Refuses: not-sealed (transient), transfer-not-found."""
+        path = f"/v1/transfers/{ids.show('trf', transfer)}/receipt"
+        return self._http.request("GET", path, query={"quorum": quorum}, idempotent=True).content
+
+    def supply_statement(self, size: int | None = None) -> bytes:
+        """The statement that the checkpoint of a size signs (the newest by default); see `verify_supply`."""
+        path = f"/v1/log/supply/{'latest' if size is None else size}"
+        return self._http.request("GET", path, idempotent=True).content
+
+    def inclusion_proof(self, seq: int, size: int) -> InclusionProofView:
+        return InclusionProofView.model_validate(self._http.get("/v1/log/inclusion", query={"seq": seq, "size": size}))
+
+    def consistency_proof(self, old: int, new: int) -> ConsistencyProofView:
+        return ConsistencyProofView.model_validate(
+            self._http.get("/v1/log/consistency", query={"old": old, "new": new})
+        )
+
     # --- the ledger
 
     def ledger(self) -> LedgerView:
@@ -150,3 +223,22 @@ class LedgerClient:
     def block(self, number: int | None = None) -> BlockView:
         """A block's header; the latest by default."""
         return BlockView.model_validate(self._http.get(f"/v1/blocks/{'latest' if number is None else number}"))
+
+    # --- closings
+
+    def close_now(self) -> ClosingView:
+        """A closing at the newest block, for an operator; the last one again if nothing was booked since."""
+        return ClosingView.model_validate(self._http.post("/v1/closings", {}, idempotent=True))
+
+    def closing(self, number: int) -> ClosingView:
+        return ClosingView.model_validate(self._http.get(f"/v1/closings/{number}"))
+
+    def closings(self, *, limit: int = 50) -> list[ClosingView]:
+        """The newest, newest first."""
+        items = self._http.get("/v1/closings", query={"limit": limit})["items"]
+        return [ClosingView.model_validate(item) for item in items]
+
+    def balance_proof(self, closing: int, account: int) -> BalanceProof:
+        """To be believed only after `verify_balance_proof`."""
+        path = f"/v1/closings/{closing}/balance-proofs/{ids.show_account(account)}"
+        return BalanceProof.model_validate(self._http.get(path))

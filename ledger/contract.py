@@ -7,12 +7,14 @@ mandates `mdt_`, account openings `opn_`. Times are RFC 3339 UTC.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
+import msgspec
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -20,15 +22,16 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
-from kernel import ids, money
+from kernel import ids, money, strict_json
 from kernel.clock import from_micros
 from kernel.crypto import jws
 from kernel.crypto.keys import KeyRefused, PrivateKey, PublicKey
-from kernel.errors import Refusal
+from kernel.errors import ProblemError, Refusal
 from kernel.ids import AccountNumber, ParticipantId
 from ledger.domain.blocks import BlockHeader
 from ledger.domain.vocabulary import AccountKind as AccountKind
@@ -63,6 +66,7 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     LedgerRefusal.ACCOUNT_NOT_FOUND: 404,
     LedgerRefusal.TRANSFER_NOT_FOUND: 404,
     LedgerRefusal.BLOCK_NOT_FOUND: 404,
+    LedgerRefusal.CLOSING_NOT_FOUND: 404,
     LedgerRefusal.MANDATE_NOT_FOUND: 404,
     LedgerRefusal.MANDATE_EXISTS: 409,
     LedgerRefusal.MANDATE_EXECUTED: 409,
@@ -75,6 +79,9 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     LedgerRefusal.ROLE_NOT_ALLOWED: 403,
     LedgerRefusal.KEY_IN_USE: 409,
     LedgerRefusal.OUTCOME_UNKNOWN: 503,
+    LedgerRefusal.NOT_SEALED: 503,
+    LedgerRefusal.CHECKPOINT_NOT_FOUND: 404,
+    LedgerRefusal.TILE_NOT_FOUND: 404,
 }
 """One table for single and bulk endpoints; a test holds it total."""
 
@@ -172,8 +179,9 @@ ParticipantRef = Annotated[
 ]
 
 
-def _utc(value: datetime) -> str:
-    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def show_moment(value: datetime) -> str:
+    """RFC 3339 in UTC with microseconds."""
+    return value.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def _moment(value: Any) -> datetime:
@@ -189,11 +197,15 @@ def _moment(value: Any) -> datetime:
 Moment = Annotated[
     datetime,
     BeforeValidator(_moment),
-    PlainSerializer(_utc, return_type=str),
+    PlainSerializer(show_moment, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time", "examples": ["2026-11-23T08:00:00.000000Z"]}),
 ]
 CurrencyCode = Annotated[str, Field(pattern="^[A-Z]{3}$", examples=["CNY"])]
-Token = Annotated[str, Field(min_length=20, max_length=16_384, description="A compact JWS (RFC 7515).")]
+TOKEN_LENGTH_MIN, TOKEN_LENGTH_MAX = 20, 16_384
+Token = Annotated[
+    str,
+    Field(min_length=TOKEN_LENGTH_MIN, max_length=TOKEN_LENGTH_MAX, description="A compact JWS (RFC 7515)."),
+]
 
 
 class Model(BaseModel):
@@ -293,6 +305,72 @@ class TransferResult(Model):
 
 class TransferBatchResponse(Model):
     results: list[TransferResult]
+
+
+class SignedItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A `TransferItem` that carries an instruction, read and written quickly."""
+
+    instruction: str
+    linked: bool = False
+    terms: None = None
+
+
+class TransferAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """A `TransferResult` as it travels, written and read quickly."""
+
+    outcome: str
+    id: str | None = None
+    seq: int | None = None
+    booked_at: str | None = None
+    refusal: str | None = None
+    transient: bool | None = None
+    detail: str | None = None
+
+
+class _SignedItems(msgspec.Struct, forbid_unknown_fields=True):
+    transfers: list[SignedItem]
+
+
+class _Answers(msgspec.Struct):
+    results: list[TransferAnswer]
+
+
+_SIGNED_ITEMS = msgspec.json.Decoder(_SignedItems)
+_ANSWERS = msgspec.json.Decoder(_Answers)
+_encode = msgspec.json.Encoder().encode
+
+
+def read_signed_items(body: bytes) -> list[SignedItem] | None:
+    """The items of a `TransferBatchRequest` in which every item carries an instruction, spelt without white space.
+
+    None: it is spelt otherwise, or is no such request; then the model and strict JSON have the word. That the items
+    encode back to the same bytes is the proof that nothing is there twice or beside what is known.
+    """
+    try:
+        read = _SIGNED_ITEMS.decode(body)
+    except ValueError:
+        return None
+    items = read.transfers
+    if not 0 < len(items) <= BATCH_TRANSFERS_MAX or b"\\" in body or _encode(read) != body:
+        return None
+    if any(not TOKEN_LENGTH_MIN <= len(item.instruction) <= TOKEN_LENGTH_MAX for item in items):
+        return None
+    return items
+
+
+def write_signed_items(tokens: Sequence[str]) -> bytes:
+    """The body of a request for `read_signed_items`."""
+    return _encode(_SignedItems([SignedItem(token) for token in tokens]))
+
+
+def write_answers(answers: list[TransferAnswer]) -> bytes:
+    """The body of a `TransferBatchResponse`."""
+    return _encode(_Answers(answers))
+
+
+def read_answers(body: bytes) -> list[TransferAnswer]:
+    """Raises: ValueError for anything else."""
+    return _ANSWERS.decode(body).results
 
 
 class TransferView(Model):
@@ -602,6 +680,49 @@ class LedgerView(Model):
     issuance_account: AccountRef
     head_block: int
     head_seq: int
+    log_key: str | None = None
+    """The public key (vkey) of its transparency log; get it from more than one place before you believe it."""
+
+
+class LogWitnessView(Model):
+    name: str
+    vkey: str
+
+
+class LogView(Model):
+    """The transparency log: what a reader needs to check its checkpoints (C2SP signed-note verifier keys)."""
+
+    origin: str
+    vkey: str
+    size: int
+    """Of the newest checkpoint."""
+    witnesses: list[LogWitnessView]
+    failure: str | None
+    """Why it is no longer sealed, or which witness has refused it."""
+
+
+class CheckpointView(Model):
+    size: int
+    root: Hash32
+    block: int
+    """The last block whose transfers are in the tree."""
+    block_hash: Hash32
+    sealed_at: Moment
+    note: str
+    """The signed note, with cosignatures."""
+
+
+class InclusionProofView(Model):
+    leaf_index: int
+    leaf_hash: Hash32
+    tree_size: int
+    proof: list[Hash32]
+
+
+class ConsistencyProofView(Model):
+    old_size: int
+    new_size: int
+    proof: list[Hash32]
 
 
 class SupplyView(Model):
@@ -622,7 +743,8 @@ class SupplyView(Model):
 
 
 class BlockView(Model):
-    """A block's header; `hash` = SHA-256 of its other members, `previous_hash` chains it."""
+    """A block's header; `hash` = SHA-256 of its other members, `previous_hash` chains it. `issued` to `held` are totals
+    in minor units after the block."""
 
     number: int
     epoch: int
@@ -636,6 +758,11 @@ class BlockView(Model):
     directives_digest: Hash32
     first_account: AccountNumber
     account_count: int
+    issued: Amount
+    redeemed: Amount
+    vaults: SignedAmount
+    wallets: SignedAmount
+    held: Amount
     accounts_digest: Hash32
     previous_hash: Hash32
     hash: Hash32
@@ -644,6 +771,17 @@ class BlockView(Model):
     def of(header: BlockHeader) -> BlockView:
         members = {name: getattr(header, name) for name in BlockView.model_fields if name != "booked_at"}
         return BlockView(booked_at=from_micros(header.booked_at), **members)
+
+
+class ClosingView(Model):
+    """A closing, whose `statement` is the signed note that holders' balance proofs lead to (docs/balance-proofs.md)."""
+
+    closing: int
+    kind: Literal["day", "order"]
+    day: date
+    """The scheme's local day of the block."""
+    block: int
+    statement: str
 
 
 # --- signed documents ------------------------------------------------------------------------------------------------
@@ -665,6 +803,146 @@ def sign_approval(approval: Approval, *, key: PrivateKey) -> str:
 
 def _canonical(document: Model) -> bytes:
     return jws.canonical_json(document.model_dump(mode="json", exclude_none=True, exclude_defaults=False))
+
+
+# --- instructions, read ----------------------------------------------------------------------------------------------
+
+
+class InvalidInstruction(ValueError):
+    """The token is no signed instruction; `reason` says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Instruction(msgspec.Struct, frozen=True, gc=False):
+    """What a signed instruction says. Whether the debit account's owner has signed it is for `jws.check` to find."""
+
+    unverified: jws.Unverified
+    ledger: str
+    id_number: int
+    """The UUIDv7 as a number of 128 bits."""
+    id_shown: str
+    """The same with its prefix."""
+    kind: TransferKind
+    debit: AccountNumber | None
+    credit: AccountNumber | None
+    amount_minor: int | None
+    currency: str
+    reference_number: int
+    """A UUID as a number; 0 = none."""
+    valid_until: datetime
+    terms: TransferTerms | None
+    """All terms, where they are not plain (a hold, a post, a void) or not spelt canonically."""
+
+    @property
+    def id(self) -> UUID:
+        return UUID(int=self.id_number)
+
+    @property
+    def is_canonical(self) -> bool:
+        """Whether the payload is canonical JSON, so that everybody reads the same."""
+        if self.terms is None:
+            return True
+        payload = self.unverified.payload
+        return payload == jws.canonical_json(strict_json.loads(payload))
+
+
+def read_instruction(token: str) -> Instruction:
+    """What the token asks for, its signature unchecked. Raises: InvalidInstruction.
+
+    Two readers give one answer: a quick one takes plain transfers in canonical JSON and nothing else; the models above
+    with strict JSON have the last word on whatever it does not take.
+    """
+    try:
+        unverified = jws.read(token)
+    except jws.InvalidJws as error:
+        raise InvalidInstruction(error.reason) from None
+    try:
+        return _read_plain(unverified)
+    except ValueError:
+        return _read_any(unverified)
+
+
+def _read_any(unverified: jws.Unverified) -> Instruction:
+    try:
+        document = SignedInstruction.model_validate(strict_json.loads(unverified.payload, wire=True))
+    except (ValidationError, ProblemError) as error:
+        raise InvalidInstruction(f"the payload is not an instruction: {type(error).__name__}") from None
+    terms = document.terms
+    return Instruction(
+        unverified=unverified,
+        ledger=document.ledger,
+        id_number=terms.id.int,
+        id_shown=ids.show("trf", terms.id),
+        kind=terms.kind,
+        debit=terms.debit,
+        credit=terms.credit,
+        amount_minor=terms.amount_minor,
+        currency=terms.currency,
+        reference_number=terms.reference.int if terms.reference is not None else 0,
+        valid_until=document.valid_until,
+        terms=terms,
+    )
+
+
+class _PlainTerms(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Members in the order of canonical JSON."""
+
+    amount_minor: str
+    credit: str
+    currency: str
+    debit: str
+    id: str
+    kind: str
+    reference: str | None = None
+
+
+class _PlainInstruction(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    ledger: str
+    terms: _PlainTerms
+    valid_until: str
+
+
+_PLAIN = msgspec.json.Decoder(_PlainInstruction)
+_PLAIN_KINDS = {
+    kind.value: kind for kind in TransferKind if kind not in (TransferKind.HOLD, TransferKind.POST, TransferKind.VOID)
+}
+_PLAIN_ID = re.compile(r"trf_[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+_CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
+_ACCOUNTS_CACHED_MAX = 100_000
+_account_number = lru_cache(maxsize=_ACCOUNTS_CACHED_MAX)(ids.parse_account)
+
+
+def _read_plain(unverified: jws.Unverified) -> Instruction:
+    """Raises ValueError for whatever is not a plain transfer in canonical JSON.
+
+    That the members encode back to the same bytes is the proof: sorted, no member twice, nothing that is not here, no
+    white space. Escapes are left to the other reader, as two encoders may choose different ones.
+    """
+    payload = unverified.payload
+    read = _PLAIN.decode(payload)
+    if b"\\" in payload or _encode(read) != payload:
+        raise ValueError("not canonical")
+    terms = read.terms
+    kind = _PLAIN_KINDS.get(terms.kind)
+    if kind is None or _PLAIN_ID.fullmatch(terms.id) is None or _CURRENCY.fullmatch(terms.currency) is None:
+        raise ValueError("not a plain transfer")
+    return Instruction(
+        unverified,
+        read.ledger,
+        int(terms.id[4:].replace("-", ""), 16),
+        terms.id,
+        kind,
+        _account_number(terms.debit),
+        _account_number(terms.credit),
+        money.parse_minor(terms.amount_minor),
+        terms.currency,
+        _reference(terms.reference).int if terms.reference is not None else 0,
+        _moment(read.valid_until),
+        None,
+    )
 
 
 # --- genesis ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ PortOption = Annotated[
         "--port",
         min=1024,
         max=65_500,
-        help="First of seven consecutive ports. Default: those of last time, or 8100, 8200 and 8300 on, or free ones.",
+        help="First of nine consecutive ports. Default: those of last time, or 8100, 8200 ... on, or free ones.",
         show_default=False,
     ),
 ]

@@ -21,8 +21,8 @@ from kernel import ids
 from kernel.clock import Clock, system_clock
 from kernel.money import Currency, format_minor
 from ledger.contract import SupplyView
-from ledger.verifier.report import Report as Proof
-from ledger.verifier.verify import verify_database
+from ledger.verifier import Report as Proof
+from ledger.verifier import verify_database
 from sandbox import retail
 from sandbox.cross_border import CrossBorder
 from sandbox.reconcile import reconcile
@@ -81,7 +81,7 @@ class Demo:
         report.table(table)
         what = f"in {seconds:.0f} s" if started else "they were up already"
         report.expect(
-            f"seven processes answer, each with its own database on an embedded PostgreSQL ({what})",
+            f"nine processes answer, each service with its own database on an embedded PostgreSQL ({what})",
             expected=7,
             seen=len(self._scheme.processes.pids()),
         )

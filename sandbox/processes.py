@@ -25,7 +25,7 @@ from sandbox.topology import Home
 MARK = "JIAOZI_SANDBOX_OF"
 """Environment variable of every process we start: the sandbox's directory."""
 START_SECONDS_MAX = 60.0
-"""Seven interpreters load on perhaps one slow core; a start takes two seconds on an idle machine."""
+"""Nine interpreters load on perhaps one slow core; a start takes two seconds on an idle machine."""
 STOP_SECONDS_MAX = 15.0
 """A service finishes what is in flight within 10 s (kernel.limits.SHUTDOWN_SECONDS_MAX)."""
 KILL_SECONDS_MAX = 5.0
@@ -43,7 +43,7 @@ class SandboxBusy(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One process: `python -m module serve` with settings in its environment."""
+    """One process: `python -m module command` with settings in its environment."""
 
     name: str
     module: str
@@ -51,6 +51,7 @@ class Service:
     settings: Mapping[str, str]
     log_file: Path
     pid_file: Path
+    command: str = "serve"
 
 
 @contextmanager
@@ -132,7 +133,7 @@ class Processes:
         environment |= {**service.settings, MARK: str(self._home.path), "PYTHONUNBUFFERED": "1"}
         with service.log_file.open("ab") as log:
             child = subprocess.Popen(
-                [sys.executable, "-m", service.module, "serve"],
+                [sys.executable, "-m", service.module, service.command],
                 cwd=self._home.path,
                 env=environment,
                 stdin=subprocess.DEVNULL,

@@ -21,19 +21,22 @@ from kernel.clock import Clock, system_clock
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from kernel.ids import AccountNumber, ParticipantId
+from kernel.postgres import service_role
 from ledger.client import LedgerClient
-from sandbox import bridge, seed
+from sandbox import bridge, seed, witnesses
 from sandbox.processes import Processes, Service
 from sandbox.topology import (
     BRIDGE_SERVICE,
     CENTRAL_BANKS,
     INSTITUTIONS,
+    WITNESSES,
     CentralBank,
     DirectoryRefused,
     Home,
     Institution,
     central_bank,
     choose_ports,
+    has_database,
     ledger_service,
     service_names,
 )
@@ -67,10 +70,11 @@ class Scheme:
         return [self.service(name) for name in service_names()] if self._ports else []
 
     def service(self, name: str) -> Service:
-        module = name.partition("-")[0]
+        kind = name.partition("-")[0]
         return Service(
             name=name,
-            module=module,
+            module="wallet" if kind == "witness" else kind,
+            command="witness" if kind == "witness" else "serve",
             url=self.url(name),
             settings=self._settings(name),
             log_file=self.home.logs / f"{name}.log",
@@ -81,7 +85,9 @@ class Scheme:
         return f"http://127.0.0.1:{self._ports[name]}"
 
     def database_url(self, name: str) -> str:
-        return self.home.postgres.url(name.replace("-", "_"))
+        """A service's own, under its own role: no service can enter another's, nor change its tables."""
+        database = name.replace("-", "_")
+        return self.home.postgres.url(database, role=service_role(database))
 
     def is_up(self) -> bool:
         """Does every process live? (Whether they answer is `await_healthy`'s question.)"""
@@ -122,13 +128,14 @@ class Scheme:
         tell("PostgreSQL: starting the embedded server")
         server = self.home.postgres
         server.start()
-        for name in service_names():
+        for name in filter(has_database, service_names()):
             database = name.replace("-", "_")
             server.ensure_database(database)
+            server.ensure_role(service_role(database))
             kind = name.partition("-")[0]
             if not migrate.is_current(kind, server.url(database)):
                 tell(f"PostgreSQL: making the tables of {name}")
-                self._migrate(kind, server.url(database))
+                self._migrate(kind, server.url(database), self.database_url(name))
         # 2.
         tell("ledgers and wallet services: starting")
         self._write_files()
@@ -149,9 +156,9 @@ class Scheme:
         return True
 
     @staticmethod
-    def _migrate(kind: str, url: str) -> None:
+    def _migrate(kind: str, url: str, service_url: str) -> None:
         try:
-            migrate.upgrade(kind, url)
+            migrate.upgrade(kind, url, service_url=service_url)
         except CommandError as error:
             raise DirectoryRefused(
                 f"the data were made by another version of this program ({error}): `jiaozi reset` removes them"
@@ -196,6 +203,7 @@ class Scheme:
         ledger_urls = {bank.ledger: self.url(ledger_service(bank.ledger)) for bank in CENTRAL_BANKS}
         for bank in CENTRAL_BANKS:
             seed.write_genesis(self.home, self.keys, bank)
+        witnesses.write_files(self.home, self._urls())
         for item in INSTITUTIONS:
             seed.write_wallet_clients(self.home, self.keys, item.participant)
             seed.write_wallet_ledgers(self.home, item.participant, ledger_urls, item.home)
@@ -208,6 +216,9 @@ class Scheme:
         for bank in CENTRAL_BANKS:
             if name == ledger_service(bank.ledger):
                 return self._ledger_settings(bank)
+        for item in WITNESSES:
+            if name == item.witness:
+                return witnesses.settings(self.home, item, port=self._ports[name])
         institution = next(item for item in INSTITUTIONS if item.service == name)
         return self._wallet_settings(institution)
 
@@ -217,6 +228,8 @@ class Scheme:
             "PORT": self._ports[name],
             "PUBLIC_URL": self.url(name),
             "DATABASE_URL": self.database_url(name),
+            "DATA_DIR": witnesses.ledger_data(self.home, bank.ledger),
+            "LOG_WITNESSES_PATH": witnesses.witnesses_path(self.home),
             "GENESIS_PATH": self.home.config / f"genesis-{bank.ledger}.json",
             "NODE": f"{bank.ledger}-1",
         }

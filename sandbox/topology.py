@@ -19,7 +19,7 @@ from kernel.money import Currency
 from kernel.postgres import EmbeddedPostgres, default_data_dir
 
 DIRECTORY_VARIABLE = "JIAOZI_SANDBOX_DIR"
-PORT_PREFERRED = {"ledger": 8100, "wallet": 8200, "settlement": 8300}
+PORT_PREFERRED = {"ledger": 8100, "wallet": 8200, "settlement": 8300, "witness": 8400}
 """Of the first service of each kind, the next follow: what the services' own commands take for default."""
 
 
@@ -47,6 +47,11 @@ class Institution:
     def service(self) -> str:
         return f"wallet-{self.participant.lower()}"
 
+    @property
+    def witness(self) -> str:
+        """The witness that it runs, if it runs one (see WITNESSES)."""
+        return f"witness-{self.participant.lower()}"
+
 
 CENTRAL_BANKS = (
     CentralBank("cn-ecny", "Sandbox Central Bank of CNY", Currency.of("CNY"), "Asia/Shanghai", "ecny-2026-01"),
@@ -58,6 +63,8 @@ INSTITUTIONS = (
     Institution(ParticipantId("TSBKAEA0"), "Third Sandbox Bank", "ae-daed"),
     Institution(ParticipantId("QSBKAED0"), "Fourth Sandbox Bank", "ae-daed"),
 )
+WITNESSES = (INSTITUTIONS[0], INSTITUTIONS[2])
+"""Who watches both ledgers' transparency logs: a bank of each currency."""
 BRIDGE = ParticipantId("JZBRZZZ0")
 BRIDGE_NAME = "Sandbox Bridge"
 BRIDGE_SERVICE = "settlement"
@@ -70,7 +77,13 @@ def ledger_service(ledger: str) -> str:
 def service_names() -> list[str]:
     """In the order in which they are started."""
     ledgers = [ledger_service(bank.ledger) for bank in CENTRAL_BANKS]
-    return [*ledgers, *(institution.service for institution in INSTITUTIONS), BRIDGE_SERVICE]
+    wallets = [institution.service for institution in INSTITUTIONS]
+    return [*ledgers, *wallets, *(institution.witness for institution in WITNESSES), BRIDGE_SERVICE]
+
+
+def has_database(name: str) -> bool:
+    """A witness keeps files."""
+    return not name.startswith("witness-")
 
 
 def central_bank(ledger: str) -> CentralBank:

@@ -66,7 +66,8 @@ def migrate_command() -> None:
     """Bring the database to the newest schema."""
     settings = _settings()
     url, server = resolve_url(settings.database_url, settings.data_dir, SERVICE)
-    migrate.upgrade(SERVICE, url)
+    owner = server.url(SERVICE) if server is not None else settings.migration_url or url
+    migrate.upgrade(SERVICE, owner, service_url=url)
     console.print(f"The database is at migration {migrate.head(SERVICE)}.")
     if server is not None:
         server.stop()

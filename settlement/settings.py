@@ -30,7 +30,9 @@ class SettlementSettings(ServiceSettings):
     public_url: str = "http://127.0.0.1:8300"
     """The origin that clients sign (RFC 9421 @target-uri), whatever Host header arrives."""
     database_url: str | None = None
-    """A PostgreSQL URL; unset = an embedded server in `data_dir`."""
+    """A PostgreSQL URL of the service's own role; unset = an embedded server in `data_dir`."""
+    migration_url: str | None = None
+    """The same database as the tables' owner, for `jiaozi-settlement migrate` alone; unset = `database_url`."""
     data_dir: Path = Field(default_factory=lambda: default_data_dir(SERVICE))
     database_pool_size: Annotated[int, Field(ge=2, le=100)] = 12
     participant: ParticipantRef

@@ -21,7 +21,7 @@ import pytest
 from psycopg import sql
 
 from kernel import migrate
-from kernel.postgres import EmbeddedPostgres
+from kernel.postgres import EmbeddedPostgres, service_role
 
 SHARED_DIR = "JIAOZI_TEST_POSTGRES_DIR"
 _PREFIX = "jiaozi-test-"
@@ -62,7 +62,8 @@ def database_url(postgres: EmbeddedPostgres) -> Iterator[str]:
 
 @pytest.fixture
 def fresh_database(postgres: EmbeddedPostgres) -> Iterator[Callable[[str], str]]:
-    """`fresh_database("ledger")` -> the URL of a new database with that service's tables; as many as a test likes."""
+    """`fresh_database("ledger")` -> the owner's URL of a new database with that service's tables; as many as a test
+    likes. A service is given `tests.roles.as_service` of it."""
     made: list[str] = []
 
     def make(service: str) -> str:
@@ -97,7 +98,9 @@ def _template(postgres: EmbeddedPostgres, service: str) -> str:
             growing = f"{name}_new"
             _administer(postgres, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)"), growing)
             postgres.ensure_database(growing)
-            migrate.upgrade(service, postgres.url(growing))
+            role = service_role(service)
+            postgres.ensure_role(role)
+            migrate.upgrade(service, postgres.url(growing), service_url=postgres.url(growing, role=role))
             _administer(postgres, sql.SQL("ALTER DATABASE {} RENAME TO {}"), growing, name)
     return name
 

@@ -38,6 +38,7 @@ from ledger.contract import (
     SignedInstruction,
     StatementLine,
     StatementResponse,
+    TransferAnswer,
     TransferItem,
     TransferKind,
     TransferOutcome,
@@ -110,6 +111,13 @@ class FakeLedger(LedgerClient):
         results = [self._one(item) for item in items]
         self._answer()
         return results
+
+    def submit_signed(self, tokens: Sequence[str], *, expires_at: datetime | None = None) -> list[TransferAnswer]:
+        items = [TransferItem(instruction=token) for token in tokens]
+        return [
+            TransferAnswer(**result.model_dump(mode="json"))
+            for result in self.submit(items, **({} if expires_at is None else {"expires_at": expires_at}))
+        ]
 
     def get_transfer(self, transfer: UUID) -> TransferView:
         self._arrive("get_transfer")

@@ -42,6 +42,7 @@ from ledger.contract import (
     sign_proposal,
 )
 from ledger.settings import LedgerSettings
+from tests.roles import as_service
 
 RULE_CLASSES = [
     {
@@ -174,12 +175,14 @@ def write_genesis(path: Path, *, ledger: str, currency: str, operators: list[Pri
 def make_world(
     database_url: str, directory: Path, *, ledger: str = "test-cny", currency: str = "CNY", **settings: object
 ) -> LedgerWorld:
-    """Keys, genesis file and settings; nothing runs yet."""
+    """Keys, genesis file and settings; nothing runs yet. The ledger is given the database under its own role."""
     operators = [PrivateKey.generate() for _ in range(3)]
     genesis = directory / f"genesis-{ledger}.json"
     write_genesis(genesis, ledger=ledger, currency=currency, operators=operators)
     port = free_port()
-    made = LedgerSettings.load(port=port, database_url=database_url, genesis_path=genesis, **settings)
+    url = as_service(database_url)
+    settings = {"data_dir": directory, **settings}  # for the keys of its log
+    made = LedgerSettings.load(port=port, database_url=url, genesis_path=genesis, **settings)
     return LedgerWorld(f"http://127.0.0.1:{port}", ledger, currency, operators, made)
 
 

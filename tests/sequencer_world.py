@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import numpy as np
+import psycopg
 
 from kernel import ids
 from kernel.clock import ManualClock, to_micros
@@ -24,6 +25,7 @@ from ledger.domain.state import COLUMNS, LedgerState
 from ledger.domain.vocabulary import KIND_CODE, TRANSFER_REFUSALS, TransferKind
 from ledger.engine.sequencer import BatchOutcome, Sequencer
 from ledger.verifier import verify_database
+from tests.roles import as_service, dsn
 
 NOON = datetime(2026, 11, 23, 4, 0, tzinfo=UTC)
 """Noon in Shanghai, the ledger's zone."""
@@ -82,7 +84,7 @@ def picture_of(state: LedgerState) -> dict[str, Any]:
         **{name: getattr(state, name)[used].tolist() for name in (*COLUMNS, "kind", "frozen", "rule_class")},
         "participants": [(p.code, p.quota, p.outstanding, p.key_version) for p in state.participants if p],
         "holds": dict(state.holds),
-        "totals": (state.issued, state.redeemed, state.next_seq, state.booked_at, state.day, state.year),
+        "totals": (*state.totals, state.next_seq, state.booked_at, state.day, state.year),
         "classes": list(state.classes),
     }
 
@@ -108,12 +110,18 @@ class SequencerWorld:
 
     def start(self, node: str = "one") -> Sequencer:
         """Another sequencer on the same journal: a restart, or a rival if the first still runs."""
-        database = Database(self.url, application_name=f"test {node}")
+        self._free_the_lease()
+        database = Database(as_service(self.url), application_name=f"test {node}")
         sequencer = Sequencer(database, node=node, clock=self.clock)
         sequencer.start()
         self.running.append((sequencer, database))
         self.sequencer = sequencer
         return sequencer
+
+    def _free_the_lease(self) -> None:
+        """As if the holder had fallen silent long ago: tests of what follows need not wait for it."""
+        with psycopg.connect(dsn(self.url), autocommit=True) as connection:
+            connection.execute("UPDATE lease SET node = ''")
 
     def restart(self, *, graceful: bool) -> Sequencer:
         """`graceful` stops the old one first (it writes a snapshot); else it is simply left behind, as after a kill."""

@@ -79,7 +79,8 @@ def migrate_database() -> None:
     """Bring the service's database to this program's tables. Safe to repeat."""
     settings = _settings()
     url, server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)
-    migrate.upgrade(SERVICE, url)
+    owner = server.url(SERVICE) if server is not None else settings.migration_url or url
+    migrate.upgrade(SERVICE, owner, service_url=url)
     if server is not None:
         server.stop()
     typer.echo(f"the database is at migration {migrate.head(SERVICE)}")
@@ -138,6 +139,30 @@ def show_rules(pack_name: Annotated[str, typer.Argument(metavar="PACK", help="e.
             f"{pack.interest.settled_on_day}th of a quarter's last month, credited on the "
             f"{pack.interest.credited_on_day}st."
         )
+
+
+@app.command()
+def witness(
+    show_key: Annotated[bool, typer.Option("--show-key", help="Print its public key (vkey) and end.")] = False,
+) -> None:
+    """Run a witness (C2SP tlog-witness): it cosigns the ledgers' checkpoints as long as their logs only grow.
+
+    Settings come from JIAOZI_WITNESS_*: NAME, KEY_PATH, DATA_DIR, LOGS_PATH, HOST, PORT.
+    """
+    from kernel.transparency.notes import NoteRefused
+    from kernel.transparency.witness import WitnessSettings, load_witness
+    from kernel.transparency.witness import create as create_witness
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        settings = WitnessSettings.load()
+        found = load_witness(settings)
+    except (InvalidSettings, KeyRefused, NoteRefused, OSError) as error:
+        _fail(str(error))
+    if show_key:
+        typer.echo(str(found.verifier_key))
+        return
+    serve_app(create_witness(found), host=settings.host, port=settings.port)
 
 
 # --- use a running service -------------------------------------------------------------------------------------------

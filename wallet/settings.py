@@ -28,7 +28,9 @@ class WalletSettings(ServiceSettings):
     public_url: str = "http://127.0.0.1:8200"
     """The origin that clients sign (RFC 9421 @target-uri), whatever Host header arrives."""
     database_url: str | None = None
-    """A PostgreSQL URL; unset = an embedded server in `data_dir`."""
+    """A PostgreSQL URL of the service's own role; unset = an embedded server in `data_dir`."""
+    migration_url: str | None = None
+    """The same database as the tables' owner, for `jiaozi-wallet migrate` alone; unset = `database_url`."""
     data_dir: Path = Field(default_factory=lambda: default_data_dir(SERVICE))
     """Of the embedded server and the data key."""
     database_pool_size: Annotated[int, Field(ge=2, le=100)] = 16

@@ -6,7 +6,6 @@ is known by its RFC 7638 thumbprint (SHA-256, base64url without padding, 43 char
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import json
@@ -225,18 +224,24 @@ class PrivateKey:
         raise TypeError("a private key is not pickled")
 
 
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+_FROM_URL = bytes.maketrans(b"-_", b"+/")
+
+
 def to_base64url(data: bytes) -> str:
     """RFC 4648 section 5 without padding."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+    return binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=").decode("ascii")
 
 
 def from_base64url(text: str) -> bytes:
     """The bytes of canonical, unpadded base64url. Raises ValueError for anything that would not encode back to it."""
     try:
-        data = base64.b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        encoded = text.encode("ascii")
+        data = binascii.a2b_base64(encoded.translate(_FROM_URL) + b"=" * (-len(encoded) % 4))
     except (binascii.Error, UnicodeEncodeError):
         raise ValueError("not base64url") from None
-    if to_base64url(data) != text:
+    # The decoder skips what is not its alphabet; what does not encode back to the same text is refused here.
+    if binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=") != encoded:
         raise ValueError("not canonical base64url")
     return data
 

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
+import psycopg
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import insert
 
 from kernel.clock import Clock, system_clock
 from kernel.limits import NONCES_IN_MEMORY_MAX
@@ -63,46 +63,37 @@ def nonce_table(metadata: sa.MetaData, schema: str | None = None) -> sa.Table:
 
 
 class PostgresNonceStore:
-    """Remembers across restarts and processes; each nonce in a short transaction of its own.
+    """Remembers across restarts and processes.
 
-    `transaction` opens one: `lambda: database.transaction(isolation="READ COMMITTED")`.
-    Where the effect is one transaction too, `take_in` takes the nonce inside it.
+    `session` opens a connection whose statements commit by themselves, without waiting for the disk:
+    `lambda: database.session(is_lazy=True)`. A crash of the database server (not of the service) may forget the nonces
+    of the last second; whoever then replays such a request repeats a write under the same ids, which books nothing new
+    (I7), or reads again what he has intercepted. To wait for the disk in every signed request would be too dear.
     """
 
     def __init__(
         self,
-        transaction: Callable[[], AbstractContextManager[sa.Connection]],
+        session: Callable[[], AbstractContextManager[psycopg.Connection[Any]]],
         *,
         clock: Clock = system_clock,
         table: sa.Table | None = None,
         purge_every: int = 1_000,
     ) -> None:
-        self._transaction = transaction
+        self._session = session
         self._clock = clock
-        self._table = nonce_table(sa.MetaData()) if table is None else table
+        self._table = (nonce_table(sa.MetaData()) if table is None else table).fullname
         self._purge_every = purge_every
         self._taken_since_purge = 0
 
     def take(self, key_id: str, nonce: str, expires_at: datetime) -> bool:
-        with self._transaction() as connection:
+        with self._session() as connection:
             self._taken_since_purge += 1
             if self._taken_since_purge >= self._purge_every:
                 self._taken_since_purge = 0
-                purge(connection, now=self._clock(), table=self._table)
-            return take_in(connection, key_id, nonce, expires_at, table=self._table)
-
-
-def take_in(
-    connection: sa.Connection, key_id: str, nonce: str, expires_at: datetime, *, table: sa.Table | None = None
-) -> bool:
-    """Take a nonce in the caller's transaction; if that rolls back, the nonce is free again with its effects undone."""
-    table = nonce_table(sa.MetaData()) if table is None else table
-    statement = insert(table).values(key_id=key_id, nonce=nonce, expires_at=expires_at)
-    # RETURNING, because SQLAlchemy does not report how many rows an INSERT made.
-    return connection.execute(statement.on_conflict_do_nothing().returning(table.c.nonce)).first() is not None
-
-
-def purge(connection: sa.Connection, *, now: datetime, table: sa.Table | None = None) -> int:
-    """Forget expired nonces; returns how many."""
-    table = nonce_table(sa.MetaData()) if table is None else table
-    return connection.execute(table.delete().where(table.c.expires_at < now)).rowcount
+                connection.execute(f"DELETE FROM {self._table} WHERE expires_at < %s", (self._clock(),))
+            taken = connection.execute(
+                f"INSERT INTO {self._table} (key_id, nonce, expires_at) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING",
+                (key_id, nonce, expires_at),
+                prepare=True,
+            )
+            return taken.rowcount == 1

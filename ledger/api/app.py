@@ -11,26 +11,29 @@ from starlette.concurrency import run_in_threadpool
 from kernel.clock import Clock, system_clock
 from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
-from ledger.api.routes import router
-from ledger.api.service import Service, start_service
+from ledger.api import closing_routes, log_routes
+from ledger.api.routes import router, submit_transfers_directly
+from ledger.api.standby import Starting
 from ledger.contract import STATUS_BY_REFUSAL, TransferBatchRequest
 from ledger.settings import LedgerSettings
 
 VERSION = "1.0.0"
 
 
-def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: Service | None = None) -> FastAPI:
-    """The application; its service starts and stops with it. `started`: a service that runs already, and stops here."""
+def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: Starting | None = None) -> FastAPI:
+    """The application; its service starts and stops with it. `started`: a start that was begun, and is closed here."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service = started if started is not None else await run_in_threadpool(start_service, settings, clock=clock)
-        app.state.service = service
-        app.state.failure = lambda: service.sequencer.failure
+        starting = started if started is not None else Starting(settings, clock=clock)
+        if started is None:
+            await run_in_threadpool(starting.begin)
+        app.state.starting = starting
+        app.state.failure = starting.failure
         try:
             yield
         finally:
-            await run_in_threadpool(service.close)
+            await run_in_threadpool(starting.close)
 
     app = create_app(
         title="Jiaozi ledger",
@@ -42,7 +45,10 @@ def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: Se
         status_tables=[STATUS_BY_REFUSAL],
         lifespan=lifespan,
         models=[TransferBatchRequest],
+        direct={"/v1/transfer-batches": submit_transfers_directly},
         body_limits={"/v1/transfer-batches": BULK_BODY_BYTES_MAX, "/v1/accounts": BULK_BODY_BYTES_MAX},
     )
     app.include_router(router)
+    app.include_router(closing_routes.router)
+    app.include_router(log_routes.router)
     return app

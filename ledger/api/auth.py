@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
+from starlette.types import Scope
 
 from kernel.crypto.http_signatures import verify_request
 from kernel.crypto.keys import PublicKey
@@ -16,24 +15,20 @@ from ledger.usecases.keyring import Caller
 
 async def optional_caller(request: Request) -> Caller | None:
     """The signer of a request that need not be signed (a holder's instruction carries its own signature)."""
-    if "signature" not in request.headers and "signature-input" not in request.headers:
+    if not is_signed(request.scope):
         return None
     return await required_caller(request)
 
 
 async def required_caller(request: Request) -> Caller:
     """The participant or operator that signed this request. Raises ProblemError(SIGNATURE_*)."""
-    service = service_of(request)
-    body = await request.body()
-    query = f"?{request.url.query}" if request.url.query else ""
-    target_uri = f"{service.settings.origin}{request.scope['raw_path'].decode('ascii', 'replace')}{query}"
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
-    return await run_in_threadpool(_verify, service, request.method, target_uri, headers, body, service.clock())
+    return await run_in_threadpool(authenticate, service_of(request), request.scope, await request.body())
 
 
-def _verify(
-    service: Service, method: str, target_uri: str, headers: list[tuple[str, str]], body: bytes, now: datetime
-) -> Caller:
+def authenticate(service: Service, scope: Scope, body: bytes) -> Caller:
+    """Whose signature the request bears; its nonce is taken. Blocks. Raises ProblemError(SIGNATURE_*)."""
+    query = scope["query_string"].decode("ascii", "replace")
+    path = scope["raw_path"].decode("ascii", "replace")
     found: list[Caller] = []
 
     def find_key(key_id: str) -> PublicKey | None:
@@ -44,8 +39,17 @@ def _verify(
         return match[1]
 
     verified = verify_request(
-        method=method, target_uri=target_uri, headers=headers, body=body, find_key=find_key, now=now
+        method=scope["method"],
+        target_uri=f"{service.settings.origin}{path}{'?' if query else ''}{query}",
+        headers=[(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]],
+        body=body,
+        find_key=find_key,
+        now=service.clock(),
     )
     if not service.nonces.take(verified.key_id, verified.nonce, verified.expires):
         raise ProblemError(RequestRefusal.SIGNATURE_REPLAYED)
-    return found[0]
+    return found[-1]
+
+
+def is_signed(scope: Scope) -> bool:
+    return any(name in (b"signature", b"signature-input") for name, _ in scope["headers"])

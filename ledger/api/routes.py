@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,6 +11,7 @@ import numpy as np
 from fastapi import Depends, Path, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Scope
 
 from kernel import ids, pagination, strict_json
 from kernel.crypto.keys import PublicKey
@@ -17,7 +19,7 @@ from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.http import problems, strict_router
 from kernel.limits import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX
 from kernel.pagination import Page
-from ledger.api.auth import optional_caller, required_caller
+from ledger.api.auth import authenticate, is_signed, optional_caller, required_caller
 from ledger.api.service import Service, service_of
 from ledger.contract import (
     BATCH_TRANSFERS_MAX,
@@ -42,6 +44,8 @@ from ledger.contract import (
     TransferBatchRequest,
     TransferBatchResponse,
     TransferView,
+    read_signed_items,
+    write_answers,
 )
 from ledger.domain.records import RESULT, SUBMISSION, Batch
 from ledger.domain.state import ISSUANCE_ACCOUNT, NO_CAP, LedgerState, RuleCaps
@@ -112,10 +116,24 @@ async def submit_transfers(request: Request, caller: MaybeSigned, service: Runni
         return await _submit_binary(body, caller, service)
     # A large body takes tenths of a second to read: not on the event loop, where everybody waits.
     batch = await run_in_threadpool(_parse, body) if len(body) > _INLINE_BYTES_MAX else _parse(body)
-    results = await service.submitter.submit(batch.transfers, caller=caller)
-    return Response(
-        TransferBatchResponse(results=results).model_dump_json(exclude_none=True), media_type="application/json"
-    )
+    answers = await service.submitter.submit(batch.transfers, lambda: caller)
+    return Response(write_answers(answers), media_type="application/json")
+
+
+async def submit_transfers_directly(scope: Scope, body: bytes) -> tuple[int, bytes] | None:
+    """The same operation for the common request: signed instructions, spelt without white space."""
+    service: Service = scope["app"].state.starting.service
+    is_large = len(body) > _INLINE_BYTES_MAX
+    items = await run_in_threadpool(read_signed_items, body) if is_large else read_signed_items(body)
+    if items is None:
+        return None
+    authenticator = partial(authenticate, service, scope, body) if is_signed(scope) else _nobody
+    answers = await service.submitter.submit(items, authenticator)
+    return 200, await run_in_threadpool(write_answers, answers) if is_large else write_answers(answers)
+
+
+def _nobody() -> None:
+    """Nobody has signed the request."""
 
 
 def _parse(body: bytes) -> TransferBatchRequest:
@@ -176,11 +194,16 @@ def _validation_problem(error: ValidationError) -> ProblemError:
 )
 def get_transfer(transfer: Annotated[str, Path(max_length=64)], caller: Signed, service: Running) -> TransferView:
     """A booked transfer, for the participants it concerns and for operators."""
+    return _transfer_view(service.state, booked_transfer(service, caller, transfer))
+
+
+def booked_transfer(service: Service, caller: Caller, transfer: str) -> BookedTransfer:
+    """What the caller may see of `trf_...`. Raises ProblemError(TRANSFER_NOT_FOUND)."""
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         found = queries.find_transfer(connection, _parsed("trf", transfer))
     if found is None or not _may_see(service.state, caller, found):
         raise ProblemError(LedgerRefusal.TRANSFER_NOT_FOUND)
-    return _transfer_view(service.state, found)
+    return found
 
 
 @router.get(
@@ -408,7 +431,7 @@ def list_mandates(
 @router.get("/v1/ledger", operation_id="get_ledger", summary="What this ledger is", tags=["ledger"])
 def get_ledger(service: Running) -> LedgerView:
     """What this ledger is, and who may order what on it."""
-    state, head = service.state, service.sequencer.head
+    state, head = service.state, service.sequencer.current_head()
     return LedgerView(
         ledger=state.ledger,
         currency=state.currency,
@@ -419,6 +442,7 @@ def get_ledger(service: Running) -> LedgerView:
         issuance_account=ids.AccountNumber(ISSUANCE_ACCOUNT),
         head_block=head.number if head is not None else 0,
         head_seq=head.first_seq + head.transfer_count - 1 if head is not None else 0,
+        log_key=str(service.log.keys.verifier_key) if service.log is not None else None,
     )
 
 
@@ -480,9 +504,8 @@ def get_supply(service: Running) -> SupplyView:
 )
 def get_block(number: Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,17})$")], service: Running) -> BlockView:
     """A block's header, or the latest."""
-    head = service.sequencer.head
     if number == "latest":
-        found = head
+        found = service.sequencer.current_head()
     else:
         with service.database.transaction(isolation="READ COMMITTED") as connection:
             found = queries.find_block(connection, int(number))

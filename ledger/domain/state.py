@@ -238,7 +238,7 @@ class LedgerState:
         self.size = end
 
     def _grow(self) -> None:
-        self.reserve(2 * len(self.kind))
+        self.reserve(len(self.kind) * 3 // 2)
 
     def reserve(self, capacity: int) -> None:
         """Room for so many accounts. Fresh pages of zeros cost no memory until they are used."""
@@ -246,7 +246,8 @@ class LedgerState:
         if capacity <= len(self.kind):
             return
         accounts = np.zeros(capacity, _ACCOUNT)
-        accounts[: self.size] = self._accounts[: self.size]
+        whole = f"V{_ACCOUNT.itemsize}"  # copied as bytes: field by field takes twenty times as long
+        accounts.view(whole)[: self.size] = self._accounts.view(whole)[: self.size]
         self._lay_out(accounts)
 
     def _lay_out(self, accounts: npt.NDArray[np.void]) -> None:

@@ -47,6 +47,8 @@ _HOLD_KINDS = np.isin(
     ],
 )
 """Kinds that touch more than two posted totals."""
+SPARE_ACCOUNTS = 2**16
+"""Room for accounts that are opened soon: making more moves them all."""
 
 
 def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
@@ -62,9 +64,10 @@ def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
             freezes.append(directive)  # their accounts are opened first
         else:
             directives.apply(state, directive.body)
+    state.reserve(journal.last_account() + SPARE_ACCOUNTS)
     for page in journal.accounts([caps.name for caps in state.classes]):
         first, size = state.size, len(page)
-        if not np.array_equal(page["number"], np.arange(first, first + size)):
+        if not size or not np.array_equal(page["number"], np.arange(first, first + size)):
             raise BlockMismatch(f"an account between {first} and {first + size - 1} is missing or out of order")
         if int(page["rule_class"].min()) < 0:
             raise BlockMismatch(f"an account between {first} and {first + size - 1} has an unknown rule class")

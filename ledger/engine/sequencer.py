@@ -24,6 +24,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kernel.clock import Clock, to_micros
 from kernel.database import Database, OutcomeUnknown
-from kernel.errors import InvariantBroken, ProblemError
+from kernel.errors import InvariantBroken, ProblemError, RequestRefusal
 from kernel.ids import derive_uuid8
 from kernel.postgres import EmbeddedPostgresError
 from ledger.domain import directives
@@ -66,6 +67,7 @@ from ledger.domain.vocabulary import (
     TransferRefusal,
 )
 from ledger.engine.followers import CommittedBlock, Follower
+from ledger.engine.lease import LEASE_SECONDS, Lease
 from ledger.engine.recovery import recover
 from ledger.store.journal import Block, BlockMismatch, Deposed, DuplicateId, Journal, transfer_rows
 
@@ -83,9 +85,9 @@ EXPIRY_RETRY_MICROS = 1_000_000
 STORAGE_ATTEMPTS_MAX = 2
 STORAGE_REST_SECONDS = 1.0
 """A full disk refuses the batch (nothing was written), and for a second every other at once: reads go on meanwhile."""
-CLOCK_JUMP_MICROS = 3_600_000_000
-"""A clock that has moved by more than an hour since the last block is compared with the database's before it is
-believed: booking time never runs back, so one wrong step would hold it in the future."""
+CLOCK_ERROR_MICROS_MAX = 30_000_000
+"""A clock that differs by more from the database's is not booked by: booking time never runs back, so one wrong step
+would hold it in the future, and holds would expire before their time."""
 
 log = logging.getLogger("jiaozi.ledger.sequencer")
 T = TypeVar("T")
@@ -184,15 +186,16 @@ class Sequencer:
         clock: Clock,
         revive: Callable[[], object] | None = None,
         check_clock: bool = False,
+        lease_seconds: float = LEASE_SECONDS,
         followers: Sequence[Follower] = (),
     ) -> None:
         """`check_clock`: hold `clock` against the database's (not for clocks that tests move).
         `revive` brings the database server back when it is gone: the embedded server's `start`."""
+        self._lease = Lease(database, node=node, lost=self._depose, seconds=lease_seconds, revive=revive)
         self._database = database
         self._revive = revive
         self._check_clock = check_clock
         self._refusing_until = 0.0
-        self._node = node
         self._clock = clock
         self._queue: queue.Queue[_Operation | None] = queue.Queue(QUEUE_OPERATIONS_MAX)
         self._thread = threading.Thread(target=self._run, name="sequencer", daemon=True)
@@ -217,6 +220,7 @@ class Sequencer:
         self._expiries: list[tuple[int, bytes]] = []
         self._blocks_since_snapshot = 0
         self._transfers_since_snapshot = 0
+        self._deposed = threading.Event()
         self.failure: str | None = None
         """Why it no longer writes, if so."""
 
@@ -224,15 +228,36 @@ class Sequencer:
 
     def start(self) -> None:
         """Take the lease, recover, serve. A ledger that cannot prove its past stays down: recovery raises."""
+        self.ask_to_start()
+        self.await_start()
+
+    def ask_to_start(self) -> str | None:
+        """Begin to start. None: it is this one's turn, `await_start` returns when it has recovered. A name: that ledger
+        is the writer, and `await_start` returns when this one has taken over."""
         self._thread.start()
+        either: list[Future[Any]] = [self._started, self._lease.standing_by]
+        futures.wait(either, return_when=futures.FIRST_COMPLETED)
+        return None if self._started.done() else self._lease.standing_by.result()
+
+    def await_start(self) -> None:
+        """Return when it serves. Raises what recovery raises; SequencerUnavailable if stopped before its turn."""
         self._started.result()
 
-    def stop(self) -> None:
-        """Finish what was taken, write a snapshot, end. Waiting operations are refused."""
+    def stop(self, *, keep_lease: bool = False) -> None:
+        """Finish what was taken, write a snapshot, end. Waiting operations are refused. `keep_lease`: somebody else of
+        this process still needs it, and `release` follows."""
         self._stopping.set()
         with suppress(queue.Full):
             self._queue.put_nowait(None)
+        if not self._started.done():  # it may wait for its turn
+            self._lease.stop(release=False)
         self._thread.join()
+        if not keep_lease:
+            self.release()
+
+    def release(self) -> None:
+        """A standby may take over now. Not after a failure: then it waits for the lease to run out."""
+        self._lease.stop(release=self.failure is None)
 
     def submit(self, batch: Batch, *, signer: tuple[int, int] | None = None) -> Future[BatchOutcome]:
         """Book transfers. At most BLOCK_TRANSFERS_MAX; chains must close within the batch. `signer`: whose request, by
@@ -265,7 +290,11 @@ class Sequencer:
         return future
 
     def account_now(self, account: int) -> AccountNow:
-        """An account's totals as of the last durable block, without waiting for the queue. It must exist."""
+        """An account's totals as of the last durable block, without waiting for the queue. It must exist.
+
+        Raises ProblemError(SERVICE_UNAVAILABLE) when it is not certain that this ledger is still the writer.
+        """
+        self._check_is_writer()
         with self._lock:
             state, head = self._state, self._head
             totals = [int(getattr(state, column)[account]) for column in COLUMNS]
@@ -275,14 +304,29 @@ class Sequencer:
         named = dict(zip(COLUMNS, totals, strict=True))
         return AccountNow(**named, seq=seq, booked_at=head.booked_at if head is not None else 0)
 
+    def current_head(self) -> BlockHeader | None:
+        """The last durable block, for those who are told of it. Raises as `account_now` does."""
+        self._check_is_writer()
+        return self._head
+
+    def _check_is_writer(self) -> None:
+        """Stopped for a while, perhaps: then what this ledger remembers may be history."""
+        if self.failure is not None or not self._lease.confirm():
+            raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "this ledger is not the writer for certain; retry")
+
     @property
     def holder(self) -> str:
         """The name under which this sequencer holds the lease, the same from its start to its end."""
-        return self._journal.holder
+        return self._lease.holder
 
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_deposed(self) -> bool:
+        """Another ledger has the lease: this process has no further use."""
+        return self._deposed.is_set()
 
     @property
     def head(self) -> BlockHeader | None:
@@ -300,11 +344,16 @@ class Sequencer:
 
     def _run(self) -> None:
         try:
+            epoch = self._lease.take().result()
             self._connect()
-            self._journal.take_lease(self._node)
+            self._journal.become_writer(self._lease.holder, epoch)
             self._recover()
+        except futures.CancelledError:
+            self._started.set_exception(SequencerUnavailable("stopped before its turn as the writer"))
+            return
         except BaseException as error:
             self._connections.close()
+            self._lease.stop(release=True)
             self._started.set_exception(error)
             return
         self._started.set_result(None)
@@ -366,6 +415,8 @@ class Sequencer:
                 if self.failure is not None:
                     raise SequencerUnavailable(self.failure)
             if isinstance(first, _Read):
+                if not self._lease.confirm():  # stopped for a while, perhaps: what it remembers may be history
+                    raise SequencerUnavailable("the lease cannot be confirmed")
                 _answer(first.future, first.read(self._state))
                 return
             self._check_may_write()
@@ -397,13 +448,10 @@ class Sequencer:
         """Fail fast while storage refuses, and never book by a clock that has jumped away from the database's."""
         if time.monotonic() < self._refusing_until:
             raise SequencerUnavailable("storage refuses to write")
-        now = to_micros(self._clock())
-        jumped = abs(now - self._state.booked_at) > CLOCK_JUMP_MICROS
-        if self._check_clock and jumped and self._head is not None:
-            self._settle()
-            database_now = self._journal_call(lambda journal: journal.database_time())
-            if abs(now - database_now) > CLOCK_JUMP_MICROS:
-                seconds = (now - database_now) // 1_000_000
+        if self._check_clock:
+            error = self._lease.clock_error(to_micros(self._clock()))
+            if abs(error) > CLOCK_ERROR_MICROS_MAX:
+                seconds = error // 1_000_000
                 raise SequencerUnavailable(f"this clock is {seconds} s ahead of the database's: set both by NTP")
 
     def _leave(self, carried: _Operation | None) -> None:
@@ -426,6 +474,8 @@ class Sequencer:
             log.warning("no snapshot on the way out: %s", error)
         self._writer.shutdown()
         self._connections.close()
+        if self.failure is not None:
+            self._lease.stop(release=False)  # a standby that can prove the past goes on when the lease has run out
 
     # --- operations
 
@@ -768,6 +818,7 @@ class Sequencer:
         before = getattr(self, "_journal", None)
         holder, epoch = (before.holder, before.epoch) if before is not None else ("", 0)
         self._journal = Journal(self._connection, holder=holder, epoch=epoch)
+        self._journal.name_session(self._lease.session_name)
 
     def _reconnect(self) -> None:
         """A new connection and the lease again, unless another sequencer has it. Waits while the database is down."""
@@ -845,8 +896,18 @@ class Sequencer:
             self._holds_written = None  # it may be there all the same
             self._blocks_since_snapshot = self._transfers_since_snapshot = 0
 
+    def _depose(self, reason: str) -> None:
+        """From the lease's thread, also while nothing is to be done."""
+        self._halt(Deposed(reason))
+        with suppress(queue.Full):
+            self._queue.put_nowait(None)
+
     def _halt(self, error: Exception) -> None:
         """Another writer, or a rule that does not hold: no write may follow. A person is needed."""
+        if isinstance(error, Deposed):
+            self._deposed.set()
+        if self.failure is not None:
+            return
         self.failure = f"{type(error).__name__}: {error}"
         log.critical("the ledger stopped writing: %s", self.failure)
 

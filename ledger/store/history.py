@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -22,10 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import psycopg
 import sqlalchemy as sa
-from psycopg import errors
 from sqlalchemy.exc import SQLAlchemyError
 
-from kernel.database import CheckedConnection, Database, OutcomeUnknown
+from kernel.database import CheckedConnection, Database, OutcomeUnknown, is_duplicate_key
 from kernel.errors import ProblemError, RequestRefusal
 from ledger.domain.records import Records
 from ledger.store.copying import CopyLayout, copy_in
@@ -279,12 +278,11 @@ def _write_run(connection: CheckedConnection, tail: _Tail, size: int) -> None:
             cursor.execute("INSERT INTO history_run (first_seq, last_seq) VALUES (%s, %s)", (first, last))
             copy_in(cursor, _PAGE_COLUMNS, rows)
         connection.commit()
-    except errors.UniqueViolation:
-        connection.rollback()
-    except BaseException:
+    except BaseException as error:
         if not connection.closed:
             connection.rollback()
-        raise
+        if not (isinstance(error, psycopg.Error) and is_duplicate_key(error)):  # else it is written already
+            raise
 
 
 def _sealed_through(connection: CheckedConnection) -> int:
@@ -305,6 +303,14 @@ _NEWEST = sa.text(
     " AND (first_account, first_seq) <= (:account, :through) ORDER BY first_account DESC, first_seq DESC LIMIT 1) p"
     " ON true ORDER BY r.first_seq DESC"
 )
+_RUNS_BEFORE = sa.text(
+    "SELECT first_seq FROM history_run WHERE first_seq <= :before ORDER BY first_seq DESC LIMIT :runs"
+)
+_NEWEST_PAGE = (
+    "(SELECT run, body FROM history_page WHERE run = :run_{} AND (first_account, first_seq) <= (:account, :through)"
+    " ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
+)
+_DISTRIBUTED = sa.text("SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'history_page'::regclass)")
 _NEWEST_OF_RUN = sa.text(
     "SELECT body FROM history_page WHERE run = :run AND (first_account, first_seq) <= (:account, :through)"
     " ORDER BY first_account DESC, first_seq DESC LIMIT :pages"
@@ -328,7 +334,7 @@ def _newest_sealed(
     before = through_seq
     while len(found) < limit and before > after_seq:
         parameters = {"before": before, "runs": RUNS_AT_ONCE, "account": account, "through": through_seq}
-        runs = connection.execute(_NEWEST, parameters).all()
+        runs = _newest_pages(connection, parameters)
         for run, body in runs:
             bodies: Sequence[bytes] = [body] if body is not None else []
             if body is not None and _first_account(body) == account:  # there may be more of it on the page before
@@ -341,8 +347,33 @@ def _newest_sealed(
                 break
         if not runs:
             break
-        before = int(runs[-1].run) - 1
+        before = int(runs[-1][0]) - 1
     return found[:limit]
+
+
+def _newest_pages(connection: sa.Connection, parameters: Mapping[str, int]) -> Sequence[tuple[int, bytes | None]]:
+    """Of each run, the newest first, the page on which the account's newest entry stands if it has one."""
+    if not _is_distributed(connection):
+        return [(int(run), body) for run, body in connection.execute(_NEWEST, parameters)]
+    runs = [int(row.first_seq) for row in connection.execute(_RUNS_BEFORE, parameters)]
+    if not runs:
+        return []
+    pages = sa.text(" UNION ALL ".join(_NEWEST_PAGE.format(place) for place in range(len(runs))))
+    places = {f"run_{place}": run for place, run in enumerate(runs)}
+    found = {int(run): bytes(body) for run, body in connection.execute(pages, {**parameters, **places})}
+    return [(run, found.get(run)) for run in runs]
+
+
+def _is_distributed(connection: sa.Connection) -> bool:
+    """Whether `history_page` is spread over the workers of a Citus cluster, which plans no LATERAL over it."""
+    known = connection.info.get("history_page is distributed")
+    if known is None:
+        has_citus = (
+            connection.execute(sa.text("SELECT to_regclass('pg_catalog.pg_dist_partition')")).scalar() is not None
+        )
+        known = has_citus and connection.execute(_DISTRIBUTED).scalar_one()
+        connection.info["history_page is distributed"] = known
+    return bool(known)
 
 
 def _oldest_sealed(

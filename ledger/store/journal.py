@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
 import psycopg
-from psycopg import errors, sql
+from psycopg import sql
 
 from kernel.clock import from_micros, to_micros
-from kernel.database import CheckedConnection
+from kernel.database import CheckedConnection, is_duplicate_key
 from ledger.domain.blocks import BlockHeader, Directive, Evidence, OpenedAccount
 from ledger.domain.decide import Decision, Known
 from ledger.domain.records import JOURNAL, Records
@@ -88,23 +88,14 @@ class Journal:
 
     # --- the lease
 
-    def take_lease(self, node: str) -> int:
-        """Become the writer: every earlier epoch is fenced off, and a commit still under way has ended before this
-        returns (it holds the row's lock)."""
-        self.holder = f"{node} {uuid4()}"
-        with self._connection.cursor() as cursor:
-            cursor.execute(
-                "INSERT INTO lease (id, epoch, node, renewed_at) VALUES (1, 1, %s, now())"
-                " ON CONFLICT (id) DO UPDATE SET epoch = lease.epoch + 1, node = EXCLUDED.node, renewed_at = now()"
-                " RETURNING epoch",
-                (self.holder,),
-            )
-            row = cursor.fetchone()
+    def become_writer(self, holder: str, epoch: int) -> None:
+        """The lease was taken (`ledger.engine.lease`): blocks of this epoch count, those of every earlier one do not."""
+        self.holder, self.epoch = holder, epoch
+
+    def name_session(self, name: str) -> None:
+        """Whoever takes the lease next ends sessions of this kind first."""
+        self._connection.execute("SELECT set_config('application_name', %s, false)", (name,))
         self._connection.commit()
-        if row is None:
-            raise Deposed("the lease could not be taken")
-        self.epoch = int(row[0])
-        return self.epoch
 
     def renew_lease(self) -> int:
         """Take the lease again after a lost connection, unless somebody else has taken it since. Waits, by the row's
@@ -115,7 +106,8 @@ class Journal:
         """
         with self._connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE lease SET epoch = epoch + 1, renewed_at = now() WHERE id = 1 AND node = %s RETURNING epoch",
+                "UPDATE lease SET epoch = epoch + 1, renewed_at = clock_timestamp()"
+                " WHERE id = 1 AND node = %s RETURNING epoch",
                 (self.holder,),
             )
             row = cursor.fetchone()
@@ -161,18 +153,17 @@ class Journal:
                 )
                 self._insert_header(cursor, block.header)
             connection.commit()
-        except errors.UniqueViolation as error:
-            connection.rollback()
-            raise DuplicateId(error.diag.constraint_name or "unknown constraint") from error
-        except BaseException:
+        except BaseException as error:
             if not connection.closed:
                 connection.rollback()
+            if isinstance(error, psycopg.Error) and is_duplicate_key(error):
+                raise DuplicateId(error.diag.constraint_name or "unknown constraint") from error
             raise
 
     def _insert_header(self, cursor: psycopg.Cursor[Any], header: BlockHeader) -> None:
         """The compare-and-set: no row of the lease with our epoch, no header, no block."""
         cursor.execute(
-            "WITH fenced AS (UPDATE lease SET renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING 1)"
+            "WITH fenced AS (UPDATE lease SET renewed_at = clock_timestamp() WHERE id = 1 AND epoch = %s RETURNING 1)"
             " INSERT INTO block (number, epoch, booked_at, first_seq, transfer_count, transfers_digest,"
             " evidence_digest, first_directive, directive_count, directives_digest, first_account, account_count,"
             " issued, redeemed, vaults, wallets, held, accounts_digest, previous_hash, hash)"
@@ -273,8 +264,8 @@ class Journal:
                     (_hold_row(state.holds[hold]) for hold in now_open - holds_written),
                 )
                 cursor.execute(
-                    "WITH fenced AS (UPDATE lease SET renewed_at = now() WHERE id = 1 AND epoch = %s RETURNING 1)"
-                    " INSERT INTO snapshot (id, block, seq) SELECT 1, %s, %s FROM fenced"
+                    "WITH fenced AS (UPDATE lease SET renewed_at = clock_timestamp() WHERE id = 1 AND epoch = %s"
+                    " RETURNING 1) INSERT INTO snapshot (id, block, seq) SELECT 1, %s, %s FROM fenced"
                     " ON CONFLICT (id) DO UPDATE SET block = EXCLUDED.block, seq = EXCLUDED.seq",
                     (self.epoch, block, state.next_seq - 1),
                 )
@@ -349,26 +340,24 @@ class Journal:
         )
         return {row[1].bytes: OpenedAccount(row[0], row[1].bytes, *row[2:]) for row in rows}
 
-    def database_time(self) -> int:
-        """The database's clock, in microseconds since 1970."""
-        return to_micros(self._all("SELECT clock_timestamp()", None)[0][0])
-
     def directives(self) -> list[Directive]:
         rows = self._all("SELECT number, kind, mandate_id, body FROM directive ORDER BY number", None)
         return [Directive(row[0], row[1], row[2].bytes if row[2] else None, row[3]) for row in rows]
 
+    def last_account(self) -> int:
+        """The newest account's number, 0 before the first."""
+        return int(self._all("SELECT coalesce(max(number), 0) FROM account", None)[0][0])
+
     def accounts(self, classes: Sequence[str]) -> Iterator[Records]:
         """All opened accounts in number order, in pages of records (number, kind, participant, rule_class, key_size,
         key): `rule_class` is a position in `classes`, `key` the holder's key padded with zeros."""
-        after = 0
-        while True:
-            codes = sql.Literal(list(classes))
-            source = "(SELECT *, {}::text[] AS classes FROM account WHERE number > {} ORDER BY number LIMIT {}) a"
-            rows = self._rows(_ACCOUNT, sql.SQL(source).format(codes, after, TAIL_PAGE))
-            rows = rows[np.argsort(rows["number"])]
-            if not len(rows):
-                return
-            after = int(rows["number"][-1])
+        last = self.last_account()
+        codes = sql.Literal(list(classes))
+        for first in range(1, last + 1, TAIL_PAGE):
+            source = sql.SQL("account, (SELECT {}::text[] AS classes) c WHERE number BETWEEN {} AND {}")
+            rows = self._rows(_ACCOUNT, source.format(codes, first, first + TAIL_PAGE - 1))
+            if not bool((np.diff(rows["number"].astype(np.int64)) > 0).all()):
+                rows = rows[np.argsort(rows["number"].astype(np.int64))]
             yield rows
 
     def snapshot(self) -> tuple[int, int] | None:
@@ -382,7 +371,7 @@ class Journal:
         while True:
             source = "(SELECT page, body FROM balance_page WHERE page > {} ORDER BY page LIMIT {}) p"
             rows = self._rows(_PAGE_OUT, sql.SQL(source).format(after, SNAPSHOT_PAGES))
-            rows = rows[np.argsort(rows["page"])]
+            rows = rows[np.argsort(rows["page"].astype(np.int64))]
             if not len(rows):
                 return
             after = int(rows["page"][-1])

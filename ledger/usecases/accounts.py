@@ -219,7 +219,7 @@ class Accounts:
 
     def supply(self) -> SupplyView:
         """I2 as the newest block's header states it: its totals are hashed with it, and checked by the verifier."""
-        head = self._sequencer.head
+        head = self._sequencer.current_head()
         if head is None:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the ledger has no genesis yet")
         circulation = head.issued - head.redeemed

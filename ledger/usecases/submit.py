@@ -7,30 +7,31 @@ what is wrong with the transfer is the state machine's to say.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
 import numpy as np
-from pydantic import ValidationError
 
-from kernel import strict_json
+from kernel import ids
 from kernel.clock import Clock, from_micros, to_micros
 from kernel.crypto import jws
 from kernel.database import Database
 from kernel.errors import ProblemError, Refusal, RequestRefusal
-from kernel.ids import is_from_future
 from ledger.contract import (
     BATCH_TRANSFERS_MAX,
     INSTRUCTION_TYP,
-    SignedInstruction,
+    InvalidInstruction,
+    SignedItem,
+    TransferAnswer,
     TransferItem,
     TransferOutcome,
-    TransferResult,
     TransferTerms,
+    read_instruction,
+    show_moment,
 )
 from ledger.domain.decide import DUPLICATE
 from ledger.domain.records import FLAG_LINKED, SUBMISSION, Authority, Batch, Extra
@@ -45,8 +46,8 @@ from ledger.engine.sequencer import BatchOutcome, Sequencer, SequencerUnavailabl
 from ledger.store import queries
 from ledger.usecases.keyring import Caller, Keyring
 
-_VERIFY_CHUNK = 32
-"""Signatures a thread checks at a time."""
+_VERIFY_CHUNK = 64
+"""Signatures a thread checks at a time: a request with no more is prepared in one go by one thread."""
 IN_FLIGHT_TRANSFERS_MAX = 16 * BATCH_TRANSFERS_MAX
 """Of one signer (or of all who do not sign): nobody's flood makes the others wait for more than these."""
 UNSIGNED_ITEMS_MAX = 256
@@ -61,25 +62,41 @@ _CLIENT_KINDS = frozenset(TransferKind) - {
 """What a client may submit; the others come from mandates and from the ledger itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+Item = TransferItem | SignedItem
+Authenticate = Callable[[], Caller | None]
+"""Who signed the request, None if nobody did. Called in a verifier thread; raises ProblemError."""
+
+
+class Prepared(msgspec.Struct, frozen=True, gc=False):
     """An item that may be decided."""
 
-    terms: TransferTerms
+    id_number: int
+    id_shown: str
+    record: bytes
+    """Packed as `SUBMISSION`."""
     authority: Authority
     key_version: int
-    token: str | None
+    extra: Extra | None
     linked: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True, gc=False):
     """An item that is refused before it is decided."""
 
-    id: UUID | None
+    id_number: int | None
+    id_shown: str | None
     refusal: Refusal
     detail: str
     linked: bool
+
+
+class _Ready(msgspec.Struct, frozen=True):
+    """A request whose items have been checked. `batch` is None if none of them may be decided."""
+
+    caller: Caller | None
+    checks: Sequence[Prepared | Refused]
+    booked_before: dict[int, TransferAnswer]
+    batch: Batch | None
 
 
 class Submitter:
@@ -110,32 +127,25 @@ class Submitter:
     def close(self) -> None:
         self._verifiers.shutdown(cancel_futures=True)
 
-    async def submit(self, items: Sequence[TransferItem], *, caller: Caller | None) -> list[TransferResult]:
-        """One result an item, in order. Raises ProblemError(OUTCOME_UNKNOWN | SERVICE_UNAVAILABLE) for the whole."""
-        if caller is None and len(items) > UNSIGNED_ITEMS_MAX:
-            detail = f"an unsigned request carries at most {UNSIGNED_ITEMS_MAX} items; sign it to send more"
-            raise ProblemError(RequestRefusal.VALIDATION_FAILED, detail)
+    async def submit(self, items: Sequence[Item], authenticate: Authenticate) -> list[TransferAnswer]:
+        """One answer an item, in order. Raises: ProblemError for the whole: what `authenticate` raises,
+        VALIDATION_FAILED (too many for a request that nobody signed), OUTCOME_UNKNOWN, SERVICE_UNAVAILABLE."""
         loop = asyncio.get_running_loop()
         now = self._clock()
-        chunks = [items[start : start + _VERIFY_CHUNK] for start in range(0, len(items), _VERIFY_CHUNK)]
-        checked = await asyncio.gather(
-            *(loop.run_in_executor(self._verifiers, self._check_all, chunk, caller, now) for chunk in chunks)
-        )
-        found = [item for chunk in checked for item in chunk]
-        booked = await loop.run_in_executor(self._verifiers, self._booked_before, items, found)
-        checks = _refuse_broken_chains(found)
-        prepared = [item for item in checks if isinstance(item, Prepared)]
-        outcome = await self.book(_to_batch(prepared, caller), caller=caller) if prepared else None
-        results: list[TransferResult] = []
-        position = 0
-        for item in checks:
-            if isinstance(item, Refused) or outcome is None:
-                before = booked.get(len(results))
-                results.append(_refused(item) if before is None else before)
-            else:
-                results.append(_result(item, outcome, position))
-                position += 1
-        return results
+        if len(items) <= _VERIFY_CHUNK:
+            ready = await loop.run_in_executor(self._verifiers, self._prepare_small, items, authenticate, now)
+        else:
+            caller = await loop.run_in_executor(self._verifiers, _identify, items, authenticate)
+            chunks = [items[start : start + _VERIFY_CHUNK] for start in range(0, len(items), _VERIFY_CHUNK)]
+            checked = await asyncio.gather(
+                *(loop.run_in_executor(self._verifiers, self._check_all, chunk, caller, now) for chunk in chunks)
+            )
+            found = [item for chunk in checked for item in chunk]
+            ready = await loop.run_in_executor(self._verifiers, self._prepare, items, found, caller)
+        outcome = await self.book(ready.batch, caller=ready.caller) if ready.batch is not None else None
+        if len(items) <= _VERIFY_CHUNK:
+            return _answers(ready, outcome)
+        return await loop.run_in_executor(self._verifiers, _answers, ready, outcome)
 
     async def book(self, batch: Batch, *, caller: Caller | None) -> BatchOutcome:
         """Hand a batch to the sequencer and wait for its commit. Each participant has a bounded share of the queue."""
@@ -169,86 +179,133 @@ class Submitter:
 
     # --- checks, in verifier threads
 
-    def _booked_before(
-        self, items: Sequence[TransferItem], checks: Sequence[Prepared | Refused]
-    ) -> dict[int, TransferResult]:
+    def _prepare_small(self, items: Sequence[Item], authenticate: Authenticate, now: datetime) -> _Ready:
+        caller = _identify(items, authenticate)
+        return self._prepare(items, self._check_all(items, caller, now), caller)
+
+    def _prepare(self, items: Sequence[Item], found: list[Prepared | Refused], caller: Caller | None) -> _Ready:
+        booked = self._booked_before(items, found)
+        checks = _refuse_broken_chains(found)
+        prepared = [item for item in checks if isinstance(item, Prepared)]
+        return _Ready(caller, checks, booked, _to_batch(prepared, caller) if prepared else None)
+
+    def _booked_before(self, items: Sequence[Item], checks: Sequence[Prepared | Refused]) -> dict[int, TransferAnswer]:
         """Instructions refused now that were booked when they were first sent: a retry after its expiry, or after its
         signer's key was replaced, is answered with the booking. The journal keeps the very token (I7, I8)."""
         tokens = {
-            item.id: (position, items[position].instruction)
+            UUID(int=item.id_number): (position, items[position].instruction)
             for position, item in enumerate(checks)
-            if isinstance(item, Refused) and item.id is not None and items[position].instruction is not None
+            if isinstance(item, Refused) and item.id_number is not None and items[position].instruction is not None
         }
         if not tokens:
             return {}
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             kept = queries.kept_instructions(connection, list(tokens))
         return {
-            tokens[row.id][0]: TransferResult(
-                id=row.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=row.seq, booked_at=row.booked_at
+            tokens[row.id][0]: TransferAnswer(
+                id=ids.show("trf", row.id),
+                outcome=TransferOutcome.ALREADY_BOOKED.value,
+                seq=row.seq,
+                booked_at=show_moment(row.booked_at),
             )
             for row in kept
             if row.token.decode() == tokens[row.id][1]
         }
 
-    def _check_all(
-        self, items: Sequence[TransferItem], caller: Caller | None, now: datetime
-    ) -> list[Prepared | Refused]:
-        return [self._check(item, caller, now) for item in items]
+    def _check_all(self, items: Sequence[Item], caller: Caller | None, now: datetime) -> list[Prepared | Refused]:
+        future_ms = int(now.timestamp() * 1000) + ids.FUTURE_SECONDS_MAX * 1000
+        return [
+            self._check_instruction(item.instruction, item.linked, now, future_ms)
+            if item.instruction is not None
+            else self._check_terms(item, caller, future_ms)
+            for item in items
+        ]
 
-    def _check(self, item: TransferItem, caller: Caller | None, now: datetime) -> Prepared | Refused:
-        if item.instruction is not None:
-            checked = self._check_instruction(item.instruction, item.linked, now)
-            if isinstance(checked, Refused):
-                return checked
-        elif item.terms is not None:
-            has_secret = item.terms.secret is not None
-            if caller is None and not has_secret:
-                detail = "sign the request, or send what the account's owner has signed"
-                return Refused(item.terms.id, TransferRefusal.NOT_AUTHORISED, detail, item.linked)
-            authority = Authority.SECRET if has_secret else Authority.INSTITUTION
-            checked = Prepared(item.terms, authority, 0, None, item.linked)
-        else:
-            return Refused(None, LedgerRefusal.INSTRUCTION_INVALID, "give an instruction or terms", item.linked)
-        terms = checked.terms
-        if terms.currency != self._currency:
-            detail = f"this ledger's currency is {self._currency}"
-            return Refused(terms.id, LedgerRefusal.WRONG_CURRENCY, detail, checked.linked)
-        if terms.kind not in _CLIENT_KINDS:
-            detail = f"{terms.kind.value} comes from a mandate or from the ledger itself"
-            return Refused(terms.id, TransferRefusal.KIND_NOT_ALLOWED, detail, checked.linked)
-        if is_from_future(terms.id, now=now):
-            return Refused(terms.id, LedgerRefusal.ID_FROM_FUTURE, "", checked.linked)
-        return checked
+    def _check_terms(self, item: Item, caller: Caller | None, future_ms: int) -> Prepared | Refused:
+        terms = item.terms
+        if terms is None:
+            return Refused(None, None, LedgerRefusal.INSTRUCTION_INVALID, "give an instruction or terms", item.linked)
+        shown = ids.show("trf", terms.id)
+        if caller is None and terms.secret is None:
+            detail = "sign the request, or send what the account's owner has signed"
+            return Refused(terms.id.int, shown, TransferRefusal.NOT_AUTHORISED, detail, item.linked)
+        refused = self._refuse(terms.id.int, shown, terms.kind, terms.currency, future_ms, item.linked)
+        if refused is not None:
+            return refused
+        authority = Authority.SECRET if terms.secret is not None else Authority.INSTITUTION
+        record, extra = _record(terms, item.linked, None)
+        return Prepared(terms.id.int, shown, record, authority, 0, extra, item.linked)
 
-    def _check_instruction(self, token: str, linked: bool, now: datetime) -> Prepared | Refused:
+    def _check_instruction(self, token: str, linked: bool, now: datetime, future_ms: int) -> Prepared | Refused:
         """I8: the signature is checked once, here, with the key that the ledger has for the debit account."""
-
-        def invalid(detail: str, transfer: UUID | None = None) -> Refused:
-            return Refused(transfer, LedgerRefusal.INSTRUCTION_INVALID, detail, linked)
-
         try:
-            document = SignedInstruction.model_validate(strict_json.loads(jws.peek_payload(token), wire=True))
-        except (jws.InvalidJws, ValidationError, ProblemError) as error:
-            return invalid(f"the payload is not an instruction: {type(error).__name__}")
-        terms = document.terms
-        if terms.debit is None:
-            return invalid("an instruction names the debit account", terms.id)
-        owner = self._keyring.owner_key(terms.debit)
+            read = read_instruction(token)
+        except InvalidInstruction as error:
+            return Refused(None, None, LedgerRefusal.INSTRUCTION_INVALID, error.reason, linked)
+        number, shown = read.id_number, read.id_shown
+        invalid = LedgerRefusal.INSTRUCTION_INVALID
+        if read.debit is None:
+            return Refused(number, shown, invalid, "an instruction names the debit account", linked)
+        owner = self._keyring.owner_key(read.debit)
         if owner is None:
-            return Refused(terms.id, TransferRefusal.DEBIT_ACCOUNT_UNKNOWN, "", linked)
+            return Refused(number, shown, TransferRefusal.DEBIT_ACCOUNT_UNKNOWN, "", linked)
         try:
-            payload = jws.verify(token, owner[0], typ=INSTRUCTION_TYP)
+            jws.check(read.unverified, owner[0], typ=INSTRUCTION_TYP)
         except jws.InvalidJws as error:
-            return invalid(f"the signature is not that of the debit account's owner: {error}", terms.id)
-        if payload != jws.canonical_json(json.loads(payload)):
-            return invalid("the payload must be canonical JSON, so that everybody reads the same", terms.id)
-        if document.ledger != self._ledger:
-            detail = f"signed for {document.ledger}, this is {self._ledger}"
-            return Refused(terms.id, LedgerRefusal.WRONG_LEDGER, detail, linked)
-        if document.valid_until < now:
-            return Refused(terms.id, LedgerRefusal.INSTRUCTION_EXPIRED, "", linked)
-        return Prepared(terms, Authority.OWNER, owner[1], token, linked)
+            detail = f"the signature is not that of the debit account's owner: {error}"
+            return Refused(number, shown, invalid, detail, linked)
+        if not read.is_canonical:
+            detail = "the payload must be canonical JSON, so that everybody reads the same"
+            return Refused(number, shown, invalid, detail, linked)
+        if read.ledger != self._ledger:
+            detail = f"signed for {read.ledger}, this is {self._ledger}"
+            return Refused(number, shown, LedgerRefusal.WRONG_LEDGER, detail, linked)
+        if read.valid_until < now:
+            return Refused(number, shown, LedgerRefusal.INSTRUCTION_EXPIRED, "", linked)
+        refused = self._refuse(number, shown, read.kind, read.currency, future_ms, linked)
+        if refused is not None:
+            return refused
+        if read.terms is not None:
+            record, extra = _record(read.terms, linked, token)
+        else:
+            extra = Extra(instruction=token.encode())
+            record = _RECORD.pack(
+                number >> 64,
+                number & _LOW,
+                read.debit,
+                read.credit or 0,
+                read.amount_minor or 0,
+                0,
+                0,
+                read.reference_number >> 64,
+                read.reference_number & _LOW,
+                0,
+                KIND_CODE[read.kind],
+                FLAG_LINKED if linked else 0,
+            )
+        return Prepared(number, shown, record, Authority.OWNER, owner[1], extra, linked)
+
+    def _refuse(
+        self, number: int, shown: str, kind: TransferKind, currency: str, future_ms: int, linked: bool
+    ) -> Refused | None:
+        """What is wrong with the envelope of any transfer."""
+        if currency != self._currency:
+            detail = f"this ledger's currency is {self._currency}"
+            return Refused(number, shown, LedgerRefusal.WRONG_CURRENCY, detail, linked)
+        if kind not in _CLIENT_KINDS:
+            detail = f"{kind.value} comes from a mandate or from the ledger itself"
+            return Refused(number, shown, TransferRefusal.KIND_NOT_ALLOWED, detail, linked)
+        if number >> 80 > future_ms:
+            return Refused(number, shown, LedgerRefusal.ID_FROM_FUTURE, "", linked)
+        return None
+
+
+def _identify(items: Sequence[Item], authenticate: Authenticate) -> Caller | None:
+    caller = authenticate()
+    if caller is None and len(items) > UNSIGNED_ITEMS_MAX:
+        detail = f"an unsigned request carries at most {UNSIGNED_ITEMS_MAX} items; sign it to send more"
+        raise ProblemError(RequestRefusal.VALIDATION_FAILED, detail)
+    return caller
 
 
 def _refuse_broken_chains(checks: list[Prepared | Refused]) -> list[Prepared | Refused]:
@@ -272,70 +329,94 @@ def _refuse_all(result: list[Prepared | Refused], chain: range, refusal: Transfe
     for index in chain:
         item = result[index]
         if isinstance(item, Prepared):
-            result[index] = Refused(item.terms.id, refusal, "", item.linked)
+            result[index] = Refused(item.id_number, item.id_shown, refusal, "", item.linked)
+
+
+_RECORD = struct.Struct(">QQqqqQQQQqBB6x")
+"""`SUBMISSION`, a record at a time: ten times as quick as assigning to a row of the array."""
+_LOW = 2**64 - 1
+if _RECORD.size != SUBMISSION.itemsize:
+    raise TypeError("the two definitions of a submitted record differ")
+
+
+def _record(terms: TransferTerms, linked: bool, token: str | None) -> tuple[bytes, Extra | None]:
+    hold = terms.hold.int if terms.hold is not None else 0
+    reference = terms.reference.int if terms.reference is not None else 0
+    record = _RECORD.pack(
+        terms.id.int >> 64,
+        terms.id.int & _LOW,
+        terms.debit or 0,
+        terms.credit or 0,
+        terms.amount_minor or 0,
+        hold >> 64,
+        hold & _LOW,
+        reference >> 64,
+        reference & _LOW,
+        to_micros(terms.expires_at) if terms.expires_at is not None else 0,
+        KIND_CODE[terms.kind],
+        FLAG_LINKED if linked else 0,
+    )
+    if not (token or terms.secret or terms.commit_hash or terms.abort_hash):
+        return record, None
+    extra = Extra(
+        commit_hash=terms.commit_hash,
+        abort_hash=terms.abort_hash,
+        secret=terms.secret,
+        instruction=token.encode() if token else None,
+    )
+    return record, extra
 
 
 def _to_batch(prepared: Sequence[Prepared], caller: Caller | None) -> Batch:
-    records = np.zeros(len(prepared), SUBMISSION)
-    extras: dict[int, Extra] = {}
-    mask = 2**64 - 1
-    for position, item in enumerate(prepared):
-        terms = item.terms
-        row = records[position]
-        row["id_high"], row["id_low"] = terms.id.int >> 64, terms.id.int & mask
-        row["debit"], row["credit"] = terms.debit or 0, terms.credit or 0
-        row["amount"] = terms.amount_minor or 0
-        row["kind"] = KIND_CODE[terms.kind]
-        row["flags"] = FLAG_LINKED if item.linked else 0
-        if terms.hold is not None:
-            row["hold_high"], row["hold_low"] = terms.hold.int >> 64, terms.hold.int & mask
-        if terms.reference is not None:
-            row["reference_high"], row["reference_low"] = terms.reference.int >> 64, terms.reference.int & mask
-        if terms.expires_at is not None:
-            row["expires_at"] = to_micros(terms.expires_at)
-        if item.token or terms.secret or terms.commit_hash or terms.abort_hash:
-            extras[position] = Extra(
-                commit_hash=terms.commit_hash,
-                abort_hash=terms.abort_hash,
-                secret=terms.secret,
-                instruction=item.token.encode() if item.token else None,
-            )
     return Batch(
-        records=records,
+        records=np.frombuffer(bytearray().join(item.record for item in prepared), SUBMISSION),
         authority=np.array([item.authority for item in prepared], np.uint8),
         submitter=np.full(len(prepared), caller.participant if caller is not None else 0, np.int32),
         key_version=np.array([item.key_version for item in prepared], np.int32),
-        extras=extras,
+        extras={position: item.extra for position, item in enumerate(prepared) if item.extra is not None},
     )
 
 
-def _result(item: Prepared, outcome: BatchOutcome, position: int) -> TransferResult:
-    code = int(outcome.codes[position])
-    if code > 0:
-        refusal = TRANSFER_REFUSALS[code - 1]
-        return TransferResult(
-            id=item.terms.id,
-            outcome=TransferOutcome.REFUSED,
-            refusal=refusal.value,
-            transient=refusal.transient,
-            detail=refusal.title,
-        )
-    known = outcome.known.get(position)
-    return TransferResult(
-        id=item.terms.id,
-        outcome=TransferOutcome.ALREADY_BOOKED if code == DUPLICATE else TransferOutcome.BOOKED,
-        seq=int(outcome.seqs[position]),
-        booked_at=from_micros(known.booked_at if known is not None else outcome.booked_at),
-    )
+def _answers(ready: _Ready, outcome: BatchOutcome | None) -> list[TransferAnswer]:
+    codes = outcome.codes.tolist() if outcome is not None else []
+    seqs = outcome.seqs.tolist() if outcome is not None else []
+    booked_at = show_moment(from_micros(outcome.booked_at)) if outcome is not None else None
+    answers: list[TransferAnswer] = []
+    position = 0
+    for item in ready.checks:
+        if isinstance(item, Refused) or outcome is None:
+            before = ready.booked_before.get(len(answers))
+            answers.append(_refused(item) if before is None else before)
+            continue
+        code = codes[position]
+        if code > 0:
+            refusal = TRANSFER_REFUSALS[code - 1]
+            answers.append(_refusal_of(item.id_shown, refusal, refusal.title))
+        elif code == DUPLICATE:
+            known = outcome.known.get(position)
+            at = booked_at if known is None else show_moment(from_micros(known.booked_at))
+            answers.append(TransferAnswer(_ALREADY_BOOKED, item.id_shown, seqs[position], at))
+        else:
+            answers.append(TransferAnswer(_BOOKED, item.id_shown, seqs[position], booked_at))
+        position += 1
+    return answers
 
 
-def _refused(item: Prepared | Refused) -> TransferResult:
+_BOOKED = TransferOutcome.BOOKED.value
+_ALREADY_BOOKED = TransferOutcome.ALREADY_BOOKED.value
+
+
+def _refused(item: Prepared | Refused) -> TransferAnswer:
     if isinstance(item, Prepared):
         raise TypeError("a prepared item has an outcome")
-    return TransferResult(
-        id=item.id,
-        outcome=TransferOutcome.REFUSED,
-        refusal=item.refusal.value,
-        transient=item.refusal.transient,
-        detail=item.detail or item.refusal.title,
+    return _refusal_of(item.id_shown, item.refusal, item.detail or item.refusal.title)
+
+
+def _refusal_of(shown: str | None, refusal: Refusal, detail: str) -> TransferAnswer:
+    return TransferAnswer(
+        TransferOutcome.REFUSED.value,
+        shown,
+        refusal=refusal.value,
+        transient=refusal.transient,
+        detail=detail,
     )

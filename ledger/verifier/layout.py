@@ -1,16 +1,25 @@
-"""The journal's documented layout: codes, rows, packed records and what the digests cover. Written from the pages
-`ledger/domain/records.py`, `ledger/domain/blocks.py` and `ledger/store/tables.py`, importing none of them.
-"""
+"""The journal's codes, and what its digests cover: written from `docs/export-format.md`, not from the engine."""
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
-from datetime import datetime
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
-from kernel.clock import to_micros
+import numpy as np
+import numpy.typing as npt
+
+from ledger.export.layout import (
+    ACCOUNT,
+    BLOCK,
+    BLOCK_HASHED_BYTES,
+    DIRECTIVE,
+    EVIDENCE,
+    HOLD_EVENT,
+    TOMBSTONE,
+    TRANSFER,
+    Records,
+)
 
 KINDS = (
     *("issue", "redeem", "exchange-in", "exchange-out", "payment", "refund", "interest"),
@@ -18,7 +27,8 @@ KINDS = (
 )
 """A kind's position is its code."""
 ISSUE, REDEEM, EXCHANGE_IN, EXCHANGE_OUT, PAYMENT, REFUND, INTEREST = range(7)
-HOLD, POST, VOID, EXPIRE, ADJUSTMENT, TOMBSTONE = range(7, 13)
+HOLD, POST, VOID, EXPIRE, ADJUSTMENT, TOMBSTONE_KIND = range(7, 13)
+PLAIN = frozenset({EXCHANGE_IN, EXCHANGE_OUT, PAYMENT, REFUND, INTEREST})
 ENDS = frozenset({POST, VOID, EXPIRE})
 MANDATED = frozenset({ISSUE, REDEEM, ADJUSTMENT})
 SPENDING = frozenset({PAYMENT, REFUND, HOLD})
@@ -27,174 +37,117 @@ SPENDING = frozenset({PAYMENT, REFUND, HOLD})
 ISSUANCE, VAULT, WALLET = range(3)
 """Codes of the kinds of accounts. Account 1 is the issuance account; it has no row, genesis makes it."""
 ISSUANCE_ACCOUNT = 1
+HOLDERS = (VAULT, WALLET)
+
+_AMONG_HOLDERS = {(debit, credit) for debit in HOLDERS for credit in HOLDERS}
+JOINS: dict[int, set[tuple[int, int]]] = {
+    **dict.fromkeys((PAYMENT, REFUND, HOLD, ADJUSTMENT), _AMONG_HOLDERS),
+    ISSUE: {(ISSUANCE, VAULT)},
+    REDEEM: {(VAULT, ISSUANCE)},
+    EXCHANGE_IN: {(VAULT, WALLET)},
+    EXCHANGE_OUT: {(WALLET, VAULT)},
+    INTEREST: {(VAULT, WALLET)},
+}
+"""Debit and credit kinds of accounts that a kind of transfer joins; post, void and expire follow their hold."""
 
 INSTRUCTION, SECRET, MANDATE, HOLD_TERMS, TOMBSTONE_GUARD = range(1, 6)
 """Codes of evidence. The last two have tables of their own and are hashed with the rest."""
 
 GENESIS_HASH = bytes(32)
 NIL = bytes(16)
-_HEADER = struct.Struct(">9q")
-_TRANSFER = struct.Struct(">q16sBqqq16s16siq")
-_EVIDENCE = struct.Struct(">qBI")
-_ACCOUNT = struct.Struct(">q16sBi")
-_DIRECTIVE = struct.Struct(">qI")
+EMPTY_DIGEST = hashlib.sha256(b"").digest()
+_BLOCK_PREFIX = b"jiaozi-block-v1"
+_EVIDENCE_ITEM = struct.Struct(">qBI")
+_ACCOUNT_ITEM = struct.Struct(">q16sBi")
+_DIRECTIVE_ITEM = struct.Struct(">qI")
+
+EvidenceItem = tuple[int, int, bytes]
+"""(seq, kind, body)"""
 
 
-class BlockRow(NamedTuple):
-    number: int
-    epoch: int
-    booked_at: datetime
-    first_seq: int
-    transfer_count: int
-    transfers_digest: bytes
-    evidence_digest: bytes
-    first_directive: int
-    directive_count: int
-    directives_digest: bytes
-    first_account: int
-    account_count: int
-    accounts_digest: bytes
-    previous_hash: bytes
-    hash: bytes
+def block_hashes(blocks: Records) -> list[bytes]:
+    """SHA-256 of a prefix, fourteen integers and five digests of each, as they lie in the record."""
+    data = memoryview(blocks.tobytes())
+    size = BLOCK.itemsize
+    return [
+        hashlib.sha256(_BLOCK_PREFIX + data[start : start + BLOCK_HASHED_BYTES]).digest()
+        for start in range(0, len(data), size)
+    ]
 
 
-class TransferRow(NamedTuple):
-    seq: int
-    id: bytes
-    kind: int
-    debit: int
-    credit: int
-    amount: int
-    hold: bytes | None
-    reference: bytes | None
-    submitter: int
-    booked_at: datetime
-
-
-class EvidenceRow(NamedTuple):
-    seq: int
-    kind: int
-    transfer: bytes
-    body: bytes
-
-
-class HoldEventRow(NamedTuple):
-    seq: int
-    phase: int
-    hold: bytes
-    transfer: bytes
-    kind: int
-    commit_hash: bytes | None
-    abort_hash: bytes | None
-    expires_at: datetime | None
-
-
-class TombstoneRow(NamedTuple):
-    seq: int
-    hold: bytes
-    guard: bytes
-    transfer: bytes
-
-
-class AccountRow(NamedTuple):
-    number: int
-    opening: bytes
-    kind: int
-    participant: int
-    rule_class: str
-    holder_key: bytes | None
-    opened_at: datetime
-
-
-class DirectiveRow(NamedTuple):
-    number: int
-    kind: str
-    mandate: bytes | None
-    body: bytes
-    booked_at: datetime
-
-
-COLUMNS = {
-    BlockRow: (
-        "SELECT number, epoch, booked_at, first_seq, transfer_count, transfers_digest, evidence_digest,"
-        " first_directive, directive_count, directives_digest, first_account, account_count, accounts_digest,"
-        " previous_hash, hash FROM block ORDER BY number"
-    ),
-    TransferRow: (
-        "SELECT seq, uuid_send(id), kind, debit_account, credit_account, amount_minor, uuid_send(hold_id),"
-        " uuid_send(reference), submitter, booked_at FROM transfer ORDER BY seq"
-    ),
-    EvidenceRow: "SELECT seq, kind, uuid_send(transfer_id), body FROM evidence ORDER BY seq, kind",
-    HoldEventRow: (
-        "SELECT seq, phase, uuid_send(hold_id), uuid_send(transfer_id), kind, commit_hash, abort_hash, expires_at"
-        " FROM hold_event ORDER BY seq, phase"
-    ),
-    TombstoneRow: "SELECT seq, uuid_send(hold_id), guard, uuid_send(transfer_id) FROM hold_tombstone ORDER BY seq",
-    AccountRow: (
-        "SELECT number, uuid_send(opening_id), kind, participant, rule_class, holder_key, opened_at"
-        " FROM account ORDER BY number"
-    ),
-    DirectiveRow: "SELECT number, kind, uuid_send(mandate_id), body, booked_at FROM directive ORDER BY number",
-}
-"""How each kind of row is read: in the order in which it was written, its first column saying where it belongs."""
-
-
-def block_hash(row: BlockRow) -> bytes:
-    """SHA-256 of a prefix, nine integers of 8 bytes big-endian and five digests, in the documented order."""
-    integers = _HEADER.pack(
-        *(row.number, row.epoch, to_micros(row.booked_at), row.first_seq, row.transfer_count),
-        *(row.first_directive, row.directive_count, row.first_account, row.account_count),
-    )
-    digests = (
-        *(row.transfers_digest, row.evidence_digest, row.directives_digest, row.accounts_digest),
-        row.previous_hash,
-    )
-    return hashlib.sha256(b"jiaozi-block-v1" + integers + b"".join(digests)).digest()
-
-
-def transfers_digest(rows: Iterable[TransferRow]) -> bytes:
-    """Over the 93-byte record of each, in seq order. Nil uuid = none."""
+def digest_evidence(items: Iterable[EvidenceItem]) -> bytes:
+    """Over seq (8), kind (1), length (4) and body of each, in the given order, which must be by (seq, kind)."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(
-            _TRANSFER.pack(
-                *(row.seq, row.id, row.kind, row.debit, row.credit, row.amount),
-                *(row.hold or NIL, row.reference or NIL, row.submitter, to_micros(row.booked_at)),
-            )
-        )
+    for seq, kind, body in items:
+        digest.update(_EVIDENCE_ITEM.pack(seq, kind, len(body)) + body)
     return digest.digest()
 
 
-def evidence_digest(
-    evidence: Iterable[EvidenceRow], placed: Iterable[HoldEventRow], tombstones: Iterable[TombstoneRow]
-) -> bytes:
-    """Over seq (8), kind (1), length (4) and body of each, by (seq, kind); hold terms and guards among them."""
-    items = [(row.seq, row.kind, row.body) for row in evidence]
-    zero = bytes(32)
-    for event in placed:
-        expires = to_micros(event.expires_at) if event.expires_at is not None else 0
-        terms = (event.commit_hash or zero) + (event.abort_hash or zero) + struct.pack(">q", expires)
-        items.append((event.seq, HOLD_TERMS, terms))
-    items += [(row.seq, TOMBSTONE_GUARD, row.hold + row.guard) for row in tombstones]
+def evidence_items(
+    evidence: Records, bodies: Sequence[bytes], hold_events: Records, tombstones: Records
+) -> list[EvidenceItem]:
+    """Everything that counts as evidence, by (seq, kind): terms of placed holds and guards of tombstones too."""
+    items = list(zip(evidence["seq"].tolist(), evidence["kind"].tolist(), bodies, strict=True))
+    placed = hold_events[hold_events["phase"] == 0]
+    if len(placed):
+        # commit hash, abort hash, expiry: as they lie in the record
+        raw, size = memoryview(placed.tobytes()), HOLD_EVENT.itemsize
+        terms = [bytes(raw[end - 72 : end]) for end in range(size, len(raw) + 1, size)]
+        items += zip(placed["seq"].tolist(), [HOLD_TERMS] * len(placed), terms, strict=True)
+    for stone in tombstones:
+        body = stone["hold"].tobytes() + stone["guard"].tobytes()[: int(stone["length"])]
+        items.append((int(stone["seq"]), TOMBSTONE_GUARD, body))
+    items.sort()
+    return items
+
+
+def digest_accounts(accounts: Records, texts: Sequence[tuple[bytes, bytes | None]]) -> bytes:
+    """Over number (8), opening (16), kind (1), participant (4), class (length 1), key (length 1) of each.
+
+    Raises ValueError for a class or key of more than 255 bytes.
+    """
     digest = hashlib.sha256()
-    for seq, kind, body in sorted(items):
-        digest.update(_EVIDENCE.pack(seq, kind, len(body)) + body)
+    numbers, kinds = accounts["number"].tolist(), accounts["kind"].tolist()
+    participants, openings = accounts["participant"].tolist(), accounts["opening"].tolist()
+    parts = []
+    for number, opening, kind, participant, (name, key) in zip(
+        numbers, openings, kinds, participants, texts, strict=True
+    ):
+        key = key or b""
+        parts.append(_ACCOUNT_ITEM.pack(number, bytes(opening), kind, participant))
+        parts.append(bytes([len(name)]) + name + bytes([len(key)]) + key)
+    digest.update(b"".join(parts))
     return digest.digest()
 
 
-def accounts_digest(rows: Iterable[AccountRow]) -> bytes:
-    """Over number (8), opening (16), kind (1), participant (4), class (length 1), key (length 1) of each."""
-    digest = hashlib.sha256()
-    for row in rows:
-        name, key = row.rule_class.encode(), row.holder_key or b""
-        digest.update(_ACCOUNT.pack(row.number, row.opening, row.kind, row.participant))
-        digest.update(bytes([len(name)]) + name + bytes([len(key)]) + key)
-    return digest.digest()
+def digest_account_page(accounts: Records, name: bytes, keys: npt.NDArray[np.uint8]) -> bytes:
+    """The same of accounts of one class, whose keys are the rows of a matrix."""
+    if len(name) > 255 or keys.shape[1] > 255:
+        raise ValueError("a class or key of more than 255 bytes")
+    fixed = np.ascontiguousarray(accounts).view(np.uint8).reshape(len(accounts), ACCOUNT.itemsize)
+    text = bytes([len(name)]) + name + bytes([keys.shape[1]])
+    middle = np.broadcast_to(np.frombuffer(text, np.uint8), (len(accounts), len(text)))
+    rows = np.concatenate([fixed[:, : _ACCOUNT_ITEM.size], middle, keys], axis=1)
+    return hashlib.sha256(rows.tobytes()).digest()
 
 
-def directives_digest(rows: Iterable[DirectiveRow]) -> bytes:
+def digest_directives(directives: Records, texts: Sequence[tuple[bytes, bytes]]) -> bytes:
     """Over number (8), length (4) and body of each."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(_DIRECTIVE.pack(row.number, len(row.body)) + row.body)
+    for number, (_, body) in zip(directives["number"].tolist(), texts, strict=True):
+        digest.update(_DIRECTIVE_ITEM.pack(number, len(body)) + body)
     return digest.digest()
+
+
+def uuid_bytes(high: int, low: int) -> bytes:
+    return high.to_bytes(8, "big") + low.to_bytes(8, "big")
+
+
+def table(kinds: Iterable[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """A kind's code -> whether it is one of these; 256 long, so that any byte may ask."""
+    found = np.zeros(256, np.bool_)
+    found[list(kinds)] = True
+    return found
+
+
+__all__ = ["ACCOUNT", "BLOCK", "DIRECTIVE", "EVIDENCE", "HOLD_EVENT", "TOMBSTONE", "TRANSFER"]

@@ -97,7 +97,7 @@ class _Running:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         url, self._server = resolve_url(settings.database_url, settings.data_dir, SERVICE)
         if self._server is not None:
-            migrate.upgrade(SERVICE, url)
+            migrate.upgrade(SERVICE, self._server.url(SERVICE), service_url=url)
         elif not migrate.is_current(SERVICE, url):
             raise NotMigrated("the database is not at this program's migration: run `jiaozi-settlement migrate`")
         self._database = Database(url, application_name="jiaozi-settlement", pool_size=settings.database_pool_size)
@@ -121,7 +121,7 @@ class _Running:
         )
         self._worker = Worker(engine, log, clock=clock, standby=timedelta(seconds=settings.standby_seconds))
         nonces = PostgresNonceStore(
-            lambda: self._database.transaction(isolation="READ COMMITTED"), clock=clock, table=request_nonce
+            lambda: self._database.session(is_lazy=True), clock=clock, table=request_nonce
         )
         self.authenticator = Authenticator(
             directory,

@@ -20,6 +20,7 @@ import psycopg
 import pytest
 import sqlalchemy.exc
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.testclient import TestClient
 from pydantic import BaseModel, ConfigDict, Field
 
 from kernel.database import OutcomeUnknown
@@ -448,3 +449,53 @@ def test_router_that_is_not_strict_is_refused_at_start_up() -> None:
 def test_two_tables_that_disagree_about_a_status_are_refused() -> None:
     with pytest.raises(ValueError, match="disagree"):
         create_app(title="x", version="1", description="", status_tables=[{RequestRefusal.NOT_FOUND: 410}])
+
+
+# --- direct operations -----------------------------------------------------------------------------------------------
+
+
+def test_direct_operation_answers_plain_requests_and_leaves_the_others_to_the_app() -> None:
+    async def direct(scope: Any, body: bytes) -> tuple[int, bytes] | None:
+        if body == b'{"left":1}':
+            return None
+        if body == b'{"refused":1}':
+            raise ProblemError(RequestRefusal.NOT_PERMITTED, "not you")
+        return 201, b'{"by":"direct"}'
+
+    app = create_app(title="t", version="1", description="", status_tables=[], direct={"/v1/quick": direct})
+    router = strict_router()
+
+    @router.post("/v1/quick", operation_id="quick")
+    def quick(body: dict[str, int]) -> dict[str, str]:
+        return {"by": "app"}
+
+    app.include_router(router)
+    with TestClient(app) as client:
+        json_type = {"content-type": "application/json"}
+        plain = client.post("/v1/quick", content=b'{"a":1}', headers=json_type)
+        assert (plain.status_code, plain.json()) == (201, {"by": "direct"})
+        through_the_app = client.post("/v1/quick", content=b'{"left":1}', headers=json_type)
+        assert (through_the_app.status_code, through_the_app.json()) == (200, {"by": "app"})
+        for name in ("x-content-type-options", "cache-control", "content-type"):
+            assert plain.headers[name] == through_the_app.headers[name]
+        assert re.fullmatch(r"[0-9a-f]{32}", plain.headers["x-request-id"])
+        refused = client.post("/v1/quick", content=b'{"refused":1}', headers=json_type)
+        assert (refused.status_code, refused.json()["refusal"]) == (403, "not-permitted")
+        for headers, path in (
+            ({"content-type": "application/json; charset=utf-8"}, "/v1/quick"),
+            ({"content-type": "text/plain"}, "/v1/quick"),
+            ({**json_type, "content-encoding": "gzip"}, "/v1/quick"),
+            ({}, "/v1/quick"),
+            (json_type, "/v1/quick?a=1"),
+        ):
+            assert client.post(path, content=b'{"a":1}', headers=headers).text != plain.text
+        assert client.get("/v1/quick").status_code == 405
+
+
+def test_direct_operation_without_one_in_the_document_is_refused_at_start_up() -> None:
+    async def direct(scope: Any, body: bytes) -> tuple[int, bytes] | None:
+        return None
+
+    app = create_app(title="t", version="1", description="", status_tables=[], direct={"/v1/quick": direct})
+    with pytest.raises(TypeError, match="/v1/quick"), TestClient(app):
+        pass

@@ -7,12 +7,14 @@ Method: one real ledger on real PostgreSQL for the module, real signatures, the 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from kernel import ids, migrate
@@ -315,3 +317,68 @@ def test_ledger_and_participants_are_public(world: LedgerWorld, tmp_path: Path) 
         assert (view.ledger, view.currency, view.approvals_needed, len(view.operators)) == ("test-cny", "CNY", 2, 3)
         assert {item.participant for item in client.participants()} >= {BANK, OTHER, BRIDGE}
     assert tmp_path.exists()
+
+
+def test_batch_of_instructions_is_answered_alike_however_it_is_spelt(world: LedgerWorld) -> None:
+    """The quick way in takes the compact spelling, the framework's the others; results and refusals are the same."""
+    key, stranger = PrivateKey.generate(), PrivateKey.generate()
+    vault = world.open_vault(BANK)
+    world.issue(vault, 1_000)
+    wallet, other = world.open_wallet(BANK, key), world.open_wallet(BANK, stranger)
+    with world.client(BANK) as client:
+        assert client.transfer(world.terms("exchange-in", vault, wallet, 900)).outcome == "booked"
+    terms = world.terms("payment", wallet, other, 10)
+    tokens = [
+        world.instruction(terms, key),
+        world.instruction(world.terms("payment", wallet, other, 10), stranger),
+        world.instruction(world.terms("payment", wallet, other, 10_000), key),
+        world.instruction(world.terms("payment", wallet, other, 10), key, ledger="another"),
+        world.instruction(world.terms("payment", wallet, other, 10), key, minutes=-1),
+        "x" * 30,
+    ]
+    items = {"transfers": [{"instruction": token} for token in tokens]}
+    compact = json.dumps(items, separators=(",", ":"))
+    with httpx.Client(base_url=world.url) as http:
+
+        def post(body: str, path: str = "/v1/transfer-batches") -> httpx.Response:
+            return http.post(path, content=body, headers={"content-type": "application/json"})
+
+        assert post(compact).json()["results"][0]["outcome"] == "booked"
+        quick, slow = post(compact), post(json.dumps(items))
+        assert quick.status_code == slow.status_code == 200
+        assert quick.json() == slow.json()
+        said = [result.get("refusal", result["outcome"]) for result in quick.json()["results"]]
+        assert said == [
+            "already-booked",
+            "instruction-invalid",
+            "insufficient-funds",
+            "wrong-ledger",
+            "instruction-expired",
+            "instruction-invalid",
+        ]
+        too_many = json.dumps({"transfers": [{"instruction": tokens[0]}] * 257}, separators=(",", ":"))
+        assert post(too_many).json()["refusal"] == post(too_many.replace(":", ": ")).json()["refusal"]
+        twice = compact[:-1] + "," + compact[1:]
+        assert post(twice).json()["refusal"] == "malformed-json"
+        forged = http.post(
+            "/v1/transfer-batches",
+            content=compact,
+            headers={"content-type": "application/json", "signature": "sig1=:AAAA:", "signature-input": "sig1=()"},
+        )
+        assert forged.json()["refusal"] == "signature-invalid"
+
+
+def test_large_batch_of_instructions_is_checked_by_many_threads_and_answered_in_order(world: LedgerWorld) -> None:
+    key = PrivateKey.generate()
+    vault = world.open_vault(BANK)
+    world.issue(vault, 1_000)
+    wallet, other = world.open_wallet(BANK, key), world.open_wallet(BANK, PrivateKey.generate())
+    with world.client(BANK) as client:
+        client.transfer(world.terms("exchange-in", vault, wallet, 1_000))
+        all_terms = [world.terms("payment", wallet, other, 1) for _ in range(300)]
+        tokens = [world.instruction(terms, key) for terms in all_terms]
+        tokens[77] = world.instruction(all_terms[77], PrivateKey.generate())
+        answers = client.submit_signed(tokens)
+        assert [answer.id for answer in answers] == [ids.show("trf", terms.id) for terms in all_terms]
+        assert [index for index, answer in enumerate(answers) if answer.outcome != "booked"] == [77]
+        assert client.get_account(other).balance_minor == 299

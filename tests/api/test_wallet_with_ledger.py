@@ -173,6 +173,33 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
     assert pay(200_000) == "final"
     assert pay(150_001) == "day-limit-exceeded"
 
+    # one operation, two ways in: whoever names the charset goes by the framework, and gets the same answer
+    token = client.instruct(
+        TransferKind.PAYMENT,
+        key=other,
+        ledger="cny",
+        debit=payee.account,
+        credit=payer.account,
+        amount_minor=1,
+        currency="CNY",
+        reference=uuid4(),
+    )
+    body = json.dumps({"instruction": token})
+    quick, slow, odd = (
+        scheme.wallet_http.post("/v1/payments", content=content, headers={"content-type": media_type})
+        for content, media_type in (
+            (body, "application/json"),
+            (body, "application/json; charset=utf-8"),
+            (body.replace("instruction", "\\u0069nstruction"), "application/json"),
+        )
+    )
+    assert quick.status_code == slow.status_code == odd.status_code == 201
+    assert quick.json() == slow.json() == odd.json()
+    twice = body[:-1] + "," + body[1:]
+    answer = scheme.wallet_http.post("/v1/payments", content=twice, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["refusal"]) == (400, "malformed-json")
+    assert bank.submit_instruction(token).outcome == "already-booked"
+
     # I9 is enforced by the ledger too, for whoever goes there directly
     token = client.instruct(
         TransferKind.PAYMENT,
@@ -188,9 +215,9 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
     view = client.get_wallet(payer.wallet)
     assert view.balance is not None
     assert view.limits is not None
-    assert (view.balance.balance_minor, view.limits.daily.left_minor) == (450_000, 150_000)
+    assert (view.balance.balance_minor, view.limits.daily.left_minor) == (450_001, 150_000)
     kinds = [line.kind.value for line in client.history(payer.wallet)]
-    assert kinds == ["exchange-in", "payment", "payment"]
+    assert kinds == ["exchange-in", "payment", "payment", "payment"]
 
     # batch of signed payments, one refused by the ledger
     def signed(amount: int) -> str:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import http_message_signatures as hms
 import httpx
 import pytest
 
 from kernel.clock import ManualClock
+from kernel.crypto import http_signatures
 from kernel.crypto.http_signatures import RequestSigner, VerifiedRequest, signatures_expire, verify_request
 from kernel.crypto.keys import PrivateKey, PublicKey, Suite
 from kernel.crypto.nonces import MemoryNonceStore
@@ -244,3 +247,108 @@ def test_origin_is_signed_instead_of_the_dialled_host() -> None:
     request = httpx.Request("GET", "http://127.0.0.1:9/v1/supply?x=%20")
     RequestSigner(key, clock=lambda: NOW, origin="https://ledger.example/").sign(request)
     assert check(request, key.public, target_uri="https://ledger.example/v1/supply?x=%20").key_id == key.thumbprint
+
+
+# --- our short way and the library's long one ------------------------------------------------------------------------
+
+
+def by_the_library(key: PrivateKey, request: httpx.Request, nonce: str, expires: datetime | None) -> httpx.Headers:
+    """The request's headers as the general library signs it."""
+
+    class Signs(hms.HTTPSignatureAlgorithm):
+        algorithm_id = key.suite.value
+
+        def __init__(self, public_key: Any = None, private_key: Any = None) -> None:
+            pass
+
+        def sign(self, message: bytes) -> bytes:
+            return key.sign(message)
+
+        def verify(self, signature: bytes, message: bytes) -> None:
+            raise NotImplementedError
+
+    class Knows(hms.HTTPSignatureKeyResolver):
+        def resolve_public_key(self, key_id: str) -> Any:
+            return None
+
+        def resolve_private_key(self, key_id: str) -> Any:
+            return b"any"
+
+    signed_by_library = httpx.Request(request.method, request.url, content=request.content, headers=request.headers)
+    for name in ("signature", "signature-input", "content-digest"):
+        signed_by_library.headers.pop(name, None)
+    covered = ("@method", "@target-uri", "content-type", "idempotency-key")
+    hms.HTTPMessageSigner(signature_algorithm=Signs, key_resolver=Knows()).sign(
+        signed_by_library,
+        key_id=key.thumbprint,
+        created=NOW,
+        expires=expires,
+        nonce=nonce,
+        label="sig1",
+        tag="jiaozi",
+        covered_component_ids=[name for name in covered if name.startswith("@") or name in signed_by_library.headers],
+        body=request.content or None,
+    )
+    return signed_by_library.headers
+
+
+@pytest.mark.parametrize("idempotency_key", ["k-1", None])
+@pytest.mark.parametrize("body", [BODY, None])
+@pytest.mark.parametrize("expires", [NOW + timedelta(seconds=60), None])
+def test_library_signs_the_same_letters(
+    body: bytes | None, idempotency_key: str | None, expires: datetime | None
+) -> None:
+    """Ed25519 signatures are deterministic, so what is signed is the same to the last byte."""
+    key = PrivateKey.generate()
+    with signatures_expire(expires):
+        request = signed(key, body=body, idempotency_key=idempotency_key)
+    nonce = re.search(r'nonce="([^"]+)"', request.headers["signature-input"])
+    assert nonce is not None
+    expected = by_the_library(key, request, nonce[1], expires)
+    for name in ("signature", "signature-input", "content-digest"):
+        assert request.headers.get(name) == expected.get(name)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("body", [BODY, None])
+@pytest.mark.parametrize("idempotency_key", ["k-1", None])
+@pytest.mark.parametrize("expires", [NOW + timedelta(seconds=60), None])
+def test_short_way_and_library_verify_the_same_request(
+    suite: Suite, body: bytes | None, idempotency_key: str | None, expires: datetime | None
+) -> None:
+    key = PrivateKey.generate(suite)
+    with signatures_expire(expires):
+        request = signed(key, body=body, idempotency_key=idempotency_key)
+    fields = list(request.headers.multi_items())
+    arguments = (request.method, str(request.url), fields)
+    short = http_signatures._verify_as_we_sign(*arguments, body or b"", lambda key_id: key.public)
+    names = {name for name, _ in fields}
+    long = http_signatures._verify_any(*arguments, names, body or b"", lambda key_id: key.public)
+    assert short is not None
+    assert short == long
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("attack", HEADER_TAMPERING)
+def test_short_way_takes_nothing_tampered(suite: Suite, attack: str) -> None:
+    key = PrivateKey.generate(suite)
+    request = signed(key)
+    HEADER_TAMPERING[attack](request)
+    fields = list(request.headers.multi_items())
+    assert (
+        http_signatures._verify_as_we_sign(
+            request.method, str(request.url), fields, request.content, lambda key_id: key.public
+        )
+        is None
+    )
+
+
+@pytest.mark.parametrize("name", ["content-type", "content-digest", "signature", "signature-input", "idempotency-key"])
+def test_short_way_leaves_repeated_fields_to_the_library(name: str) -> None:
+    key = PrivateKey.generate()
+    request = signed(key)
+    fields = [*request.headers.multi_items(), (name.title(), request.headers[name])]
+    read = http_signatures._verify_as_we_sign(
+        request.method, str(request.url), fields, request.content, lambda key_id: key.public
+    )
+    assert read is None

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from kernel import migrate
 from kernel.database import (
@@ -366,3 +367,77 @@ def test_every_services_history_has_one_end_and_runs(service: str, fresh_databas
 def test_an_unknown_service_is_refused(database_url: str) -> None:
     with pytest.raises(ValueError, match="not a service"):
         migrate.upgrade("treasury", database_url)
+
+
+# --- sessions of hot paths -------------------------------------------------------------------------------------------
+
+
+def test_session_keeps_what_it_commits_and_nothing_else(database: Database) -> None:
+    with database.session() as session:
+        session.execute("INSERT INTO note VALUES (1, '')")
+        session.commit()
+        session.execute("INSERT INTO note VALUES (2, '')")
+    with pytest.raises(ZeroDivisionError), database.session() as session:
+        session.execute("INSERT INTO note VALUES (3, '')")
+        raise ZeroDivisionError
+    assert ids(database) == [1]
+
+
+def test_lazy_session_commits_each_statement_and_does_not_wait_for_the_disk(database: Database) -> None:
+    with database.session(is_lazy=True) as session:
+        assert session.execute("SHOW synchronous_commit").fetchone() == ("off",)
+        session.execute("INSERT INTO note VALUES (1, '')")
+        assert ids(database) == [1]
+    with database.session() as session:
+        assert session.execute("SHOW synchronous_commit").fetchone() == ("on",)
+        assert session.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+def test_session_is_used_again_and_a_broken_one_is_not(database: Database) -> None:
+    def process(session: psycopg.Connection[tuple[object, ...]]) -> int:
+        return session.info.backend_pid
+
+    with database.session() as session:
+        first = process(session)
+    with database.session() as session:
+        assert process(session) == first
+        with pytest.raises(psycopg.OperationalError):
+            session.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+    with database.session() as session:
+        assert process(session) != first
+        session.execute("SELECT 1")
+
+
+def test_session_that_died_while_it_rested_is_replaced(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    with database.session() as session:
+        first = session.info.backend_pid
+    with database.raw(isolation="READ COMMITTED") as raw:
+        raw.execute("SELECT pg_terminate_backend(%s)", (first,))
+    monkeypatch.setattr("kernel.database.SESSION_RESTS_SECONDS", 0.0)
+    with database.session() as session:
+        assert session.info.backend_pid != first
+        session.execute("SELECT 1")
+
+
+def test_sessions_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernel.database.POOL_WAIT_SECONDS_MAX", 0.05)
+    with ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(database.session())
+        with pytest.raises(PoolTimeout), database.session():
+            pass
+
+
+def test_work_in_a_session_is_done_again_after_a_deadlock(database: Database) -> None:
+    tries = 0
+
+    def work(session: psycopg.Connection[tuple[object, ...]]) -> str:
+        nonlocal tries
+        tries += 1
+        session.execute("INSERT INTO note VALUES (%s, '')", (tries,))
+        if tries < 3:
+            raise psycopg.errors.DeadlockDetected("as if")
+        return "done"
+
+    assert database.run_session(work) == "done"
+    assert ids(database) == [3]

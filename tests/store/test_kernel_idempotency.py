@@ -135,7 +135,7 @@ def test_fingerprint_tells_method_path_and_body_apart() -> None:
 def test_nonce_is_taken_once_by_a_crowd_and_forgotten_when_expired(database: Database) -> None:
     now = datetime.now(UTC)
     store = nonces.PostgresNonceStore(
-        lambda: database.transaction(isolation="READ COMMITTED"), clock=lambda: now + timedelta(hours=1), purge_every=9
+        lambda: database.session(is_lazy=True), clock=lambda: now + timedelta(hours=1), purge_every=9
     )
     with ThreadPoolExecutor(8) as pool:
         taken = list(pool.map(lambda _: store.take("key", "nonce", now + timedelta(minutes=5)), range(8)))

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from kernel.client import ProblemResponse, ServiceClient, ServiceUnreachable
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
-from kernel.database import Database, Isolation
+from kernel.database import CheckedConnection, Database, Isolation
 from kernel.errors import ProblemError
 from ledger.client import LedgerClient
 from ledger.contract import TransferItem, TransferKind
@@ -72,6 +72,21 @@ class MortalDatabase:
     def run(self, work: Callable[[Connection], Any], *, isolation: Isolation) -> Any:
         with self.transaction(isolation=isolation) as connection:
             return work(connection)
+
+
+    @contextmanager
+    def session(self, *, is_lazy: bool = False) -> Iterator[CheckedConnection]:
+        self._fuse("before a transaction")
+        with self._database.session(is_lazy=is_lazy) as connection:
+            yield connection
+        self._fuse("after a commit")
+
+    def run_session(self, work: Callable[[CheckedConnection], Any]) -> Any:
+        with self.session() as connection:
+            result = work(connection)
+            self._fuse("before a commit")
+            connection.commit()
+        return result
 
 
 class MortalCoreBanking:

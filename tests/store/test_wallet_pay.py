@@ -4,6 +4,7 @@ Method: the use case on a real PostgreSQL and a fake ledger that verifies, books
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import pytest
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto.jws import peek_payload, sign
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import PrivateKey, to_base64url
 from kernel.database import Database
 from kernel.errors import ProblemError
 from ledger.contract import INSTRUCTION_TYP, TransferKind
@@ -183,6 +184,123 @@ def test_amount_beyond_its_bounds_spelt_as_a_number_is_refused(bank: Bank, amoun
     payload["terms"]["amount_minor"] = amount
     assert refused(bank, sign(json.dumps(payload).encode(), payer.key, typ=INSTRUCTION_TYP)) == "instruction-invalid"
     assert used_today(bank, payer) == 0
+
+
+# --- whose signature is checked here (wallet.usecases.doubts) --------------------------------------------------------
+
+
+def payment_rows(bank: Bank) -> int:
+    with bank.database.engine.connect() as connection:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM payment").scalar_one())
+
+
+def sent(bank: Bank) -> list[str]:
+    """Tokens that reach the ledger from now on."""
+    tokens: list[str] = []
+    honest = bank.ledger.submit
+
+    def watched(items: Any, **deadline: Any) -> Any:
+        tokens.extend(item.instruction for item in items)
+        return honest(items, **deadline)
+
+    bank.ledger.submit = watched  # type: ignore[method-assign]
+    return tokens
+
+
+def test_forged_payment_is_found_by_the_ledger_and_forgotten_here(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    payment_id, tokens = bank.new_id(), sent(bank)
+    forged = bank.instruction(payer, payee.account, 300, id=payment_id, key=forger_of(payer))
+    assert refused(bank, forged) == "instruction-invalid"
+    assert tokens == [forged]  # alone, so it was not checked here
+    assert (payment_rows(bank), used_today(bank, payer)) == (0, 0)
+    # nor has the forger taken the id away from the holder
+    assert pay_one(bank.context, bank.instruction(payer, payee.account, 5, id=payment_id)).state == "final"
+
+
+def forger_of(payer: Holder) -> Any:
+    """A key that signs as if it were the payer's: with his key's id in the header."""
+
+    class Forger:
+        suite, thumbprint = payer.key.suite, payer.key.thumbprint
+
+        @staticmethod
+        def sign(data: bytes) -> bytes:
+            return PrivateKey.generate(payer.key.suite).sign(data)
+
+    return Forger()
+
+
+def test_after_one_forged_payment_the_others_are_found_here(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    refused(bank, bank.instruction(payer, payee.account, 300, key=forger_of(payer)))
+    tokens = sent(bank)
+    for _ in range(3):
+        assert refused(bank, bank.instruction(payer, payee.account, 300, key=forger_of(payer))) == "instruction-invalid"
+    assert tokens == []
+    assert pay_one(bank.context, bank.instruction(payer, payee.account, 300)).state == "final"
+
+
+def test_flood_of_forged_payments_uses_up_nobodys_allowance(bank: Bank) -> None:
+    """While one payment of the account is on its way, every other is checked before it counts."""
+    payer, payee = bank.holder(WalletClass.IV, funds=1_000_000), bank.holder()
+    honest = bank.ledger.submit
+    seen: list[str] = []
+
+    def slow(items: Any, **deadline: Any) -> Any:
+        bank.ledger.submit = honest  # type: ignore[method-assign]
+        flood = [bank.instruction(payer, payee.account, 200_000, key=forger_of(payer)) for _ in range(5)]
+        genuine = bank.instruction(payer, payee.account, 200_000)
+        for outcome in pay(bank.context, [*flood, genuine]):
+            seen.append(outcome.refusal.value if isinstance(outcome, Declined) else outcome.state)
+        return honest(items, **deadline)
+
+    bank.ledger.submit = slow  # type: ignore[method-assign]
+    assert pay_one(bank.context, bank.instruction(payer, payee.account, 200_000)).state == "final"
+    assert seen == ["instruction-invalid"] * 5 + ["final"]
+    assert used_today(bank, payer) == 400_000
+
+
+def test_forged_payments_count_for_nothing_while_the_ledger_is_silent(bank: Bank) -> None:
+    payer, other, payee = bank.holder(WalletClass.IV, funds=1_000_000), bank.holder(funds=1000), bank.holder()
+    bank.ledger.unreachable = True
+    refused(bank, bank.instruction(other, payee.account, 1))  # now it is known to be silent
+    forged = bank.instruction(payer, payee.account, 200_000, key=forger_of(payer))
+    assert refused(bank, forged) == "instruction-invalid"
+    assert used_today(bank, payer) == 0
+
+
+def test_forged_copy_does_not_replace_what_its_holder_signed(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    payment_id = bank.new_id()
+    bank.ledger.lose_answers = 1
+    assert refused(bank, bank.instruction(payer, payee.account, 300, id=payment_id)) == "outcome-unknown"
+    longer = timedelta(hours=1)
+    forged = bank.instruction(payer, payee.account, 300, id=payment_id, key=forger_of(payer), valid_for=longer)
+    assert refused(bank, forged) == "instruction-invalid"
+    recover(bank.context, at_start=True)
+    assert find_payment(bank.context, payment_id).state == "final"
+
+
+def test_forged_copy_that_came_first_is_replaced_by_what_the_holder_signed(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    payment_id = bank.new_id()
+    longer = timedelta(hours=1)
+    forged = bank.instruction(payer, payee.account, 300, id=payment_id, key=forger_of(payer), valid_for=longer)
+    bank.ledger.unreachable = True
+    assert refused(bank, forged) == "outcome-unknown"
+    bank.ledger.unreachable = False
+    assert pay_one(bank.context, bank.instruction(payer, payee.account, 300, id=payment_id)).state == "final"
+    assert bank.balance(payee) == used_today(bank, payer) == 300
+
+
+def test_header_spelt_otherwise_is_checked_here(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    token = bank.instruction(payer, payee.account, 300)
+    tokens = sent(bank)
+    for header in ("", "AA", 'x"},{', to_base64url(b'{"alg":"none"}')):
+        assert refused(bank, f"{header}.{token.split('.', 1)[1]}") == "instruction-invalid"
+    assert tokens == []
 
 
 # --- the ledger's answers --------------------------------------------------------------------------------------------
@@ -384,11 +502,16 @@ def test_carrier_that_has_stopped_takes_nothing_in(bank: Bank) -> None:
     payer, payee = bank.holder(funds=1000), bank.holder()
     carrier = Carrier(bank.context)
     carrier.start()
-    carried = carrier.submit(bank.instruction(payer, payee.account, 300))
-    carrier.stop()
-    assert isinstance(carried.result(timeout=0), Payment)
-    with pytest.raises(ProblemError, match="service-unavailable"):
-        carrier.submit(bank.instruction(payer, payee.account, 300))
+
+    async def carry_while_it_stops() -> None:
+        carried = asyncio.ensure_future(carrier.carry(bank.instruction(payer, payee.account, 300)))
+        await asyncio.sleep(0)
+        await asyncio.to_thread(carrier.stop)
+        assert isinstance(await carried, Payment)
+        with pytest.raises(ProblemError, match="service-unavailable"):
+            await carrier.carry(bank.instruction(payer, payee.account, 300))
+
+    asyncio.run(carry_while_it_stops())
     assert bank.balance(payee) == 300
 
 
@@ -409,6 +532,18 @@ def test_crash_before_or_after_the_ledgers_answer_pays_once(bank: Bank) -> None:
     recover(bank.context, at_start=True)
     assert bank.balance(payee) == 300
     assert used_today(bank, payer) == 300
+
+
+def test_final_mark_lost_with_the_database_is_found_again(bank: Bank) -> None:
+    """It does not wait for the disk: a crash of the database server may take it back, never the payment."""
+    payer, payee = bank.holder(funds=1000), bank.holder()
+    final = pay_one(bank.context, bank.instruction(payer, payee.account, 300))
+    with bank.database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE payment SET state = 'initiated', seq = NULL, booked_at = NULL")
+    assert recover(bank.context, at_start=True).payments == 1
+    found = find_payment(bank.context, final.id)
+    assert (found.state, found.seq, found.booked_at) == ("final", final.seq, final.booked_at)
+    assert bank.balance(payee) == used_today(bank, payer) == 300
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
         description=_DESCRIPTION,
         status_tables=[STATUSES],
         lifespan=lifespan,
+        direct={"/v1/payments": money.create_payment_directly},
         body_limits=dict.fromkeys(
             ("/v1/payment-batches", "/v1/settlement-instructions", "/v1/leg-authorisations"), BULK_BODY_BYTES_MAX
         ),
@@ -101,9 +102,7 @@ class _Running:
             personal_data=PersonalDataVault.at(settings.data_key_path or settings.data_dir / "customer-data.key"),
             time_zone=ZoneInfo(pack.time_zone),
         )
-        nonces = PostgresNonceStore(
-            lambda: self._database.transaction(isolation="READ COMMITTED"), clock=clock, table=request_nonce
-        )
+        nonces = PostgresNonceStore(lambda: self._database.session(is_lazy=True), clock=clock, table=request_nonce)
         self.authenticator = Authenticator(clients, public_url=settings.public_url, nonces=nonces, clock=clock)
         self.carrier = Carrier(self.context)
         self.carrier.start()
@@ -124,7 +123,7 @@ def open_database(settings: WalletSettings, url: str, server: EmbeddedPostgres |
     """The pool. An embedded database is migrated at start, another by command. Raises: NotMigrated."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if server is not None:
-        migrate.upgrade(SERVICE, url)
+        migrate.upgrade(SERVICE, server.url(SERVICE), service_url=url)
     elif not migrate.is_current(SERVICE, url):
         raise NotMigrated("the database is not at this program's migration: run `jiaozi-wallet migrate`")
     return Database(url, application_name="jiaozi-wallet", pool_size=settings.database_pool_size)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ledger.contract import AccountView, StatementResponse
+import msgspec
+
+from kernel.ids import show_account
+from ledger.contract import AccountView, StatementResponse, show_moment
 from wallet.contract import (
     BalanceView,
     CustomerView,
@@ -105,6 +108,54 @@ def payment_view(row: Payment) -> PaymentView:
         detail=row.detail,
         deposit_credited_at=row.deposit_credited_at,
         created_at=row.created_at,
+    )
+
+
+class _PaymentWire(msgspec.Struct):
+    """`PaymentView` as it travels."""
+
+    payment: str
+    wallet: str
+    kind: str
+    state: str
+    debit: str
+    credit: str
+    amount_minor: str
+    currency: str
+    reference: str | None
+    seq: int | None
+    booked_at: str | None
+    refusal: str | None
+    transient: bool | None
+    detail: str | None
+    deposit_credited_at: str | None
+    created_at: str
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def write_payment(row: Payment) -> bytes:
+    """The JSON of `payment_view`, at a tenth of its cost."""
+    return _encode(
+        _PaymentWire(
+            f"trf_{row.id}",
+            f"wlt_{row.wallet_id}",
+            row.kind,
+            row.state,
+            show_account(row.debit_account),
+            show_account(row.credit_account),
+            str(row.amount_minor),
+            row.currency,
+            None if row.reference is None else str(row.reference),
+            row.seq,
+            None if row.booked_at is None else show_moment(row.booked_at),
+            row.refusal,
+            row.is_transient,
+            row.detail,
+            None if row.deposit_credited_at is None else show_moment(row.deposit_credited_at),
+            show_moment(row.created_at),
+        )
     )
 
 

@@ -65,7 +65,7 @@ def decide_payment(amount_minor: int, *, caps: Caps, usage: Usage, today: date) 
         return TransferRefusal.YEAR_LIMIT_EXCEEDED
     if year_minor > AMOUNT_MINOR_MAX:
         return TransferRefusal.AMOUNT_OVERFLOW
-    return replace(now, day_minor=day_minor, year_minor=year_minor)
+    return Usage(now.day, day_minor, year_minor)
 
 
 def release(usage: Usage, amount_minor: int, *, counted_on: date) -> Usage:

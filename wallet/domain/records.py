@@ -75,6 +75,31 @@ class Payment:
         """Of an exchange-out: the id under which the bank deposit is credited, whoever retries."""
         return derive_uuid7(self.id, "deposit-credit")
 
+    def booked(self, seq: int | None, booked_at: datetime) -> Payment:
+        """The same, final. Spelt out because it is made for every payment, and `replace` takes thrice as long."""
+        return Payment(
+            self.id,
+            self.wallet_id,
+            self.kind,
+            self.debit_account,
+            self.credit_account,
+            self.amount_minor,
+            self.currency,
+            self.reference,
+            self.instruction,
+            self.valid_until,
+            "final",
+            self.refusal,
+            self.is_transient,
+            self.detail,
+            seq,
+            booked_at,
+            self.counted_on,
+            self.deposit_credited_at,
+            self.created_at,
+            self.tried_at,
+        )
+
     def has_terms_of(self, other: Payment) -> bool:
         """Whether both carry the same terms (the signature and its expiry may differ)."""
         return (

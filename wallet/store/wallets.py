@@ -1,8 +1,7 @@
-"""Wallets and their usage counters. Several rows are always locked in order of id."""
+"""Wallets. Their usage is written by `wallet.store.carriage`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -45,39 +44,6 @@ def find_wallet(connection: sa.Connection, wallet_id: UUID) -> Wallet | None:
 
 def find_wallet_of_device(connection: sa.Connection, thumbprint: str) -> Wallet | None:
     return _first(connection, sa.select(wallet).where(wallet.c.device_thumbprint == thumbprint))
-
-
-def wallets_of_accounts(connection: sa.Connection, accounts: Collection[int]) -> dict[int, Wallet]:
-    """Open wallets by account number."""
-    found = connection.execute(sa.select(wallet).where(_any_of(wallet.c.account, accounts))).mappings()
-    return {row["account"]: _wallet(row) for row in found}
-
-
-def lock_wallets(connection: sa.Connection, wallet_ids: Collection[UUID]) -> dict[UUID, Wallet]:
-    query = sa.select(wallet).where(_any_of(wallet.c.id, wallet_ids)).order_by(wallet.c.id).with_for_update()
-    return {row["id"]: _wallet(row) for row in connection.execute(query).mappings()}
-
-
-def save_usages(connection: sa.Connection, usages: Mapping[UUID, Usage]) -> None:
-    """The rows must be locked by `lock_wallets`."""
-    if not usages:
-        return
-    statement = (
-        sa.update(wallet)
-        .where(wallet.c.id == sa.bindparam("b_id"))
-        .values(
-            usage_day=sa.bindparam("b_day"),
-            usage_day_minor=sa.bindparam("b_day_minor"),
-            usage_year_minor=sa.bindparam("b_year_minor"),
-        )
-    )
-    connection.execute(
-        statement,
-        [
-            {"b_id": key, "b_day": usage.day, "b_day_minor": usage.day_minor, "b_year_minor": usage.year_minor}
-            for key, usage in usages.items()
-        ],
-    )
 
 
 def mark_open(connection: sa.Connection, wallet_id: UUID, account: AccountNumber, *, opened_at: datetime) -> None:
@@ -135,11 +101,6 @@ def save_institution_account(connection: sa.Connection, ledger: str, account: Ac
 def _first(connection: sa.Connection, query: sa.Select[Any]) -> Wallet | None:
     row = connection.execute(query).mappings().first()
     return None if row is None else _wallet(row)
-
-
-def _any_of(column: sa.Column[Any], values: Collection[Any]) -> sa.ColumnElement[bool]:
-    """One prepared statement whatever the number of values."""
-    return column == sa.func.any(sa.bindparam(None, list(values), sa.ARRAY(column.type)))
 
 
 def _wallet(row: sa.RowMapping) -> Wallet:

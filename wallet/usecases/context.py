@@ -24,6 +24,7 @@ from wallet.domain.core_banking import CoreBanking
 from wallet.domain.rules import RulePack
 from wallet.personal_data import PersonalDataVault
 from wallet.store import wallets
+from wallet.usecases.doubts import Doubts
 
 SUBMISSION_LIFE = timedelta(seconds=60)
 """A transfer is signed to expire this long after the durable decision to send it: longer than a request may take, short
@@ -101,6 +102,7 @@ class Context:
     time_zone: ZoneInfo
     claim: timedelta = field(default=timedelta(seconds=60))
     """How long an exchange is left to whoever works on it."""
+    doubts: Doubts = field(default_factory=Doubts)
 
 
 def ledger_unavailable(error: ProblemResponse | ServiceUnreachable) -> ProblemError:

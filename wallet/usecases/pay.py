@@ -1,15 +1,18 @@
 """Carry holders' signed transfers to the ledger: payments, refunds, exchanges out. The service's hot path.
 
-The institution can carry such a transfer but not make one: the ledger asks for the holder's signature itself (I8).
-One path for one or a thousand:
+The institution can carry such a transfer but not make one: the ledger checks the holder's signature (I8), and for most
+instructions it alone does (`wallet.usecases.doubts`). One path for one or a thousand:
 
-  1. read each instruction, find the wallet of its debit account, verify the signature with that wallet's device key;
-  2. one transaction: decide limits (I9) under the wallets' row locks, count usage, record the payments as initiated;
+  1. read each instruction;
+  2. one transaction: find the wallets of the debit accounts, decide limits (I9) under their rows' locks, count usage,
+     record the payments as initiated;
   3. one ledger batch;
-  4. one transaction: final or refused; a refused payment's usage is given back.
+  4. one transaction: final or refused; a refused payment's usage is given back, and one that the ledger found not to be
+     signed by the holder is forgotten.
 
 A crash or a lost answer between 2 and 4 leaves initiated payments. Repeating the request, or the recovery pass, sends
-the same instruction again: the transfer's id books at most once (I7).
+the same instruction again: the transfer's id books at most once (I7). So 2 waits for the disk, and 4 does only if it
+records a refusal: what is lost of it is initiated again, and recovery asks the ledger (docs/decisions/0008).
 
 A refusal is believed only when no other copy can still be booked. Every submission is one copy, signed to expire
 SUBMISSION_LIFE after the payment's `tried_at`, which is stored before it is sent and so bounds all copies whose outcome
@@ -18,38 +21,40 @@ is not known. While an earlier one may live, or a newer attempt has begun, a ref
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from uuid import UUID
 
-import sqlalchemy as sa
-from pydantic import ValidationError
-from sqlalchemy.exc import IntegrityError
+from psycopg.errors import UniqueViolation
 
-from kernel import strict_json
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
 from kernel.errors import ProblemError, Refusal, RequestRefusal
-from kernel.ids import AccountNumber, is_from_future
+from kernel.ids import is_from_future
 from kernel.money import AMOUNT_MINOR_MAX
 from ledger.contract import (
     INSTRUCTION_TYP,
+    Instruction,
+    InvalidInstruction,
     LedgerRefusal,
-    SignedInstruction,
-    TransferItem,
+    TransferAnswer,
     TransferKind,
     TransferOutcome,
     TransferRefusal,
-    TransferResult,
+    read_instruction,
+    show_moment,
 )
 from wallet.contract import WalletRefusal
 from wallet.domain import limits
 from wallet.domain.limits import Usage
-from wallet.domain.records import Payment, PaymentKind, Wallet
-from wallet.store import payments, wallets
-from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of
+from wallet.domain.records import Payment, PaymentKind
+from wallet.store import carriage
+from wallet.store.carriage import Booked, Connection, Payer
+from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of, show_transfer
 
 _KINDS: Mapping[TransferKind, PaymentKind] = {
     TransferKind.PAYMENT: "payment",
@@ -58,6 +63,7 @@ _KINDS: Mapping[TransferKind, PaymentKind] = {
 }
 PAYMENTS = frozenset({TransferKind.PAYMENT, TransferKind.REFUND})
 EXCHANGES_OUT = frozenset({TransferKind.EXCHANGE_OUT})
+_KEYS_CACHED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,45 +79,20 @@ Outcome = Payment | Declined
 """A recorded payment says final, refused or (the ledger's answer is not known yet) initiated."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Instruction:
-    token: str
-    document: SignedInstruction
-    debit: AccountNumber
-    credit: AccountNumber
-    amount_minor: int
-
-    @property
-    def id(self) -> UUID:
-        value: UUID = self.document.terms.id
-        return value
-
-
 def pay(context: Context, tokens: Sequence[str], *, kinds: Collection[TransferKind] = PAYMENTS) -> list[Outcome]:
     """One outcome an instruction, in order. Nothing is all-or-nothing: each item stands alone."""
     outcomes: list[Outcome | None] = [None] * len(tokens)
-    first_by_id: dict[UUID, int] = {}
-    again: dict[int, int] = {}
-    accepted: dict[int, Payment] = {}
-    read = [_read(token) for token in tokens]
-    with context.database.transaction(isolation="READ COMMITTED") as connection:
-        ours = wallets.wallets_of_accounts(connection, {item.debit for item in read if isinstance(item, _Instruction)})
-    for index, item in enumerate(read):
-        checked = item if isinstance(item, Declined) else _check(context, item, ours.get(item.debit), kinds)
-        if isinstance(checked, Declined):
-            outcomes[index] = checked
-        elif (first := first_by_id.setdefault(checked.id, index)) == index:
-            accepted[index] = checked
-        elif checked.has_terms_of(accepted[first]):
-            again[index] = first
+    taken: list[tuple[int, Instruction]] = []
+    for index, token in enumerate(tokens):
+        read = _read(token)
+        if isinstance(read, Declined):
+            outcomes[index] = read
         else:
-            outcomes[index] = Declined(checked.id, TransferRefusal.ID_ALREADY_USED)
-    if accepted:
-        carried = carry(context, list(accepted.values()))
-        for index, outcome in zip(accepted, carried, strict=True):
+            taken.append((index, read))
+    if taken:
+        carried = _carry_instructions(context, [item for _, item in taken], kinds)
+        for (index, _), outcome in zip(taken, carried, strict=True):
             outcomes[index] = outcome
-    for index, first in again.items():
-        outcomes[index] = outcomes[first]
     return [outcome for outcome in outcomes if outcome is not None]
 
 
@@ -131,231 +112,351 @@ def final(outcome: Outcome) -> Payment:
     return outcome
 
 
-# --- 1. read and verify ----------------------------------------------------------------------------------------------
+# --- 1. read ---------------------------------------------------------------------------------------------------------
 
 
-def _read(token: str) -> _Instruction | Declined:
+def _read(token: str) -> Instruction | Declined:
     try:
-        document = SignedInstruction.model_validate(strict_json.loads(jws.peek_payload(token)))
-    except (jws.InvalidJws, ValidationError, ProblemError):
-        return Declined(None, LedgerRefusal.INSTRUCTION_INVALID, "not a compact JWS of a signed instruction")
-    terms = document.terms
-    if terms.kind not in _KINDS:
-        return Declined(terms.id, TransferRefusal.KIND_NOT_ALLOWED, f"a {terms.kind.value} is not carried here")
-    if terms.debit is None or terms.credit is None or terms.amount_minor is None:
-        return Declined(terms.id, LedgerRefusal.INSTRUCTION_INVALID, "give debit, credit and amount_minor")
-    return _Instruction(token, document, terms.debit, terms.credit, terms.amount_minor)
-
-
-def _check(
-    context: Context, item: _Instruction, wallet: Wallet | None, kinds: Collection[TransferKind]
-) -> Payment | Declined:
-    """The payment to record, once the signature is that of the wallet's device."""
-    terms, home = item.document.terms, context.ledgers.home
-    if wallet is None:
-        return Declined(item.id, WalletRefusal.NOT_OUR_WALLET)
-    try:
-        jws.verify(item.token, PublicKey.from_jwk(wallet.device_key), typ=INSTRUCTION_TYP)
-    except jws.InvalidJws as error:
-        return Declined(item.id, LedgerRefusal.INSTRUCTION_INVALID, error.reason)
-    if item.document.ledger != home.name:
-        return Declined(item.id, LedgerRefusal.WRONG_LEDGER, f"this wallet's ledger is {home.name}")
-    if terms.currency != home.currency:
-        return Declined(item.id, LedgerRefusal.WRONG_CURRENCY, f"this wallet holds {home.currency}")
-    if terms.kind not in kinds:
-        return Declined(item.id, TransferRefusal.KIND_NOT_ALLOWED, f"a {terms.kind.value} has another address")
-    if not 0 < item.amount_minor <= AMOUNT_MINOR_MAX:
-        return Declined(item.id, TransferRefusal.AMOUNT_INVALID)
-    if item.debit == item.credit:
-        return Declined(item.id, TransferRefusal.ACCOUNTS_MUST_DIFFER)
-    if terms.kind is TransferKind.EXCHANGE_OUT and item.credit != context.ledgers.vault(home):
-        return Declined(item.id, WalletRefusal.NOT_OUR_VAULT, "an exchange out credits the vault of /v1/institution")
-    if is_from_future(item.id, now=context.clock()):
-        return Declined(item.id, LedgerRefusal.ID_FROM_FUTURE)
-    now = context.clock()
-    return Payment(
-        id=item.id,
-        wallet_id=wallet.id,
-        kind=_KINDS[terms.kind],
-        debit_account=item.debit,
-        credit_account=item.credit,
-        amount_minor=item.amount_minor,
-        currency=terms.currency,
-        reference=terms.reference,
-        instruction=item.token,
-        valid_until=item.document.valid_until,
-        state="initiated",
-        refusal=None,
-        is_transient=None,
-        detail=None,
-        seq=None,
-        booked_at=None,
-        counted_on=None,
-        deposit_credited_at=None,
-        created_at=now,
-        tried_at=now,
-    )
+        item = read_instruction(token)
+    except InvalidInstruction as error:
+        return Declined(None, LedgerRefusal.INSTRUCTION_INVALID, error.reason)
+    if item.kind not in _KINDS:
+        return Declined(item.id, TransferRefusal.KIND_NOT_ALLOWED, f"a {item.kind.value} is not carried here")
+    if item.debit is None or item.credit is None or item.amount_minor is None:
+        return Declined(item.id, LedgerRefusal.INSTRUCTION_INVALID, "give debit, credit and amount_minor")
+    return item
 
 
 # --- 2. to 4. carry --------------------------------------------------------------------------------------------------
 
 
 def carry(context: Context, items: Sequence[Payment]) -> list[Outcome]:
-    """Record, submit, conclude. `items` are verified and have distinct ids; what is known of them already is kept."""
-    recorded, earlier = _record_once_more_if_raced(context, items)
-    to_submit = [item for item in recorded if isinstance(item, Payment) and item.state == "initiated"]
-    concluded = _conclude(context, to_submit, _submit(context, to_submit), earlier)
-    return [concluded.get(item.id, item) if isinstance(item, Payment) else item for item in recorded]
+    """Record, submit, conclude payments that were recorded before, each once. What is known of them now is kept."""
+    return _carry(context, items, kinds=frozenset(_KINDS), in_doubt=frozenset())
+
+
+def _carry_instructions(
+    context: Context, items: Sequence[Instruction], kinds: Collection[TransferKind]
+) -> list[Outcome]:
+    accounts = [item.debit for item in items if item.debit is not None]
+    in_doubt = context.doubts.enter(accounts)
+    try:
+        return _carry(context, items, kinds=kinds, in_doubt=in_doubt)
+    finally:
+        context.doubts.leave(accounts)
+
+
+def _carry(
+    context: Context,
+    items: Sequence[Instruction | Payment],
+    *,
+    kinds: Collection[TransferKind],
+    in_doubt: Collection[int],
+) -> list[Outcome]:
+    recorder = _Recorder(context, items, kinds=kinds, in_doubt=in_doubt)
+    try:
+        recorded = context.database.run_session(recorder.record)
+    except UniqueViolation:  # another request took one of the ids in between: now it is there to be read
+        recorded = context.database.run_session(recorder.record)
+    to_submit = [
+        item
+        for index, item in enumerate(recorded.outcomes)
+        if isinstance(item, Payment) and item.state == "initiated" and index not in recorded.repeats
+    ]
+    if not to_submit:
+        return recorded.outcomes
+    concluded = _conclude(context, to_submit, _submit(context, to_submit), recorded)
+    return [concluded.get(item.id, item) if isinstance(item, Payment) else item for item in recorded.outcomes]
 
 
 _Earlier = Mapping[UUID, datetime]
 """When a payment's newest earlier copy whose outcome is not known was decided on. Absent: there is no such copy."""
 
 
-def _record_once_more_if_raced(context: Context, items: Sequence[Payment]) -> tuple[list[Outcome], _Earlier]:
-    def work(connection: sa.Connection) -> tuple[list[Outcome], _Earlier]:
-        return _record(connection, items, now=context.clock(), context=context)
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    outcomes: list[Outcome]
+    """Of each item: initiated and counted; as it was concluded before; or declined."""
+    repeats: Collection[int]
+    """Items that repeat an earlier one of the same request: they are not sent again."""
+    earlier: _Earlier
+    new: Collection[UUID]
+    """What was recorded now for the first time."""
 
-    try:
-        return context.database.run(work, isolation="READ COMMITTED")
-    except IntegrityError:  # another request took one of the ids in between: now it is there to be read
-        return context.database.run(work, isolation="READ COMMITTED")
 
+class _Recorder:
+    """Step 2. Its `record` may be run again from the start."""
 
-def _record(
-    connection: sa.Connection, items: Sequence[Payment], *, now: datetime, context: Context
-) -> tuple[list[Outcome], _Earlier]:
-    """Each item as initiated and counted, as it was concluded before, or declined."""
-    today = limits.scheme_day(now, context.time_zone)
-    locked = wallets.lock_wallets(connection, {item.wallet_id for item in items})
-    known = payments.find_payments(connection, [item.id for item in items], lock=True)
-    usages: dict[UUID, Usage] = {}
-    new: list[Payment] = []
-    earlier: dict[UUID, datetime] = {}
-    found: list[Outcome] = []
-    for item in items:
-        before = known.get(item.id)
-        # Strictly later than the one before, whatever the clock says: it bounds that copy too, and names this attempt.
-        tried_at = now if before is None else max(now, before.tried_at + timedelta(microseconds=1))
-        if before is not None and not item.has_terms_of(before):
-            found.append(Declined(item.id, TransferRefusal.ID_ALREADY_USED))
-            continue
-        if before is not None and before.state == "final":
-            found.append(before)
-            continue
-        if before is not None and before.state == "initiated":
-            # On its way, counted already; a newer signature replaces one that may have expired.
-            earlier[item.id] = before.tried_at
-            newest = max(before, item, key=lambda candidate: candidate.valid_until)
-            again = replace(before, instruction=newest.instruction, valid_until=newest.valid_until, tried_at=tried_at)
-            payments.mark_tried_again(
-                connection, again, instruction=again.instruction, valid_until=again.valid_until, tried_at=tried_at
-            )
-            found.append(again)
-            continue
-        if before is not None and not before.is_transient and before.instruction == item.instruction:
-            found.append(before)
-            continue
-        if now >= item.valid_until:
-            found.append(Declined(item.id, LedgerRefusal.INSTRUCTION_EXPIRED))
-            continue
-        counted_on: date | None = None
-        if item.kind == "payment":
-            wallet = locked[item.wallet_id]
-            decided = limits.decide_payment(
-                item.amount_minor,
-                caps=context.pack.caps(wallet.wallet_class),
-                usage=usages.get(wallet.id, wallet.usage),
-                today=today,
-            )
-            if isinstance(decided, Refusal):
-                found.append(Declined(item.id, decided, f"class {wallet.wallet_class.value} of {context.pack.name}"))
+    def __init__(
+        self,
+        context: Context,
+        items: Sequence[Instruction | Payment],
+        *,
+        kinds: Collection[TransferKind],
+        in_doubt: Collection[int],
+    ) -> None:
+        self._context = context
+        self._items = items
+        self._kinds = kinds
+        self._in_doubt = in_doubt
+        self._ids = [item.id for item in items]
+        home = context.ledgers.home
+        is_exchange = any(item.kind == TransferKind.EXCHANGE_OUT.value for item in items)
+        self._vault = context.ledgers.vault(home) if is_exchange else None
+
+    def record(self, connection: Connection) -> _Recorded:
+        context, now = self._context, self._context.clock()
+        today = limits.scheme_day(now, context.time_zone)
+        payers = carriage.lock_payers(connection, [_debit(item) for item in self._items])
+        known = carriage.lock_payments(connection, self._ids)
+        usages: dict[int, Usage] = {}
+        new: list[Payment] = []
+        earlier: dict[UUID, datetime] = {}
+        outcomes: list[Outcome] = []
+        repeats: set[int] = set()
+        first_by_id: dict[UUID, Payment] = {}
+        for payment_id, item in zip(self._ids, self._items, strict=True):
+            payer, before = payers.get(_debit(item)), known.get(payment_id)
+            checked = self._check(payment_id, item, payer, is_known=before is not None, now=now, today=today)
+            if isinstance(checked, Declined) or payer is None:
+                outcomes.append(checked)
                 continue
-            usages[wallet.id] = decided
-            counted_on = decided.day
-        recorded = replace(item, counted_on=counted_on, tried_at=tried_at)
-        if before is None:
-            new.append(recorded)
-        else:
-            payments.mark_tried_again(
-                connection,
-                replace(before, counted_on=counted_on),
-                instruction=item.instruction,
-                valid_until=item.valid_until,
-                tried_at=tried_at,
-            )
-        found.append(recorded)
-    payments.insert_payments(connection, new)
-    wallets.save_usages(connection, usages)
-    return found, earlier
+            first = first_by_id.get(payment_id)
+            if first is not None:
+                repeats.add(len(outcomes))
+                is_same = checked.has_terms_of(first)
+                outcomes.append(first if is_same else Declined(payment_id, TransferRefusal.ID_ALREADY_USED))
+                continue
+            if before is not None:
+                again = _again(checked, before, payer, now)
+                if not isinstance(again, Payment) or again.state != "initiated":
+                    outcomes.append(again)
+                    continue
+                if before.state == "initiated":  # on its way, counted already
+                    earlier[payment_id] = before.tried_at
+                    carriage.mark_tried_again(connection, again)
+                    first_by_id[payment_id] = again
+                    outcomes.append(again)
+                    continue
+                checked = again
+            if now >= checked.valid_until:
+                outcomes.append(Declined(payment_id, LedgerRefusal.INSTRUCTION_EXPIRED))
+                continue
+            if checked.kind == "payment":
+                account = checked.debit_account
+                decided = limits.decide_payment(
+                    checked.amount_minor,
+                    caps=context.pack.caps(payer.wallet_class),
+                    usage=usages.get(account, payer.usage),
+                    today=today,
+                )
+                if isinstance(decided, Refusal):
+                    detail = f"class {payer.wallet_class.value} of {context.pack.name}"
+                    outcomes.append(Declined(payment_id, decided, detail))
+                    continue
+                usages[account] = decided
+                if decided.day != checked.counted_on:
+                    checked = replace(checked, counted_on=decided.day)
+            if before is None:
+                new.append(checked)
+            else:
+                carriage.mark_tried_again(connection, checked)
+            first_by_id[payment_id] = checked
+            outcomes.append(checked)
+        carriage.insert_initiated(connection, new)
+        carriage.save_usages(connection, usages)
+        return _Recorded(outcomes, repeats, earlier, {row.id for row in new})
+
+    def _check(
+        self,
+        payment_id: UUID,
+        item: Instruction | Payment,
+        payer: Payer | None,
+        *,
+        is_known: bool,
+        now: datetime,
+        today: date,
+    ) -> Payment | Declined:
+        """The payment to record. Its signature is checked here only if there is a doubt, else in tier 1."""
+        home = self._context.ledgers.home
+        if payer is None:
+            return Declined(payment_id, WalletRefusal.NOT_OUR_WALLET)
+        if isinstance(item, Payment):
+            return item if is_known else Declined(payment_id, LedgerRefusal.INSTRUCTION_INVALID)
+        is_headed = jws.is_headed_for(item.unverified, payer.device_thumbprint, typ=INSTRUCTION_TYP)
+        if is_known or not is_headed or item.debit in self._in_doubt:
+            try:
+                jws.check(item.unverified, _device_key(payer.device_key), typ=INSTRUCTION_TYP)
+            except jws.InvalidJws as error:
+                return Declined(payment_id, LedgerRefusal.INSTRUCTION_INVALID, error.reason)
+        if item.ledger != home.name:
+            return Declined(payment_id, LedgerRefusal.WRONG_LEDGER, f"this wallet's ledger is {home.name}")
+        if item.currency != home.currency:
+            return Declined(payment_id, LedgerRefusal.WRONG_CURRENCY, f"this wallet holds {home.currency}")
+        if item.kind not in self._kinds:
+            return Declined(payment_id, TransferRefusal.KIND_NOT_ALLOWED, f"a {item.kind.value} has another address")
+        if item.debit is None or item.credit is None or item.amount_minor is None:
+            raise TypeError("an instruction that was taken names its accounts and amount")
+        if not 0 < item.amount_minor <= AMOUNT_MINOR_MAX:
+            return Declined(payment_id, TransferRefusal.AMOUNT_INVALID)
+        if item.debit == item.credit:
+            return Declined(payment_id, TransferRefusal.ACCOUNTS_MUST_DIFFER)
+        if item.kind is TransferKind.EXCHANGE_OUT and item.credit != self._vault:
+            detail = "an exchange out credits the vault of /v1/institution"
+            return Declined(payment_id, WalletRefusal.NOT_OUR_VAULT, detail)
+        if is_from_future(payment_id, now=now):
+            return Declined(payment_id, LedgerRefusal.ID_FROM_FUTURE)
+        kind = _KINDS[item.kind]
+        return Payment(
+            id=payment_id,
+            wallet_id=payer.wallet_id,
+            kind=kind,
+            debit_account=item.debit,
+            credit_account=item.credit,
+            amount_minor=item.amount_minor,
+            currency=item.currency,
+            reference=UUID(int=item.reference_number) if item.reference_number else None,
+            instruction=item.unverified.token,
+            valid_until=item.valid_until,
+            state="initiated",
+            refusal=None,
+            is_transient=None,
+            detail=None,
+            seq=None,
+            booked_at=None,
+            counted_on=max(today, payer.usage.day) if kind == "payment" else None,
+            deposit_credited_at=None,
+            created_at=now,
+            tried_at=now,
+        )
 
 
-def _submit(context: Context, items: Sequence[Payment]) -> list[TransferResult | None]:
-    """The ledger's answer to each; None = not known."""
-    if not items:
-        return []
+def _is_signed(token: str, payer: Payer) -> bool:
     try:
-        answer = context.ledgers.home.client.submit(
-            [TransferItem(instruction=item.instruction) for item in items],
+        jws.verify(token, _device_key(payer.device_key), typ=INSTRUCTION_TYP)
+    except jws.InvalidJws:
+        return False
+    return True
+
+
+@lru_cache(maxsize=_KEYS_CACHED_MAX)
+def _device_key(jwk: str) -> PublicKey:
+    return PublicKey.from_jwk(json.loads(jwk))
+
+
+def _debit(item: Instruction | Payment) -> int:
+    return item.debit_account if isinstance(item, Payment) else item.debit or 0
+
+
+def _again(item: Payment, before: Payment, payer: Payer, now: datetime) -> Outcome:
+    """What a payment that is known becomes when it comes again: initiated, if it is to be sent."""
+    if not item.has_terms_of(before):
+        return Declined(item.id, TransferRefusal.ID_ALREADY_USED)
+    if before.state == "final":
+        return before
+    # Strictly later than the one before, whatever the clock says: it bounds that copy too, and names this attempt.
+    tried_at = max(now, before.tried_at + timedelta(microseconds=1))
+    if before.state == "initiated":
+        # A newer signature replaces one that may have expired. The one before may have been taken unchecked.
+        newest = max(before, item, key=lambda candidate: candidate.valid_until)
+        is_signed = newest.instruction == item.instruction or _is_signed(newest.instruction, payer)
+        instruction = newest.instruction if is_signed else item.instruction
+        return replace(before, instruction=instruction, valid_until=newest.valid_until, tried_at=tried_at)
+    if not before.is_transient and before.instruction == item.instruction:
+        return before
+    return replace(item, created_at=before.created_at, tried_at=tried_at)
+
+
+# --- 3. submit ----------------------------------------------------------------------------------------------------
+
+
+def _submit(context: Context, items: Sequence[Payment]) -> list[TransferAnswer | None]:
+    """The ledger's answer to each; None = not known."""
+    try:
+        answers = context.ledgers.home.client.submit_signed(
+            [item.instruction for item in items],
             expires_at=min(item.tried_at for item in items) + SUBMISSION_LIFE,
         )
     except (ProblemResponse, ServiceUnreachable):
         # Also when the ledger refused the request as a whole: that is our fault, not the holders'; recovery retries.
+        context.doubts.ledger_answers(False)
         return [None] * len(items)
+    context.doubts.ledger_answers(True)
     # An item that the ledger could not read has no id in its result; its place says which it is.
-    if len(answer) != len(items) or any(
-        result.id not in (None, item.id) for result, item in zip(answer, items, strict=True)
+    if len(answers) != len(items) or any(
+        answer.id is not None and answer.id != show_transfer(item.id)
+        for answer, item in zip(answers, items, strict=True)
     ):
         raise ProblemError(RequestRefusal.INTERNAL_ERROR, "the ledger answered about other transfers")
-    return list(answer)
+    return list(answers)
+
+
+# --- 4. conclude --------------------------------------------------------------------------------------------------
 
 
 def _conclude(
-    context: Context, items: Sequence[Payment], results: Sequence[TransferResult | None], earlier: _Earlier
-) -> dict[UUID, Payment]:
-    now = context.clock()
-    booked: dict[UUID, payments.Booked] = {}
-    refused: dict[UUID, TransferResult] = {}
-    undecided: set[UUID] = set()
-    concluded: dict[UUID, Payment] = {}
-    for item, result in zip(items, results, strict=True):
-        if result is not None and result.outcome is TransferOutcome.REFUSED and item.id in earlier:
-            result = _second_look(context, item, result, earlier=earlier[item.id])
-            if result is None:
-                undecided.add(item.id)
-        if result is None:
+    context: Context, items: Sequence[Payment], answers: Sequence[TransferAnswer | None], recorded: _Recorded
+) -> dict[UUID, Outcome]:
+    earlier = recorded.earlier
+    times: dict[str, datetime] = {}
+    booked: dict[UUID, Booked] = {}
+    refused: dict[UUID, TransferAnswer] = {}
+    undecided: list[tuple[Payment, datetime]] = []
+    concluded: dict[UUID, Outcome] = {}
+    for item, answer in zip(items, answers, strict=True):
+        if answer is not None and answer.outcome == _REFUSED and item.id in earlier:
+            answer = _second_look(context, item, answer, earlier=earlier[item.id])
+            if answer is None:
+                undecided.append((item, earlier[item.id]))
+        if answer is None:
             concluded[item.id] = item
-        elif result.outcome is TransferOutcome.REFUSED:
-            refused[item.id] = result
-            concluded[item.id] = replace(
-                item,
-                state="refused",
-                refusal=result.refusal,
-                is_transient=bool(result.transient),
-                detail=result.detail,
-                counted_on=None,
-            )
+        elif answer.outcome == _REFUSED:
+            refused[item.id] = answer
+            concluded[item.id] = _refused(item, answer, is_new=item.id in recorded.new)
         else:
-            booked_at = result.booked_at or now
-            booked[item.id] = payments.Booked(item.id, result.seq, booked_at)
-            concluded[item.id] = replace(item, state="final", seq=result.seq, booked_at=booked_at)
+            shown = answer.booked_at or show_moment(context.clock())
+            booked_at = times.get(shown) or times.setdefault(shown, datetime.fromisoformat(shown))
+            booked[item.id] = Booked(item.id, answer.seq, booked_at)
+            concluded[item.id] = item.booked(answer.seq, booked_at)
     if undecided:
         # This copy is out of the count: only the earlier ones still matter.
-        answered = [(item, earlier[item.id]) for item in items if item.id in undecided]
-        context.database.run(
-            lambda connection: payments.mark_answered(connection, answered), isolation="READ COMMITTED"
-        )
+        context.database.run_session(lambda connection: carriage.mark_answered(connection, undecided))
+    forgotten = {key for key, outcome in concluded.items() if isinstance(outcome, Declined)}
+    context.doubts.suspect({item.debit_account for item in items if item.id in forgotten})
+    if booked and not refused:
+        # Common case in one statement. It need not wait for the disk: lost in a crash, the payment is initiated, and
+        # recovery learns from the ledger that it is booked.
+        with context.database.session(is_lazy=True) as connection:
+            if carriage.finish_initiated(connection, list(booked.values())) == len(booked):
+                return concluded
     if booked or refused:
-        others = context.database.run(
-            lambda connection: _write(connection, items, booked, refused, context=context), isolation="READ COMMITTED"
+        concluded.update(
+            context.database.run_session(
+                lambda connection: _write(connection, items, booked, refused, forgotten, context=context)
+            )
         )
-        concluded.update(others)
     return concluded
 
 
+_REFUSED = TransferOutcome.REFUSED.value
+
+
+def _refused(item: Payment, answer: TransferAnswer, *, is_new: bool) -> Outcome:
+    if is_new and answer.refusal == LedgerRefusal.INSTRUCTION_INVALID.value:
+        return Declined(item.id, LedgerRefusal.INSTRUCTION_INVALID, answer.detail or "")
+    return replace(
+        item,
+        state="refused",
+        refusal=answer.refusal or RequestRefusal.SERVICE_UNAVAILABLE.value,
+        is_transient=bool(answer.transient),
+        detail=answer.detail,
+        counted_on=None,
+    )
+
+
 def _second_look(
-    context: Context, item: Payment, result: TransferResult, *, earlier: datetime
-) -> TransferResult | None:
+    context: Context, item: Payment, answer: TransferAnswer, *, earlier: datetime
+) -> TransferAnswer | None:
     """What became of a payment of which this copy was refused, but an earlier one was never answered. None: not known.
 
     It is refused if the ledger does not know it once the earlier copies are dead: by their request's signature, or by
@@ -367,36 +468,33 @@ def _second_look(
     except ServiceUnreachable:
         return None
     except ProblemResponse as error:
-        return result if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value and is_last_word else None
+        return answer if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value and is_last_word else None
     is_ours = (view.debit, view.credit, view.amount_minor) == (
         item.debit_account,
         item.credit_account,
         item.amount_minor,
     )
     if not is_ours:  # the id is somebody else's, so ours can never be booked
-        return result
-    return TransferResult(id=item.id, outcome=TransferOutcome.ALREADY_BOOKED, seq=view.seq, booked_at=view.booked_at)
+        return answer
+    booked_at = show_moment(view.booked_at)
+    return TransferAnswer(TransferOutcome.ALREADY_BOOKED.value, show_transfer(item.id), view.seq, booked_at)
 
 
 def _write(
-    connection: sa.Connection,
+    connection: Connection,
     items: Sequence[Payment],
-    booked: Mapping[UUID, payments.Booked],
-    refused: Mapping[UUID, TransferResult],
+    booked: Mapping[UUID, Booked],
+    refused: Mapping[UUID, TransferAnswer],
+    forgotten: Collection[UUID],
     *,
     context: Context,
-) -> dict[UUID, Payment]:
-    """The payments of which another attempt knows better, as they are.
-
-    Common case in one statement; with a refusal or a race, under the wallets' locks, each payment by itself.
-    """
-    if not refused and payments.finish_initiated(connection, list(booked.values())) == len(booked):
-        return {}
+) -> dict[UUID, Outcome]:
+    """The payments of which another attempt knows better, as they are. Each by itself, under the payers' locks."""
     tried_at = {item.id: item.tried_at for item in items}
-    others: dict[UUID, Payment] = {}
-    locked = wallets.lock_wallets(connection, {item.wallet_id for item in items})
-    usages = {wallet.id: wallet.usage for wallet in locked.values()}
-    current = payments.find_payments(connection, [*booked, *refused], lock=True)
+    others: dict[UUID, Outcome] = {}
+    payers = carriage.lock_payers(connection, [item.debit_account for item in items])
+    usages = {account: payer.usage for account, payer in payers.items()}
+    current = carriage.lock_payments(connection, [*booked, *refused])
     for payment_id, payment in current.items():
         if payment.state == "final":
             others[payment_id] = payment
@@ -405,7 +503,7 @@ def _write(
             # A newer attempt has begun, whose copy may be booked yet: it has the last word, or the recovery pass.
             others[payment_id] = payment
             continue
-        usage = usages[payment.wallet_id]
+        usage = usages[payment.debit_account]
         if payment_id in booked:
             counted_on = payment.counted_on
             if payment.kind == "payment" and counted_on is None:
@@ -417,18 +515,21 @@ def _write(
                     day_minor=usage.day_minor + payment.amount_minor,
                     year_minor=usage.year_minor + payment.amount_minor,
                 )
-            payments.mark_final(connection, booked[payment_id], counted_on=counted_on)
+            carriage.mark_final(connection, booked[payment_id], counted_on=counted_on)
         else:
             if payment.counted_on is not None:
                 usage = limits.release(usage, payment.amount_minor, counted_on=payment.counted_on)
-            result = refused[payment_id]
-            payments.mark_refused(
-                connection,
-                payment_id,
-                refusal=result.refusal or RequestRefusal.SERVICE_UNAVAILABLE.value,
-                is_transient=bool(result.transient),
-                detail=result.detail,
-            )
-        usages[payment.wallet_id] = usage
-    wallets.save_usages(connection, usages)
+            if payment_id in forgotten:
+                carriage.forget(connection, payment_id)
+            else:
+                answer = refused[payment_id]
+                carriage.mark_refused(
+                    connection,
+                    payment_id,
+                    refusal=answer.refusal or RequestRefusal.SERVICE_UNAVAILABLE.value,
+                    is_transient=bool(answer.transient),
+                    detail=answer.detail,
+                )
+        usages[payment.debit_account] = usage
+    carriage.save_usages(connection, usages)
     return others

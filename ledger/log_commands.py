@@ -1,0 +1,115 @@
+"""The commands around the transparency log: its key, receipts, and a check of the whole log."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from kernel import ids
+from kernel.clock import system_clock
+from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import PrivateKey
+from kernel.money import Currency, format_minor
+from ledger.client import LedgerClient
+
+if TYPE_CHECKING:
+    from kernel.database import Database
+
+console = Console()
+
+UrlOption = Annotated[str, typer.Option("--url", envvar="JIAOZI_LEDGER_PUBLIC_URL", help="The ledger's address.")]
+KeyOption = Annotated[Path, typer.Option("--key", help="Private key file (PEM, mode 0600) to sign with.")]
+DEFAULT_URL = "http://127.0.0.1:8100"
+
+
+def log_key(url: UrlOption = DEFAULT_URL) -> None:
+    """Print the public key of the ledger's transparency log (vkey). Compare it with one from another source."""
+    with LedgerClient(url) as client:
+        console.print(client.log().vkey, highlight=False, soft_wrap=True)
+
+
+def receipt(
+    transfer: Annotated[str, typer.Argument(help="trf_...")],
+    file: Annotated[Path, typer.Argument(help="Where to write it; an existing file is not overwritten.")],
+    key: KeyOption,
+    quorum: Annotated[int, typer.Option(min=0, help="So many witnesses must have cosigned its checkpoint.")] = 0,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """Fetch the receipt of a transfer, to keep and to verify offline (`verify-receipt`)."""
+    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+        document = client.receipt(ids.parse("trf", transfer), quorum=quorum)
+    with file.open("xb") as opened:
+        opened.write(document)
+
+
+def verify_receipt(
+    file: Annotated[Path, typer.Argument(help="The receipt (JSON).")],
+    log_key: Annotated[str, typer.Option("--log-key", help="The ledger's public log key: NAME+ID+KEY.")],
+    witness: Annotated[
+        list[str] | None, typer.Option("--witness", help="A witness's public key that you trust; give each.")
+    ] = None,
+    quorum: Annotated[int, typer.Option(min=0, help="How many of them must have cosigned.")] = 0,
+) -> None:
+    """Verify, offline, that a transfer is in the ledger's log exactly as the receipt says. Exit 1 if it is not."""
+    from kernel.transparency.checkpoints import witness_keys
+    from kernel.transparency.notes import VerifierKey
+    from ledger import receipts
+
+    with file.open("rb") as opened:
+        document = opened.read(receipts.RECEIPT_BYTES_MAX + 1)
+    found = receipts.verify_receipt(
+        document, log_key=VerifierKey.parse(log_key), witnesses=witness_keys(witness or ()), quorum=quorum
+    )
+    transfer, currency = found.receipt.transfer, Currency.of(found.receipt.currency)
+    lines = [
+        ("transfer", f"{ids.show('trf', transfer.id)}, {transfer.kind.value}, seq {transfer.seq}"),
+        ("amount", f"{currency} {format_minor(transfer.amount_minor, currency)}"),
+        ("debit", ids.show_account(transfer.debit) if transfer.debit is not None else "-"),
+        ("credit", ids.show_account(transfer.credit) if transfer.credit is not None else "-"),
+        ("booked at", f"{transfer.booked_at:%Y-%m-%dT%H:%M:%S.%fZ}"),
+        ("log", f"{found.checkpoint.origin}, {found.checkpoint.size} transfers"),
+        *(("cosigned", f"{item.witness} at {item.timestamp}") for item in found.cosigned),
+    ]
+    for name, value in lines:
+        console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
+    console.print("[green]The transfer is in the log.[/]")
+
+
+def check_log() -> None:
+    """Hash the whole log anew from the journal, with the log's keys; compare tiles and root. Exit 1 if they differ."""
+    from kernel.database import Database
+    from ledger.audit import configured_database
+    from ledger.log.sealer import Sealer
+    from ledger.log.service import load_keys
+    from ledger.settings import LedgerSettings
+
+    settings = LedgerSettings.load()
+    with configured_database() as url:
+        database = Database(url, application_name="jiaozi-ledger check-log")
+        try:
+            name, currency = _ledger_of(database)
+            keys = load_keys(settings, database, ledger=name, clock=system_clock)
+            sealer = Sealer(database, keys, ledger=name, currency=currency, holder="", clock=system_clock)
+            try:
+                found = sealer.check_all()
+            finally:
+                sealer.close()
+        finally:
+            database.close()
+    console.print(f"{found.origin}: {found.size:,} transfers hashed anew; every tile and the root are right.")
+
+
+def _ledger_of(database: Database) -> tuple[str, str]:
+    """(ledger, currency) of a journal. Raises ValueError for an empty one."""
+    from ledger.store.journal import Journal
+
+    with database.raw(isolation="READ COMMITTED") as connection:
+        found = Journal(connection).directives()
+    if not found:
+        raise ValueError("the journal is empty: there is nothing to check. Is this the ledger's database?")
+    genesis = json.loads(found[0].body)
+    return genesis["ledger"], genesis["currency"]

@@ -1,0 +1,564 @@
+"""Goal: whatever is killed or altered, the log is one history: what was sealed stays sealed, nothing is sealed twice,
+and a ledger that rewrites or rolls back is found out, by itself at its start or by its witnesses.
+
+Method: real ledgers with their sealer's processes, which are killed under load; rows, tiles and checkpoints changed by
+the database's owner; databases copied, so that one ledger lives two lives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import psycopg
+import pytest
+from psycopg import sql
+
+from kernel.clock import system_clock
+from kernel.crypto.keys import PrivateKey
+from kernel.database import Database
+from kernel.postgres import EmbeddedPostgres
+from kernel.server import make_server
+from kernel.transparency.checkpoints import Checkpoint, open_checkpoint
+from kernel.transparency.merkle import verify_consistency
+from kernel.transparency.notes import KeyKind, Note, VerifierKey
+from kernel.transparency.tiles import TiledTree
+from kernel.transparency.witness import create
+from ledger.api.service import LedgerNotReady, start_service
+from ledger.client import verify_receipt
+from ledger.log import feed, queries
+from ledger.log.keys import load
+from ledger.log.sealer import LogBroken, Sealer, WasSealedElsewhere, read_range
+from ledger.store.journal import BLOCK_COLUMNS, Deposed, Journal, header_of
+from tests.conftest import _administer, _fresh_name
+from tests.faults.processes import LedgerProcess, wait_until_serving
+from tests.ledger_world import LedgerWorld, free_port, make_world, serving
+from tests.log_world import BANK, SEAL_SECONDS, Scene, given_log_key, module_database, read_over_http, scene_on
+from tests.roles import as_service, dsn
+
+
+def sealer_pid() -> int | None:
+    """Of the one ledger that this test runs in this process."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "ledger.log.process" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
+                return int(child.pid)
+    return None
+
+
+def await_health(world: LedgerWorld, wanted: str) -> str:
+    deadline = time.monotonic() + 30
+    while True:
+        answer = httpx.get(f"{world.url}/healthz")
+        if answer.status_code == 503 and wanted in answer.text:
+            return str(answer.json()["detail"])
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)
+
+
+def checkpoints_of(database_url: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(dsn(database_url)) as connection:
+        return connection.execute(
+            "SELECT size, previous_size, root, note, block FROM log_checkpoint ORDER BY size"
+        ).fetchall()
+
+
+def sealer_on(scene: Scene, directory: Path, holder: str = "") -> tuple[Sealer, Database]:
+    """A sealer of the scene's log in this process."""
+    database = Database(as_service(scene.database_url), application_name="test")
+    keys = load("test-cny", directory / "log-test-cny.pem", directory / "log-test-cny.salt")
+    return Sealer(database, keys, ledger="test-cny", currency="CNY", holder=holder, clock=system_clock), database
+
+
+def check_history(scene: Scene, known: list[Checkpoint]) -> Checkpoint:
+    """Every checkpoint in the table is the beginning of the newest, and so is every one that was seen before."""
+    rows = checkpoints_of(scene.database_url)
+    assert [row[1] for row in rows] == [-1, *(row[0] for row in rows[:-1])]
+    newest = open_checkpoint(rows[-1][3], log_key=scene.log_key).checkpoint
+    database = Database(as_service(scene.database_url), application_name="test")
+    with database.transaction(isolation="REPEATABLE READ") as connection:
+        tree = TiledTree(newest.size, queries.tile_reader(connection))
+        assert tree.root() == newest.root
+        sealed = [open_checkpoint(row[3], log_key=scene.log_key).checkpoint for row in rows]
+        for older in [*sealed, *known]:
+            assert verify_consistency(
+                old_size=older.size,
+                old_root=older.root,
+                new_size=newest.size,
+                new_root=newest.root,
+                proof=tree.consistency_proof(older.size),
+            )
+        blocks = {row[4]: row[0] for row in rows}
+        ends = connection.exec_driver_sql("SELECT number, first_seq + transfer_count - 1 FROM block").all()
+        assert blocks == {number: end for number, end in ends if number in blocks}  # sizes are block boundaries
+    database.close()
+    return newest
+
+
+def test_a_sealer_killed_again_and_again_seals_one_history(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        seen: list[Checkpoint] = []
+        for number in range(6):
+            last = 0
+            for _ in range(4):
+                last = scene.pay_binary(700 + 13 * number)
+                if number % 2:
+                    time.sleep(0.02 * number)
+            pid = sealer_pid()
+            if pid is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with suppress(AssertionError):
+                seen.append(open_checkpoint(scene.await_sealed(1), log_key=scene.log_key).checkpoint)
+        last = scene.pay_binary(100)
+        note = scene.await_sealed(last)
+        assert httpx.get(f"{scene.world.url}/healthz").status_code == 200
+        newest = check_history(scene, [*seen, open_checkpoint(note, log_key=scene.log_key).checkpoint])
+        assert newest.size == last
+        tree = TiledTree(newest.size, read_over_http(scene.world.url))
+        assert tree.root() == newest.root
+    sealer, database = sealer_on(scene, tmp_path)
+    assert sealer.check_all() == newest
+    sealer.close()
+    database.close()
+
+
+@pytest.mark.timeout(240)
+def test_a_ledger_killed_whole_leaves_one_history(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
+    """SIGKILL of the ledger's process under load: its sealer ends by itself, the next one's goes on."""
+    log_key = given_log_key(tmp_path)
+    url = fresh_database("ledger")
+    world = make_world(url, tmp_path, lease_seconds=2)
+    seen: list[Checkpoint] = []
+    scene = Scene(world, log_key, [], url, 0, 0, 0, PrivateKey.generate())
+    for number in range(2):
+        extra = {"JIAOZI_LEDGER_LOG_SEAL_SECONDS": str(SEAL_SECONDS)}
+        with LedgerProcess(world, tmp_path / "ledger.log", extra=extra) as process:
+            wait_until_serving(world)
+            if number == 0:
+                world.register(BANK)
+                scene.payer, scene.payee = world.open_vault(BANK), world.open_vault(BANK)
+                world.issue(scene.payer, 10**9)
+            last = 0
+            for _ in range(3 + number):
+                last = scene.pay_binary(1000 + 17 * number)
+            seen.append(open_checkpoint(scene.await_sealed(1), log_key=log_key).checkpoint)
+            sealers = [child.pid for child in psutil.Process(process.pid).children()]
+            process.signal(signal.SIGKILL)
+            process.ended(20)
+        deadline = time.monotonic() + 20
+        while any(psutil.pid_exists(pid) for pid in sealers):
+            assert time.monotonic() < deadline, "a sealer outlived its ledger"
+            time.sleep(0.02)
+    with serving(world):
+        assert Checkpoint.parse(Note.parse(scene.await_sealed(last)).text).size == last
+    check_history(scene, seen)
+
+
+def test_a_restarted_ledger_goes_on_with_the_same_log(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        result = scene.pay(30)[7]
+        document = scene.receipt(result)
+        before = open_checkpoint(scene.await_sealed(result.seq or 0), log_key=scene.log_key).checkpoint
+    closed = checkpoints_of(scene.database_url)
+    with serving(scene.world):
+        scene.pay(5)
+        scene.await_sealed(closed[-1][0] + 5)
+        again = scene.receipt(result)
+    check_history(scene, [before])
+    for item in (document, again):
+        assert verify_receipt(item, log_key=scene.log_key).receipt.transfer.seq == result.seq
+    assert document != again
+
+
+def test_what_was_not_sealed_before_a_stop_is_sealed_on_the_way_out(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    world = make_world(fresh_database("ledger"), tmp_path, log_seal_seconds=60)
+    with serving(world):
+        world.register(BANK)
+        vault = world.open_vault(BANK)
+        world.issue(vault, 1000)
+        other = world.open_vault(BANK)
+        deadline = time.monotonic() + 20
+        with world.client(BANK) as client:
+            while not client.checkpoints():  # the next one comes a minute later
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            client.transfer(world.terms("payment", vault, other, 1))
+            assert client.log().size < 2
+    assert checkpoints_of(str(world.settings.database_url))[-1][0] == 2
+
+
+# --- a database that was altered -------------------------------------------------------------------------------------
+
+ALTERATIONS = {
+    "a transfer of the last block": (
+        "UPDATE transfer SET amount_minor = amount_minor + 1 WHERE seq = (SELECT max(seq) FROM transfer)",
+        "transfers|seq",
+    ),
+    "a transfer of an older block": ("UPDATE transfer SET amount_minor = amount_minor + 1 WHERE seq = 300", "seq 300"),
+    "a transfer taken out": ("DELETE FROM transfer WHERE seq = 300", "seq"),
+    "two transfers swapped": (
+        "UPDATE transfer SET seq = CASE seq WHEN 300 THEN 301 ELSE 300 END WHERE seq IN (300, 301)",
+        "seq 300",
+    ),
+    "the evidence of the issue": (
+        "UPDATE evidence SET body = set_byte(body, 7, get_byte(body, 7) # 1) WHERE seq = 1",
+        "seq 1",
+    ),
+    "a hash in a tile": (
+        "UPDATE log_tile SET hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) WHERE level = 0 AND index = 0",
+        "seq 2",
+    ),
+    "a tile's root": (
+        "UPDATE log_tile SET root = set_byte(root, 4, get_byte(root, 4) # 1) WHERE level = 0 AND index = 0",
+        "another root",
+    ),
+    "a tile taken out": ("DELETE FROM log_tile WHERE level = 0 AND index = 0", "missing|another number"),
+    "the tail of the last checkpoint": (
+        "UPDATE log_checkpoint SET tail = set_byte(tail, 4, get_byte(tail, 4) # 1)"
+        " WHERE size = (SELECT max(size) FROM log_checkpoint)",
+        "another root",
+    ),
+    "the supply of the last checkpoint": (
+        "UPDATE log_checkpoint SET supply = replace(convert_from(supply, 'UTF8'), '1000000000', '1000000001')::bytea"
+        " WHERE size = (SELECT max(size) FROM log_checkpoint)",
+        "does not say what the journal says",
+    ),
+    "the note of the last checkpoint": (
+        "UPDATE log_checkpoint SET note = replace(note, 'block ', 'block 1')"
+        " WHERE size = (SELECT max(size) FROM log_checkpoint)",
+        "does not verify",
+    ),
+    "the totals of the last block": (
+        "UPDATE block SET issued = issued + 1, vaults = vaults + 1 WHERE number = (SELECT max(number) FROM block)",
+        "hash is not that of its content",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ALTERATIONS)
+def test_an_altered_database_is_found_when_the_log_is_opened(sealed: tuple[Scene, Path], case: str) -> None:
+    scene, directory = sealed
+    statement, message = ALTERATIONS[case]
+    name = _fresh_name()
+    with copied(scene.database_url, name) as url:
+        with psycopg.connect(dsn(url), autocommit=True) as connection:
+            assert connection.execute(statement).rowcount >= 1
+        copy = Scene(**{**scene.__dict__, "database_url": url})
+        sealer, database = sealer_on(copy, directory)
+        with pytest.raises(LogBroken, match=message):
+            sealer.open()
+        sealer.close()
+        database.close()
+
+
+@contextmanager
+def copied(database_url: str, name: str) -> Iterator[str]:
+    """A copy of a database that nobody is connected to."""
+    server = EmbeddedPostgres(Path(os.environ["JIAOZI_TEST_POSTGRES_DIR"]))
+    source = dsn(database_url).rpartition("/")[2].partition("?")[0]
+    _administer(server, sql.SQL("CREATE DATABASE {} TEMPLATE {}"), name, source)
+    try:
+        yield server.url(name)
+    finally:
+        _administer(server, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)"), name)
+
+
+@pytest.fixture(scope="module")
+def sealed(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scene, Path]]:
+    """A ledger with 600 transfers under several checkpoints, stopped."""
+    directory = tmp_path_factory.mktemp("log")
+    with module_database(postgres) as url:
+        with scene_on(url, directory) as scene:
+            for _ in range(6):
+                scene.await_sealed(scene.pay(100)[-1].seq or 0)
+        yield scene, directory
+
+
+def test_the_unaltered_copy_opens(sealed: tuple[Scene, Path]) -> None:
+    scene, directory = sealed
+    sealer, database = sealer_on(scene, directory)
+    found = sealer.open()
+    assert found is not None
+    assert found.size == 601
+    assert sealer.check_all().size == 601
+    sealer.close()
+    database.close()
+
+
+def test_a_ledger_on_an_altered_database_serves_and_says_that_its_log_is_broken(
+    sealed: tuple[Scene, Path],
+) -> None:
+    scene, _ = sealed
+    with copied(scene.database_url, _fresh_name()) as url:
+        with psycopg.connect(dsn(url), autocommit=True) as connection:
+            connection.execute("UPDATE transfer SET amount_minor = amount_minor + 1 WHERE seq = 300")
+        world = LedgerWorld(
+            scene.world.url,
+            "test-cny",
+            "CNY",
+            scene.world.operators,
+            scene.world.settings.model_copy(update={"database_url": as_service(url)}),
+            scene.world.participants,
+        )
+        sizes = [row[0] for row in checkpoints_of(url)]
+        with serving(world):
+            detail = await_health(world, "no longer sealed")
+            assert "seq 300 is not what was sealed" in detail
+            with world.anonymous() as client:
+                assert "seq 300" in (client.log().failure or "")
+            time.sleep(4 * SEAL_SECONDS)
+        assert [row[0] for row in checkpoints_of(url)] == sizes
+
+
+# --- two writers -----------------------------------------------------------------------------------------------------
+
+
+def test_a_deposed_ledgers_sealer_seals_nothing(sealed: tuple[Scene, Path]) -> None:
+    scene, directory = sealed
+    with copied(scene.database_url, _fresh_name()) as url:
+        copy = Scene(**{**scene.__dict__, "database_url": url})
+        with psycopg.connect(dsn(url), autocommit=True) as connection:
+            newest = connection.execute("SELECT max(size) FROM log_checkpoint").fetchone()
+            connection.execute("DELETE FROM log_checkpoint WHERE size = (SELECT max(size) FROM log_checkpoint)")
+            connection.execute("DELETE FROM log_tile WHERE index = 1")  # it came with that checkpoint
+            connection.execute("UPDATE lease SET node = 'rival'")
+
+        def open_as(holder: str) -> tuple[Sealer, Database]:
+            sealer, database = sealer_on(copy, directory, holder)
+            sealer.open()
+            assert sealer.catch_up()
+            return sealer, database
+
+        mine, one = open_as("mine")
+        with pytest.raises(Deposed):
+            mine.seal()
+        first, two = open_as("rival")
+        second, three = open_as("rival")
+        again = first.seal()
+        assert again is not None
+        assert newest == (again.size,)
+        with pytest.raises(WasSealedElsewhere):
+            second.seal()
+        second.open()
+        assert second.sealed_size == again.size
+        assert second.seal() is None
+        for sealer in (mine, first, second):
+            sealer.close()
+        for database in (one, two, three):
+            database.close()
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_made_once_and_a_log_goes_on_with_no_others(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    world = make_world(fresh_database("ledger"), tmp_path)
+    key_path, salt_path = tmp_path / "log-test-cny.pem", tmp_path / "log-test-cny.salt"
+    with serving(world):
+        pass
+    assert [path.stat().st_mode & 0o777 for path in (key_path, salt_path)] == [0o600, 0o600]
+    key, salt = key_path.read_bytes(), salt_path.read_bytes()
+
+    def refused(match: str) -> None:
+        with pytest.raises(LedgerNotReady, match=match):
+            start_service(world.settings)
+
+    key_path.unlink()
+    refused("goes on only with its own keys: cannot read the key file .* Restore the file")
+    assert not key_path.exists()
+    PrivateKey.generate().save(key_path)
+    refused("the log was begun with the key test-cny")
+    key_path.write_bytes(key)
+    salt_path.unlink()
+    refused("cannot read the salt file")
+    salt_path.write_text("00" * 32)
+    salt_path.chmod(0o600)
+    refused("salt file is not the one")
+    salt_path.write_text("zz")
+    refused("hexadecimal")
+    salt_path.write_bytes(salt)
+    salt_path.chmod(0o644)
+    refused("chmod 600")
+    salt_path.chmod(0o600)
+    with pytest.raises(LedgerNotReady, match="for ever"):
+        start_service(world.settings.model_copy(update={"log_origin": "another"}))
+    with pytest.raises(LedgerNotReady, match="witnesses file"):
+        start_service(world.settings.model_copy(update={"log_witnesses_path": tmp_path / "none.json"}))
+    start_service(world.settings).close()
+
+
+# --- a ledger that forks ---------------------------------------------------------------------------------------------
+
+
+def test_a_ledger_restored_from_an_older_database_is_refused_by_its_witnesses(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    with scene_on(fresh_database("ledger"), tmp_path, witnesses=1) as scene:
+        scene.await_sealed(scene.pay(50)[-1].seq or 0, cosignatures=1)
+        first_life = scene.world
+    # scene_on has stopped ledger and witness: the witness's memory stays in its directory
+    with restored_witness(scene, tmp_path) as witness:
+        settings = first_life.settings
+        with copied(scene.database_url, _fresh_name()) as older:
+            (tmp_path / "witnesses.json").write_text(f'[{{"url": "{witness}", "vkey": "{scene.witnesses[0].key}"}}]')
+            with serving(first_life):  # the real history goes on, and is cosigned
+                last = scene.pay(20)[-1].seq or 0
+                scene.await_sealed(last, cosignatures=1)
+            # the other life: the older database, with the right keys, and other payments
+            world = LedgerWorld(
+                first_life.url,
+                "test-cny",
+                "CNY",
+                first_life.operators,
+                settings.model_copy(update={"database_url": as_service(older)}),
+                first_life.participants,
+            )
+            other = Scene(**{**scene.__dict__, "world": world, "database_url": older})
+            with serving(world):
+                other.await_sealed(other.pay(1)[-1].seq or 0)
+                detail = await_health(world, "witness refused: fork")
+                assert "an older database" in detail
+                other.await_sealed(other.pay(100, amount=9)[-1].seq or 0)
+                detail = await_health(world, "does not contain what it has seen")
+                with world.anonymous() as client:
+                    assert "witness refused: fork" in (client.log().failure or "")
+                    newest = open_checkpoint(
+                        client.checkpoint(), log_key=scene.log_key, witnesses=[scene.witnesses[0].key]
+                    )
+                assert newest.cosigned == ()  # sealing goes on, cosigned by nobody
+                with psycopg.connect(dsn(older)) as connection:
+                    incidents = connection.execute("SELECT witness, size, detail FROM log_incident").fetchall()
+                assert {item[0] for item in incidents} == {str(scene.witnesses[0].key)}
+
+
+@contextmanager
+def restored_witness(scene: Scene, directory: Path) -> Iterator[str]:
+    """The scene's witness again, on its own memory."""
+    port = free_port()
+    server = make_server(create(scene.witnesses[0].witness), port=port, log_level="warning")
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_a_rewritten_row_that_is_sealed_anew_is_refused_by_the_witness(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    """The operator himself rewrites a payment, its block, and the whole log, with the real keys."""
+    with scene_on(fresh_database("ledger"), tmp_path, witnesses=1) as scene:
+        scene.await_sealed(scene.pay(50)[-1].seq or 0, cosignatures=1)
+    rewrite_history(scene, seq=20)
+    with restored_witness(scene, tmp_path) as witness:
+        (tmp_path / "witnesses.json").write_text(f'[{{"url": "{witness}", "vkey": "{scene.witnesses[0].key}"}}]')
+        with serving(scene.world):
+            last = scene.pay(5)[-1].seq or 0
+            note = scene.await_sealed(last)
+            open_checkpoint(note, log_key=scene.log_key)  # without a witness nobody could tell
+            await_health(scene.world, "witness refused: fork")
+            with pytest.raises(ValueError, match="1 are asked for"):
+                open_checkpoint(note, log_key=scene.log_key, witnesses=[scene.witnesses[0].key], quorum=1)
+
+
+def rewrite_history(scene: Scene, *, seq: int) -> None:
+    """What an operator with all keys but his witnesses' can do: another amount at `seq`, every block header after it
+    hashed anew, and the log begun again."""
+    database = Database(scene.database_url, application_name="test")
+    with scene.owner() as connection:
+        connection.execute("DELETE FROM log_tile")
+        connection.execute("DELETE FROM log_checkpoint")
+        connection.execute("DELETE FROM log_cosignature")
+        connection.execute("UPDATE transfer SET reference = gen_random_uuid() WHERE seq = %s", [seq])
+        rows = connection.execute(f"SELECT {BLOCK_COLUMNS} FROM block ORDER BY number").fetchall()
+    previous = bytes(32)
+    with database.raw(isolation="READ COMMITTED") as raw:
+        for row in rows:
+            header = header_of(row)
+            first, last = header.first_seq, header.first_seq + header.transfer_count - 1
+            digest = header.transfers_digest
+            if header.transfer_count:
+                records, _ = read_range(raw, first, last)
+                digest = hashlib.sha256(records.tobytes()).digest()
+            header = dataclasses.replace(header, transfers_digest=digest, previous_hash=previous)
+            previous = header.hash
+            raw.execute(
+                "UPDATE block SET transfers_digest = %s, previous_hash = %s, hash = %s WHERE number = %s",
+                (digest, header.previous_hash, header.hash, header.number),
+            )
+            raw.commit()
+        assert Journal(raw).last_block() is not None
+    database.close()
+
+
+# --- the feed --------------------------------------------------------------------------------------------------------
+
+
+def test_slow_and_dead_witnesses_delay_nothing(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
+    key = given_log_key(tmp_path)
+    deaf = socket.socket()
+    deaf.bind(("127.0.0.1", 0))
+    deaf.listen(1)  # takes the connection and never answers
+    vkeys = [VerifierKey(f"w{n}.example", KeyKind.COSIGNATURE_V1, PrivateKey.generate().public) for n in range(2)]
+    (tmp_path / "witnesses.json").write_text(
+        f'[{{"url": "http://127.0.0.1:{deaf.getsockname()[1]}", "vkey": "{vkeys[0]}"}},'
+        f' {{"url": "http://127.0.0.1:1", "vkey": "{vkeys[1]}"}}]'
+    )
+    world = make_world(
+        fresh_database("ledger"),
+        tmp_path,
+        log_seal_seconds=SEAL_SECONDS,
+        log_witnesses_path=tmp_path / "witnesses.json",
+    )
+    with serving(world):
+        world.register(BANK)
+        vault, other = world.open_vault(BANK), world.open_vault(BANK)
+        world.issue(vault, 1000)
+        scene = Scene(world, key, [], str(world.settings.database_url), vault, other, 0, PrivateKey.generate())
+        for _ in range(5):
+            began = time.monotonic()
+            scene.await_sealed(scene.pay()[0].seq or 0)
+            assert time.monotonic() - began < 5
+        assert httpx.get(f"{world.url}/healthz").status_code == 200
+    deaf.close()
+
+
+def test_a_full_queue_drops_blocks_and_the_journal_has_them(
+    fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "QUEUE_BLOCKS_MAX", 1)
+    monkeypatch.setattr(feed, "PIPE_BYTES", 4096)
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        scene.await_sealed(1)
+        pid = sealer_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            last = 0
+            for _ in range(8):  # one on its way into the pipe, one waits, the others are dropped
+                last = scene.pay_binary(500)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        note = scene.await_sealed(last)
+        assert Checkpoint.parse(Note.parse(note).text).size == last
+        check_history(scene, [])

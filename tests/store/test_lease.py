@@ -1,0 +1,180 @@
+"""R3. Goal: the lease goes to one at a time: to whoever comes when it is free, never from a holder that is heard.
+
+Method: `Lease` objects on a real database, each with its thread; holders that fall silent are played by rows that
+nobody renews, with marks of processes of this machine and of others.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+
+import psycopg
+import pytest
+
+from kernel.clock import system_clock, to_micros
+from kernel.database import Database
+from ledger.engine.lease import Lease, _process_mark
+from ledger.store.leases import WRITER
+from tests.roles import as_service, dsn
+
+SECONDS = 1.5
+"""Of the leases here: three renewals would not fit into less."""
+
+
+class Place:
+    """A database with its lease, and whoever asked for it."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.made: list[tuple[Lease, Database]] = []
+        self.lost: list[str] = []
+
+    def lease(self, node: str, *, seconds: float = SECONDS) -> Lease:
+        database = Database(as_service(self.url), application_name=f"test {node}")
+        lease = Lease(database, node=node, lost=lambda reason: self.lost.append(f"{node}: {reason}"), seconds=seconds)
+        self.made.append((lease, database))
+        return lease
+
+    def execute(self, statement: str, *values: object) -> list[tuple[object, ...]]:
+        with psycopg.connect(dsn(self.url), autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def held_by(self, holder: str, *, age: float = 0.0) -> None:
+        """A holder that renewed the lease `age` seconds ago and does so no more."""
+        self.execute(
+            "INSERT INTO lease VALUES (1, 7, %s, clock_timestamp() - make_interval(secs => %s))"
+            " ON CONFLICT (id) DO UPDATE SET node = EXCLUDED.node, renewed_at = EXCLUDED.renewed_at",
+            holder,
+            age,
+        )
+
+
+@pytest.fixture
+def place(fresh_database: Callable[[str], str]) -> Iterator[Place]:
+    place = Place(fresh_database("ledger"))
+    yield place
+    for lease, database in place.made:
+        lease.stop(release=False)
+        database.close()
+
+
+def seconds_to_take(lease: Lease) -> float:
+    began = time.monotonic()
+    lease.take().result(10)
+    return time.monotonic() - began
+
+
+def test_first_takes_it_keeps_it_and_leaves_it_to_the_next(place: Place) -> None:
+    first, second = place.lease("first"), place.lease("second")
+    assert first.take().result(5) == 1
+    waiting = second.take()
+    assert second.standing_by.result(5) == "first"
+    with pytest.raises(FutureTimeout):
+        waiting.result(3 * SECONDS)
+    assert first.confirm()
+    assert not second.confirm()
+    first.stop(release=True)
+    assert waiting.result(2) == 2
+    assert second.confirm()
+    assert place.lost == []
+
+
+def test_silent_holder_of_another_machine_is_waited_for(place: Place) -> None:
+    place.held_by("far 1b2c ffffffffffffffff:1:1")
+    assert SECONDS * 0.8 < seconds_to_take(place.lease("near")) < SECONDS + 2
+    place.held_by("far 1b2c ?", age=SECONDS)
+    assert seconds_to_take(place.lease("next")) < SECONDS
+
+
+def test_dead_process_of_this_machine_is_succeeded_at_once(place: Place) -> None:
+    machine, pid, started = _process_mark().split(":")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for mark in (f"{machine}:{dead.pid}:{started}", f"{machine}:{pid}:{int(started) - 1}"):  # its pid may be reused
+        place.held_by(f"before 1b2c {mark}")
+        lease = place.lease("after", seconds=60)
+        assert seconds_to_take(lease) < 2
+        lease.stop(release=False)
+    place.held_by(f"before 1b2c {machine}:{pid}:{started}")
+    waiting = place.lease("after", seconds=60).take()
+    with pytest.raises(FutureTimeout):
+        waiting.result(1)
+
+
+def test_clock_of_the_database_set_back_does_not_keep_a_dead_holder(place: Place) -> None:
+    place.held_by("far 1b2c ffffffffffffffff:1:1", age=-3600)
+    assert seconds_to_take(place.lease("near")) < SECONDS + 2
+
+
+def test_one_of_many_that_wait_takes_it(place: Place) -> None:
+    place.held_by("far 1b2c ffffffffffffffff:1:1")
+    asked = [place.lease(f"node-{number}").take() for number in range(5)]
+    time.sleep(3 * SECONDS)
+    assert sum(future.done() for future in asked) == 1
+    assert place.execute("SELECT epoch FROM lease") == [(8,)]
+
+
+def test_holder_that_lost_it_hears_of_it_and_confirms_nothing(place: Place) -> None:
+    first = place.lease("first")
+    first.take().result(5)
+    assert first.confirm()
+    place.execute("UPDATE lease SET node = 'rival 1 ?', epoch = epoch + 1")
+    time.sleep(SECONDS)
+    assert place.lost == ["first: the lease went to rival"]
+    assert not first.confirm()
+
+
+def test_confirm_asks_the_database_when_time_has_passed_unseen(place: Place) -> None:
+    """As after SIGCONT: the first question is not answered from what was known before."""
+    first = place.lease("first")
+    first.take().result(5)
+    first._certain_until = 0.0
+    assert first.confirm(), "the lease is still its own, and it asked"
+    place.execute("UPDATE lease SET node = 'rival 1 ?'")
+    first._certain_until = 0.0
+    assert not first.confirm()
+
+
+def test_lost_connection_keeps_the_lease(place: Place) -> None:
+    first = place.lease("first")
+    first.take().result(5)
+    for _ in range(3):
+        place.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'test first'")
+        time.sleep(SECONDS / 2)
+    assert first.confirm()
+    assert place.lost == []
+
+
+def test_earlier_writers_sessions_are_ended_before_the_lease_is_taken(place: Place) -> None:
+    """One that stopped inside a transaction would keep its half-written ids locked for ever."""
+    place.held_by("far 1b2c ffffffffffffffff:1:1", age=60)
+    with psycopg.connect(dsn(as_service(place.url))) as writer, psycopg.connect(dsn(place.url)) as bystander:
+        writer.execute(f"SET application_name = '{WRITER} 1b2c'".encode())
+        writer.execute("UPDATE lease SET renewed_at = now()")  # holds the row, uncommitted
+        bystander.execute("SELECT 1")
+        assert seconds_to_take(place.lease("near")) < SECONDS + 2
+        with pytest.raises(psycopg.OperationalError):
+            writer.execute("SELECT 1")
+        bystander.execute("SELECT 1")
+
+
+def test_clock_error_is_measured_against_the_database(place: Place) -> None:
+    first = place.lease("first")
+    first.take().result(5)
+    now = to_micros(system_clock())
+    assert abs(first.clock_error(now)) < 1_000_000
+    assert 3_599_000_000 < first.clock_error(now + 3_600_000_000) < 3_601_000_000
+
+
+def test_stop_ends_a_wait(place: Place) -> None:
+    place.held_by("far 1b2c ffffffffffffffff:1:1", age=-3600)
+    lease = place.lease("near", seconds=60)
+    waiting = lease.take()
+    lease.standing_by.result(5)
+    lease.stop(release=False)
+    assert waiting.cancelled()
