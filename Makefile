@@ -41,8 +41,8 @@ check: setup  ## Lint, format, types, import contracts, OpenAPI up to date
 	$(BIN)/lint-imports
 	$(BIN)/python -m sandbox.openapi --check
 
-bench: setup  ## Benchmarks; ONLY=B1 runs one row
-	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+bench: setup  ## Benchmarks (a quarter of an hour); ONLY=B1 one row, QUICK=1 smaller, RUNS=3 medians
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS))
 
 openapi: setup  ## Write openapi/*.yaml from the code
 	$(BIN)/python -m sandbox.openapi

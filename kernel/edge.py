@@ -199,7 +199,6 @@ class _Response:
             message = {**message, "headers": headers}
         await self._send(message)
 
-
     async def send_json(self, status: int, body: bytes) -> None:
         self.started = True
         headers = [

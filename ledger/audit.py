@@ -49,10 +49,11 @@ def export(
 
     from ledger.export import export_journal
     from ledger.export.log import DatabaseLog
+    from ledger.export.source import conninfo
 
     with ExitStack() as stack:
         url = database_url or stack.enter_context(configured_database())
-        connection = stack.enter_context(psycopg.connect(_conninfo(url), autocommit=True, options="-c timezone=UTC"))
+        connection = stack.enter_context(psycopg.connect(conninfo(url), autocommit=True, options="-c timezone=UTC"))
         keys = _range_keys(connection, log_salts)
         report = stack.enter_context(_progress("exporting"))
         manifest = export_journal(connection, directory, log=DatabaseLog(connection, keys), progress=report)
@@ -111,11 +112,12 @@ def verify(
 def _verify_database(database_url: str | None, known: Known, log_salts: Path | None) -> Report:
     import psycopg
 
+    from ledger.export.source import conninfo
     from ledger.verifier import verify_database
 
     with ExitStack() as stack:
         url = database_url or stack.enter_context(configured_database())
-        with psycopg.connect(_conninfo(url), autocommit=True) as connection:
+        with psycopg.connect(conninfo(url), autocommit=True) as connection:
             keys = _range_keys(connection, log_salts)
         progress = stack.enter_context(_progress("replaying"))
         return verify_database(url, progress=progress, known=known, range_keys=keys)
@@ -179,12 +181,6 @@ def configured_database() -> Iterator[str]:
     url, server = resolve_url(settings.database_url, data_dir, "ledger")
     with server or nullcontext():  # as a context manager it stops only what it started
         yield url
-
-
-def _conninfo(url: str) -> str:
-    """A libpq URL; SQLAlchemy's form with a driver is taken too."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql{separator}{rest}" if separator and scheme.startswith("postgres") else url
 
 
 @contextmanager

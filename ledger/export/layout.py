@@ -20,8 +20,8 @@ MANIFEST_BYTES_MAX = 256 * 2**20
 
 SEGMENT_TRANSFERS_MAX = 2_000_000
 FILE_BYTES_MAX = 4 * 2**30
-"""Of a segment: twice and eight times what is written. A reader's memory is bounded by what it takes, not by what a file
-of unknown origin says."""
+"""Of a segment: twice and eight times what is written. A reader's memory is bounded by what it takes, not by what a
+file of unknown origin says."""
 
 Records = npt.NDArray[Any]
 

@@ -237,6 +237,12 @@ class JournalSource:
             raise ExportUnreadable(f"a value that the program cannot have written: {error}") from None
 
 
+def conninfo(url: str) -> str:
+    """A libpq URL; SQLAlchemy's form with a driver is taken too."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql{separator}{rest}" if separator and scheme.startswith("postgres") else url
+
+
 def _whole_blocks(headers: Sequence[Sequence[Any]], transfers_max: int) -> int:
     """How many of these blocks are read together: at least one."""
     total, taken = 0, 0

@@ -1,7 +1,7 @@
 """Rows of fixed width between numpy and PostgreSQL, without a Python object per value: in by COPY, out packed.
 
-A row of COPY is a field count (2 bytes), then length (4) and value of each field; NULL has length -1 and no value. Integers and
-uuids are big-endian; a timestamptz is microseconds since 2000-01-01T00:00Z.
+A row of COPY is a field count (2 bytes), then length (4) and value of each field; NULL has length -1 and no value.
+Integers and uuids are big-endian; a timestamptz is microseconds since 2000-01-01T00:00Z.
 Source: PostgreSQL documentation, COPY, "Binary Format".
 """
 

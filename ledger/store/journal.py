@@ -89,7 +89,7 @@ class Journal:
     # --- the lease
 
     def become_writer(self, holder: str, epoch: int) -> None:
-        """The lease was taken (`ledger.engine.lease`): blocks of this epoch count, those of every earlier one do not."""
+        """The lease was taken (`ledger.engine.lease`): blocks of this epoch count, those of earlier ones do not."""
         self.holder, self.epoch = holder, epoch
 
     def name_session(self, name: str) -> None:

@@ -21,8 +21,8 @@ from psycopg import IsolationLevel, sql
 from kernel.ids import show
 from ledger.export.layout import ExportUnreadable, SegmentEntry
 from ledger.export.log import DatabaseLog, RangeKeys, no_range_keys
-from ledger.export.source import JournalSource
-from ledger.export.writer import ExportDirectory
+from ledger.export.source import JournalSource, conninfo
+from ledger.export.writer import SEGMENT_TRANSFERS, ExportDirectory
 from ledger.verifier.accounts import TOTALS
 from ledger.verifier.book import Book
 from ledger.verifier.report import Finding, Report
@@ -47,7 +47,7 @@ def verify_database(
 
     `anchor` (or `known`) is what is known from outside the database. Raises psycopg.Error if it cannot be read.
     """
-    with psycopg.connect(_conninfo(url), application_name="jiaozi-verify", options="-c timezone=UTC") as connection:
+    with psycopg.connect(conninfo(url), application_name="jiaozi-verify", options="-c timezone=UTC") as connection:
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         return verify_transaction(
@@ -63,12 +63,13 @@ def verify_transaction(
     known: Known | None = None,
     range_keys: RangeKeys = no_range_keys,
     processes: int | None = None,
+    segment_transfers: int = SEGMENT_TRANSFERS,
 ) -> Report:
     """The same, of what one transaction sees, which must be REPEATABLE READ or stricter."""
     if known is None:
         known = Known(anchor=anchor) if anchor is not None else NOTHING_KNOWN
     with TemporaryDirectory(prefix="jiaozi-verify-") as directory:
-        source = DatabaseSource(connection, Path(directory) / "export", range_keys)
+        source = DatabaseSource(connection, Path(directory) / "export", range_keys, segment_transfers=segment_transfers)
         if processes is None and source.total * _JOURNAL_BYTES < ALONE_BYTES:
             processes = 0
         beside = _Beside(connection)
@@ -97,7 +98,15 @@ def verify_transaction(
 class DatabaseSource:
     """A source that grows: segments are written as they are asked for."""
 
-    def __init__(self, connection: psycopg.Connection[Any], path: Path, range_keys: RangeKeys) -> None:
+    def __init__(
+        self,
+        connection: psycopg.Connection[Any],
+        path: Path,
+        range_keys: RangeKeys,
+        *,
+        segment_transfers: int = SEGMENT_TRANSFERS,
+    ) -> None:
+        self._segment_transfers = segment_transfers
         self._journal = JournalSource(connection)
         self._target = ExportDirectory(path, durable=False)
         self._log = DatabaseLog(connection, range_keys)
@@ -113,12 +122,16 @@ class DatabaseSource:
 
     def grow(self) -> Iterator[int]:
         """Numbers of segments, each written when its turn comes."""
-        while self._target.add_segment(self._journal, self._log) is not None:
+        size = self._segment_transfers
+        while self._target.add_segment(self._journal, self._log, segment_transfers=size) is not None:
             yield len(self.segments) - 1
 
     def forget(self, number: int) -> None:
         if number >= 0:
             shutil.rmtree(self._target.path / self.segments[number].name, ignore_errors=True)
+
+    def entry(self, segment: int) -> SegmentEntry:
+        return self.segments[segment]
 
     def read(self, segment: int, section: str) -> memoryview:
         entry = self.segments[segment]
@@ -133,12 +146,6 @@ class DatabaseSource:
 
 def _append(report: Report, rule: str, message: str, block: int | None = None, seq: int | None = None) -> None:
     report.findings.append(Finding(rule, block, seq, message))
-
-
-def _conninfo(url: str) -> str:
-    """A libpq URL; SQLAlchemy's form with a driver is taken too."""
-    scheme, separator, rest = url.partition("://")
-    return f"postgresql{separator}{rest}" if separator and scheme.startswith("postgres") else url
 
 
 class _Beside:

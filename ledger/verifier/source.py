@@ -36,6 +36,9 @@ class Source(Protocol):
     def segments(self) -> list[SegmentEntry]:
         """As the manifest has them."""
 
+    def entry(self, segment: int) -> SegmentEntry:
+        """One of them, also of a source that has grown meanwhile."""
+
     def read(self, segment: int, section: str) -> memoryview:
         """A section's bytes, empty if it is not there. Raises ExportUnreadable."""
 
@@ -60,10 +63,13 @@ class DirectorySource:
                 raise ExportUnreadable(f"{self.path} is no export: {error.strerror}: {MANIFEST}") from None
         return self._segments
 
-    def read(self, segment: int, section: str) -> memoryview:
+    def entry(self, segment: int) -> SegmentEntry:
         if segment >= len(self.segments):
             self._segments = None  # it has grown
-        entry = self.segments[segment]
+        return self.segments[segment]
+
+    def read(self, segment: int, section: str) -> memoryview:
+        entry = self.entry(segment)
         listed = entry.files.get(section)
         if listed is None:
             return memoryview(b"")
@@ -87,6 +93,9 @@ class MemorySource:
     def segments(self) -> list[SegmentEntry]:
         return self.manifest.segments
 
+    def entry(self, segment: int) -> SegmentEntry:
+        return self.segments[segment]
+
     def read(self, segment: int, section: str) -> memoryview:
         listed = self.segments[segment].files.get(section)
         data = self.files.get((segment, section), b"")
@@ -100,13 +109,13 @@ def records(source: Source, segment: int, section: str) -> Records:
     dtype = SECTIONS[section]
     data = source.read(segment, section)
     if dtype is None or len(data) % dtype.itemsize:
-        raise ExportUnreadable(f"segment {source.segments[segment].name}: {section} is cut in the middle of a record")
+        raise ExportUnreadable(f"segment {source.entry(segment).name}: {section} is cut in the middle of a record")
     return np.frombuffer(data, dtype)
 
 
 def file_problem(source: Source, segment: int) -> str | None:
     """Why a segment's files are not those that the manifest lists, or None."""
-    entry = source.segments[segment]
+    entry = source.entry(segment)
     for name, file in entry.files.items():
         if hashlib.sha256(source.read(segment, name)).hexdigest() != file.sha256:
             return f"segment {entry.name}: {name} is not the file that the manifest lists (SHA-256)"
@@ -119,7 +128,7 @@ class Segment:
     def __init__(self, source: Source, number: int) -> None:
         """`number` counts from 0. Raises ExportUnreadable."""
         self.number = number
-        self.name = source.segments[number].name
+        self.name = source.entry(number).name
         found: dict[str, Records] = {
             name: records(source, number, name) for name, dtype in SECTIONS.items() if dtype is not None
         }
@@ -140,6 +149,16 @@ class Segment:
         self._notes = source.read(number, "checkpoint-texts")
         lengths = self.checkpoints["note_length"].astype(np.int64) + self.checkpoints["supply_length"]
         self._note_ends = self._ends("checkpoint-texts", self._notes, lengths)
+
+    def check_listed(self, entry: SegmentEntry) -> None:
+        """Is this what the manifest says of it? Raises ExportUnreadable."""
+        found = (len(self.blocks), len(self.transfers))
+        head = self.blocks[-1]["hash"].tobytes().hex() if len(self.blocks) else entry.head_hash
+        if found != (entry.blocks, entry.transfers) or head != entry.head_hash:
+            raise ExportUnreadable(
+                f"segment {self.name} has {found[0]} blocks, {found[1]} transfers and the head {head}, but the manifest"
+                f" says {entry.blocks}, {entry.transfers} and {entry.head_hash}"
+            )
 
     def bodies(self, start: int, end: int) -> list[bytes]:
         """Of the evidence records start to end."""

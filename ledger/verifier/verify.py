@@ -132,9 +132,12 @@ class Verification:
             else:
                 self._ids.append(self._crew.spill_ids(number, self._spilled(number)))
             segment = Segment(self._source, number)
-            self._replay.segment(segment)
+            segment.check_listed(self._source.segments[number])
+            try:
+                self._replay.segment(segment)
+            finally:  # however much the replay has found, the log may name an earlier place
+                self._log.segment(segment)
             self._flush()
-            self._log.segment(segment)
             self._gather_signatures(everything=False)
         except Enough:
             self.report.is_complete = False
@@ -163,12 +166,11 @@ class Verification:
             self._unreadable(len(self._source.segments) - 1, str(error))
         self._gather_signatures(everything=True)
         self._gather_files()
-        if report.is_complete:
-            try:
-                self._beside += self._log.finish()
-            except (ExportUnreadable, ValueError, IndexError, KeyError, TypeError) as error:
-                self._beside.append(Finding("log", None, None, f"its tree cannot be read: {error}"))
-                report.is_complete = False
+        try:
+            self._beside += self._log.finish(is_whole=report.is_complete)
+        except (ExportUnreadable, ValueError, IndexError, KeyError, TypeError) as error:
+            self._beside.append(Finding("log", None, None, f"its tree cannot be read: {error}"))
+            report.is_complete = False
         merged = _in_order(self._broken_files, report.findings, self._beside)
         if len(merged) > FINDINGS_MAX:
             report.is_complete = False

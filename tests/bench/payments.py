@@ -296,7 +296,7 @@ async def _run_load(url: str, requests: list[bytes]) -> tuple[float, float, list
 
 
 def _load_bulk(url: str, key_path: Path, tokens: list[str], answer: Connection) -> None:
-    """BULK_CONNECTIONS threads, each sending batch after batch; the time includes writing a batch and reading answers."""
+    """BULK_CONNECTIONS threads, each sending batch after batch; writing batches and reading answers is in the time."""
     key = PrivateKey.load(key_path)
     size = BATCH_TRANSFERS_MAX
     work = [tokens[start : start + size] for start in range(0, len(tokens), size)]

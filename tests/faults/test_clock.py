@@ -163,6 +163,7 @@ def test_clock_of_the_ledger_alone_is_not_booked_by_when_it_leaves_the_databases
         world.check()
 
 
+@pytest.mark.slow
 def test_clock_of_the_whole_machine_jumps_and_the_writer_stays_and_books_in_order(
     server_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from tests.faults.processes import LedgerProcess, wait_for
 from tests.faults.proxy import COMMITTED, Link, Proxy
 from tests.ledger_world import make_world
 
-CUTS_EACH = 8
+CUTS_EACH = 5
 
 
 def test_connections_cut_around_commit_lose_nothing_and_double_nothing(server_dir: Path, tmp_path: Path) -> None:

@@ -192,7 +192,7 @@ def _numbered(operations: list[Operation]) -> list[tuple[int, Operation]]:
 # --- the ledger is judged ---------------------------------------------------------------------------------------------
 
 CLIENTS = 4
-ROUNDS = int(os.environ.get("JIAOZI_ROUNDS", "16"))
+ROUNDS = int(os.environ.get("JIAOZI_ROUNDS", "10"))
 OPERATIONS = 6
 """Of each client in a round. A round has accounts of its own: linearizability is local, and its search stays short."""
 BALANCE = 100

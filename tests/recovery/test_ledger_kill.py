@@ -12,10 +12,10 @@ import pytest
 
 from tests.faults.campaign import Campaign
 
-KILLS = 25
+SECONDS = 15
 SEED = 20261123
 
 
 @pytest.mark.timeout(180)
 def test_kills_under_load_lose_nothing_and_double_nothing(server_dir: Path, tmp_path: Path) -> None:
-    print(f"\n{Campaign(server_dir, tmp_path, seed=SEED).run(kills=KILLS)}")
+    print(f"\n{Campaign(server_dir, tmp_path, seed=SEED).run(seconds=SECONDS)}")

@@ -377,9 +377,14 @@ def test_session_keeps_what_it_commits_and_nothing_else(database: Database) -> N
         session.execute("INSERT INTO note VALUES (1, '')")
         session.commit()
         session.execute("INSERT INTO note VALUES (2, '')")
-    with pytest.raises(ZeroDivisionError), database.session() as session:
-        session.execute("INSERT INTO note VALUES (3, '')")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with database.session() as session:
+            session.execute("INSERT INTO note VALUES (3, '')")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert ids(database) == [1]
 
 

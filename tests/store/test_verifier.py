@@ -358,6 +358,24 @@ def test_dropped_middle_block_with_its_transfers_is_found(scheme: Scheme, attack
     assert finding.message == f"block {number} is missing"
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_database_read_in_many_segments_is_verified_the_same(
+    postgres: EmbeddedPostgres, scheme: Scheme, attacked: psycopg.Connection[Any], processes: int
+) -> None:
+    """Segments are removed as they are done with; an id that comes again is read from the database once more."""
+    whole = verify_transaction(attacked)
+    parts = verify_transaction(attacked, segment_transfers=25, processes=processes)
+    assert parts.findings == []
+    wanted = whole.to_dict() | {"proved": {**whole.to_dict()["proved"], "files": parts.proved["files"]}}
+    assert parts.to_dict() == wanted
+    attacked.execute("ALTER TABLE transfer DROP CONSTRAINT transfer_pkey")
+    first, again = scheme.seqs["bulk"], scheme.seqs["tail"]
+    attacked.execute("UPDATE transfer SET id = (SELECT id FROM transfer WHERE seq = %s) WHERE seq = %s", (first, again))
+    report = verify_transaction(attacked, segment_transfers=25, processes=processes)
+    assert [(finding.rule, finding.seq) for finding in report.findings if finding.rule == "I7"] == [("I7", again)]
+    assert f"seq {first}" in next(finding.message for finding in report.findings if finding.rule == "I7")
+
+
 def test_verify_stops_after_some_findings_and_says_so(attacked: psycopg.Connection[Any]) -> None:
     attacked.execute("UPDATE transfer SET booked_at = booked_at + '1 second'")
     report = verify_transaction(attacked)

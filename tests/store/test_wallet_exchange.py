@@ -73,7 +73,6 @@ class MortalDatabase:
         with self.transaction(isolation=isolation) as connection:
             return work(connection)
 
-
     @contextmanager
     def session(self, *, is_lazy: bool = False) -> Iterator[CheckedConnection]:
         self._fuse("before a transaction")
