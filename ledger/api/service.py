@@ -171,9 +171,7 @@ def _start_on(
         sequencer=sequencer,
         state=state,
         keyring=keyring,
-        nonces=PostgresNonceStore(
-            lambda: database.session(is_lazy=True), clock=clock, table=request_nonce
-        ),
+        nonces=PostgresNonceStore(lambda: database.session(is_lazy=True), clock=clock, table=request_nonce),
         submitter=Submitter(
             sequencer,
             keyring,

@@ -120,9 +120,7 @@ class _Running:
             wave_settlements=settings.wave_settlements,
         )
         self._worker = Worker(engine, log, clock=clock, standby=timedelta(seconds=settings.standby_seconds))
-        nonces = PostgresNonceStore(
-            lambda: self._database.session(is_lazy=True), clock=clock, table=request_nonce
-        )
+        nonces = PostgresNonceStore(lambda: self._database.session(is_lazy=True), clock=clock, table=request_nonce)
         self.authenticator = Authenticator(
             directory,
             bridge=settings.participant,
