@@ -82,7 +82,7 @@ class Demo:
         what = f"in {seconds:.0f} s" if started else "they were up already"
         report.expect(
             f"nine processes answer, each service with its own database on an embedded PostgreSQL ({what})",
-            expected=7,
+            expected=9,
             seen=len(self._scheme.processes.pids()),
         )
         for bank in CENTRAL_BANKS:

@@ -255,10 +255,12 @@ def _decision(state: LedgerState, batch: Batch, ordered: _Ordered, *, booked_at:
     for position, known in ordered.known_at.items():
         seqs[position] = known.seq
     journal = np.zeros(len(positions), JOURNAL)
-    booked = records[positions]
-    for column in ("id_high", "id_low", "kind", "debit", "credit", "amount", "hold_high", "hold_low"):
+    booked = records if len(positions) == len(records) else records[positions]
+    for column in ("id_high", "id_low", "kind", "debit", "credit", "amount"):
         journal[column] = booked[column]
-    journal["reference_high"], journal["reference_low"] = booked["reference_high"], booked["reference_low"]
+    for column in ("hold_high", "hold_low", "reference_high", "reference_low"):
+        if booked[column].any():
+            journal[column] = booked[column]
     journal["seq"] = seqs[positions]
     journal["submitter"] = batch.submitter[positions]
     journal["booked_at"] = booked_at
