@@ -16,7 +16,7 @@ import numpy as np
 from kernel.errors import InvariantBroken
 from ledger.domain import directives
 from ledger.domain.blocks import GENESIS_HASH, BlockHeader
-from ledger.domain.decide import SPENDING
+from ledger.domain.decide import PLAIN_AMOUNT_MAX, SPENDING
 from ledger.domain.records import Records, uuid_bytes
 from ledger.domain.state import (
     COLUMNS,
@@ -152,7 +152,7 @@ def effects_of(
 ) -> Effects:
     """What booked transfers changed, without deciding anything anew."""
     kind = journal["kind"].astype(np.intp)
-    plain = ~_HOLD_KINDS[kind]
+    plain = ~_HOLD_KINDS[kind] & (journal["amount"].astype(np.int64) <= PLAIN_AMOUNT_MAX)
     rows = journal[plain]
     effects = Effects(
         debit=rows["debit"].astype(np.int64),
@@ -210,8 +210,14 @@ def _replay_special(
             if unspent and hold.year == state.year:
                 add(debit, SPENT_YEAR, -unspent)
             effects.ended[hold_id] = _END[kind]
-        case _:
-            pass  # a tombstone moves nothing; the journal is asked for it when its hold comes
+        case TransferKind.TOMBSTONE:
+            pass  # it moves nothing; the journal is asked for it when its hold comes
+        case _:  # an amount too large to be summed in 63 bits with others
+            add(debit, DEBITS_POSTED, amount)
+            add(credit, CREDITS_POSTED, amount)
+            if SPENDING[KIND_CODE[kind]]:
+                add(debit, SPENT_DAY, amount)
+                add(debit, SPENT_YEAR, amount)
 
 
 _END = {

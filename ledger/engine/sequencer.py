@@ -21,6 +21,7 @@ import hashlib
 import heapq
 import logging
 import queue
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,8 @@ accounts, or its snapshots would cost more than its transfers."""
 RECONNECT_PAUSE_SECONDS_MAX = 0.5
 EXPIRY_RETRY_MICROS = 1_000_000
 """A due hold whose expiry could not be booked waits so long for the next try."""
+EXPIRIES_SPARE = 10_000
+"""Expiries of holds that have ended are dropped when there are so many more than open holds."""
 STORAGE_ATTEMPTS_MAX = 2
 STORAGE_REST_SECONDS = 1.0
 """A full disk refuses the batch (nothing was written), and for a second every other at once: reads go on meanwhile."""
@@ -715,6 +718,9 @@ class Sequencer:
     def _expire_due_holds(self) -> None:
         now = to_micros(self._clock())
         due: list[bytes] = []
+        if len(self._expiries) > 2 * len(self._state.holds) + EXPIRIES_SPARE:  # most have ended long before they expire
+            self._expiries = [(hold.expires_at, hold.id) for hold in self._state.holds.values() if hold.expires_at]
+            heapq.heapify(self._expiries)
         while self._expiries and self._expiries[0][0] <= now and len(due) < BLOCK_TRANSFERS_MAX:
             hold = heapq.heappop(self._expiries)[1]
             if hold in self._state.holds:
@@ -793,7 +799,13 @@ class Sequencer:
                         raise SequencerUnavailable(f"storage refuses to write: {error}") from error
                     time.sleep(0.05)
                     continue
-                written = self._read_back(block.header.number)
+                try:
+                    written = self._read_back(block.header.number)
+                except (Deposed, BlockMismatch, SequencerUnavailable):
+                    raise
+                except Exception as unexpected:  # memory would go on without a block that may be there
+                    message = f"whether block {block.header.number} was written could not be read: {unexpected!r}"
+                    raise InvariantBroken("I4", message) from unexpected
                 if written is not None:
                     if written.hash == block.header.hash:
                         return
@@ -842,7 +854,11 @@ class Sequencer:
         if self._revive is not None:
             try:
                 self._revive()
-            except EmbeddedPostgresError as error:  # not yet; the loop comes back to it
+            except (
+                EmbeddedPostgresError,
+                OSError,
+                subprocess.SubprocessError,
+            ) as error:  # not yet; the loop comes back
                 log.warning("the embedded server does not start: %s", error)
 
     def _journal_call(self, call: Callable[[Journal], T]) -> T:
@@ -914,6 +930,8 @@ class Sequencer:
     def _write_snapshot(self) -> None:
         if self._head is None:
             return
+        if self._state.local_date(self._head.booked_at) != (self._state.day, self._state.year):
+            return  # a new day has begun with a refusal: what was spent the day before is the journal's, not memory's
         broken = self._state.broken_invariant()
         if broken is not None:
             raise InvariantBroken(broken[:2], broken)

@@ -28,15 +28,17 @@ from kernel.database import CheckedConnection, Database, OutcomeUnknown, is_dupl
 from kernel.errors import ProblemError, RequestRefusal
 from ledger.domain.records import Records
 from ledger.store.copying import CopyLayout, copy_in
-from ledger.store.journal import TAIL_PAGE, BlockMismatch, Journal
+from ledger.store.journal import TAIL_PAGE, Journal
 
 RUN_TRANSFERS = 2**19
 PAGE_ENTRIES = 60
 """1,920 bytes: a row that PostgreSQL keeps in line, four to a page of its own."""
 RUNS_AT_ONCE = 32
 RETRY_SECONDS = 1.0
-READ_SECONDS_MAX = 20.0
+READ_SECONDS_MAX = 5.0
 """A reader waits so long for the tail after a start."""
+PENDING_TRANSFERS_MAX = 2**21
+"""Booked while the tail is being read: 200 MB; what is more is read from the journal again."""
 ACCOUNT_MAX = 2**43
 """An account and a place in a run fit one sortable integer."""
 
@@ -133,19 +135,19 @@ class History:
         if not len(transfers):
             return
         with self._changed:
-            if self._tail is None:
-                self._pending.append(transfers)
-            else:
-                self._append(transfers)
+            tail = self._tail
+            if tail is not None and int(transfers["seq"][0]) <= tail.next_seq:
+                self._append(tail, transfers)
+                return
+            # Being read, or something was missed: the journal has it, and this waits until it is read.
+            self._tail = None
+            self._pending.append(transfers)
+            while sum(len(each) for each in self._pending) > PENDING_TRANSFERS_MAX:
+                self._pending.pop(0)
+            self._changed.notify_all()
 
-    def _append(self, transfers: Records) -> None:
-        tail = self._tail
-        if tail is None:
-            return
-        first = int(transfers["seq"][0])
-        if first > tail.next_seq:
-            raise BlockMismatch(f"the history ends at seq {tail.next_seq - 1}, the next block begins at {first}")
-        new = transfers[tail.next_seq - first :]
+    def _append(self, tail: _Tail, transfers: Records) -> None:
+        new = transfers[tail.next_seq - int(transfers["seq"][0]) :]
         if not tail.has_room(len(new)):
             tail = self._tail = tail.without(0, 2 * (tail.count + len(new)))
         tail.append(new)
@@ -166,6 +168,8 @@ class History:
     ) -> list[Entry]:
         """The account's transfers with after_seq < seq <= through_seq, at most `limit`, in order or newest first."""
         tail = self._current_tail()
+        if tail.next_seq <= through_seq:
+            raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the history is being read anew; retry")
         sealed_through = min(through_seq, tail.first_seq - 1)
         newest = tail.find(account, after_seq=after_seq, through_seq=through_seq)
         if newest_first:
@@ -222,10 +226,13 @@ class History:
 
     def _begin(self, tail: _Tail) -> None:
         with self._changed:
+            pending, self._pending = self._pending, []
+            for transfers in pending:
+                if int(transfers["seq"][0]) > tail.next_seq:
+                    return  # more was booked than may wait: read again
+                self._append(tail, transfers)
+                tail = self._tail or tail
             self._tail = tail
-            for transfers in self._pending:
-                self._append(transfers)
-            self._pending = []
             self._changed.notify_all()
 
     def _is_due(self) -> bool:

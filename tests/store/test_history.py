@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kernel.database import Database
-from ledger.domain.records import Records
+from kernel.errors import ProblemError
 from ledger.store import history as history_module
 from ledger.store.history import History
 from tests.roles import as_service, dsn
@@ -104,7 +104,7 @@ def test_any_page_of_any_account_is_what_the_journal_says(scene: Scene, monkeypa
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(
         account=st.sampled_from([*scene.accounts, scene.quiet, 1, 999]),
-        span=st.tuples(st.integers(0, last + 5), st.integers(0, last + 5)),
+        span=st.tuples(st.integers(0, last), st.integers(0, last)),
         limit=st.integers(1, 400),
         newest_first=st.booleans(),
     )
@@ -157,13 +157,37 @@ def test_sealing_goes_on_after_the_database_refused(scene: Scene, monkeypatch: p
     assert len(refused) == 3
 
 
-def test_a_missed_block_is_an_error_and_not_a_gap(scene: Scene) -> None:
-    scene.book(10, seed=7)
+def test_a_missed_block_is_read_from_the_journal(scene: Scene) -> None:
+    """A reader is told to come back, never shown a history with a hole."""
+    scene.book(300, seed=7)
     scene.history._current_tail()
-    told: list[Records] = []
-    scene.world.sequencer._followers.insert(0, lambda block: told.append(block.transfers))
-    scene.book(3, seed=8)
-    late = told[-1].copy()
-    late["seq"] += 50
-    with pytest.raises(Exception, match="the next block begins at"):
-        scene.history.follow(late)
+    followers, scene.world.sequencer._followers = scene.world.sequencer._followers, []
+    scene.book(50, seed=8)
+    last = scene.world.sequencer.account_now(scene.quiet).seq
+    hot = scene.accounts[0]
+    with pytest.raises(ProblemError, match="retry"):
+        scene.found(hot, 0, last, 9_000, False)
+    scene.world.sequencer._followers = followers
+    scene.book(50, seed=9)
+    last = scene.world.sequencer.account_now(scene.quiet).seq
+    assert scene.found(hot, 0, last, 9_000, False) == scene.wanted(hot, 0, last, 9_000, False)
+    assert scene.found(hot, 0, last, 9_000, True) == scene.wanted(hot, 0, last, 9_000, True)
+
+
+def test_what_waits_while_the_tail_cannot_be_read_is_bounded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history_module, "PENDING_TRANSFERS_MAX", 100)
+    monkeypatch.setattr(history_module, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(history_module, "READ_SECONDS_MAX", 0.2)
+    scene.history.stop()
+    scene.world.sequencer._followers.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(History, "_read_tail", lambda *_: (_ for _ in ()).throw(MemoryError("no room")))
+        scene.history = scene.follow()
+        scene.book(1_000, seed=10)
+        assert sum(len(each) for each in scene.history._pending) <= 100
+        with pytest.raises(ProblemError, match="still being read"):
+            scene.found(scene.quiet, 0, 1, 10, False)
+    time.sleep(0.2)
+    last = scene.world.sequencer.account_now(scene.quiet).seq
+    hot = scene.accounts[0]
+    assert scene.found(hot, 0, last, 9_000, True) == scene.wanted(hot, 0, last, 9_000, True)
