@@ -101,7 +101,7 @@ def distribute(
     if not apply:
         for statement in spread.statements(shards=shards):
             console.print(f"{statement};", markup=False, highlight=False, soft_wrap=True)
-    database = Database(url, application_name="jiaozi-ledger distribute", statement_timeout_ms=0)
+    database = Database(url, application_name="jiaozi-distribute", statement_timeout_ms=0)
     try:
         with database.transaction(isolation="READ COMMITTED") as connection:
             if apply:
@@ -176,9 +176,10 @@ def approve(
     mandate: Annotated[str, typer.Argument(help="mdt_...")], key: KeyOption, url: UrlOption = DEFAULT_URL
 ) -> None:
     """Approve a mandate as an operator: signs the hash of exactly what was proposed."""
-    with LedgerClient(url) as client:
+    operator = PrivateKey.load(key)
+    with LedgerClient(url, signer=RequestSigner(operator)) as client:
         view = client.get_mandate(ids.parse("mdt", mandate))
-        _print_mandate(_approve(client, view, PrivateKey.load(key)))
+        _print_mandate(_approve(client, view, operator))
 
 
 @app.command()
@@ -228,6 +229,28 @@ def close(key: KeyOption, url: UrlOption = DEFAULT_URL) -> None:
     with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
         view = client.close_now()
     console.print(view.statement, end="", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command(name="balance-proof")
+def balance_proof(
+    account: Annotated[str, typer.Argument(help="acc_...")],
+    file: Annotated[Path, typer.Argument(help="Where to write it; an existing file is not overwritten.")],
+    key: KeyOption,
+    closing: Annotated[int | None, typer.Option("--closing", min=1, help="Number; by default the newest.")] = None,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """Fetch the proof of an account's balance in a closing, as its institution, for the holder (verify-balance)."""
+    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+        newest = client.closings(limit=1)
+        if closing is None and not newest:
+            raise ValueError(
+                "nothing has been closed yet: a day closes at its end, an operator orders one with `close`"
+            )
+        number = closing if closing is not None else newest[0].closing
+        proof = client.balance_proof(number, ids.parse_account(account))
+    with file.open("x", encoding="utf-8") as opened:
+        opened.write(proof.model_dump_json(exclude_none=True) + "\n")
+    console.print(f"closing {number}: the proof is in {file}", highlight=False, soft_wrap=True)
 
 
 @app.command(name="verify-balance")

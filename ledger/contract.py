@@ -744,32 +744,38 @@ class SupplyView(Model):
 
 class BlockView(Model):
     """A block's header; `hash` = SHA-256 of its other members, `previous_hash` chains it. `issued` to `held` are totals
-    in minor units after the block."""
+    in minor units after the block. What may be absent is shown to operators alone: the digests have no salt, and the
+    totals of two blocks tell what was moved between them."""
 
     number: int
-    epoch: int
     booked_at: Moment
     first_seq: int
     transfer_count: int
-    transfers_digest: Hash32
-    evidence_digest: Hash32
-    first_directive: int
-    directive_count: int
-    directives_digest: Hash32
-    first_account: AccountNumber
-    account_count: int
-    issued: Amount
-    redeemed: Amount
-    vaults: SignedAmount
-    wallets: SignedAmount
-    held: Amount
-    accounts_digest: Hash32
     previous_hash: Hash32
     hash: Hash32
+    epoch: int | None = None
+    transfers_digest: Hash32 | None = None
+    evidence_digest: Hash32 | None = None
+    first_directive: int | None = None
+    directive_count: int | None = None
+    directives_digest: Hash32 | None = None
+    first_account: AccountNumber | None = None
+    account_count: int | None = None
+    issued: Amount | None = None
+    redeemed: Amount | None = None
+    vaults: SignedAmount | None = None
+    wallets: SignedAmount | None = None
+    held: Amount | None = None
+    accounts_digest: Hash32 | None = None
 
     @staticmethod
-    def of(header: BlockHeader) -> BlockView:
-        members = {name: getattr(header, name) for name in BlockView.model_fields if name != "booked_at"}
+    def of(header: BlockHeader, *, is_whole: bool) -> BlockView:
+        """`is_whole`: with the members that only operators see."""
+        members = {
+            name: getattr(header, name)
+            for name, member in BlockView.model_fields.items()
+            if name != "booked_at" and (is_whole or member.is_required())
+        }
         return BlockView(booked_at=from_micros(header.booked_at), **members)
 
 

@@ -72,7 +72,7 @@ def verify_receipt(
         ("credit", ids.show_account(transfer.credit) if transfer.credit is not None else "-"),
         ("booked at", f"{transfer.booked_at:%Y-%m-%dT%H:%M:%S.%fZ}"),
         ("log", f"{found.checkpoint.origin}, {found.checkpoint.size} transfers"),
-        *(("cosigned", f"{item.witness} at {item.timestamp}") for item in found.cosigned),
+        *(("witnessed", f"the tree, by {item.witness} at {item.timestamp}") for item in found.tree_cosigned),
     ]
     for name, value in lines:
         console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
@@ -89,7 +89,7 @@ def check_log() -> None:
 
     settings = LedgerSettings.load()
     with configured_database() as url:
-        database = Database(url, application_name="jiaozi-ledger check-log")
+        database = Database(url, application_name="jiaozi-check-log")
         try:
             name, currency = _ledger_of(database)
             keys = load_keys(settings, database, ledger=name, clock=system_clock)

@@ -2,8 +2,10 @@
 
 A receipt proves that a transfer, exactly as it stands there, is leaf `seq - 1` of the log whose checkpoint it carries:
 nothing is needed but the file, the ledger's public log key and the witnesses' public keys. Every member is bound: the
-transfer, salt and evidence digest by the leaf's hash, the rest by the checkpoint's signature. Format:
-docs/transparency.md.
+transfer, salt and evidence digest by the leaf's hash, the rest by the checkpoint's signature.
+
+What witnesses vouch for is the tree, and so the transfer in it. The supply statement is the ledger's own signed word:
+no witness has checked it. Format: docs/transparency.md.
 """
 
 from __future__ import annotations
@@ -138,14 +140,18 @@ class VerifiedReceipt:
 
     receipt: Receipt
     checkpoint: Checkpoint
-    cosigned: tuple[Cosigned, ...]
+    tree_cosigned: tuple[Cosigned, ...]
+    """Who vouches that the tree, which the transfer is in, contains every tree that he was shown before."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedSupply:
+    """A statement of the ledger alone, whoever has cosigned the checkpoint that names it."""
+
     statement: SupplyStatement
     checkpoint: Checkpoint
-    cosigned: tuple[Cosigned, ...]
+    tree_cosigned: tuple[Cosigned, ...]
+    """Who vouches for the checkpoint's tree; of the statement that says nothing."""
 
 
 def verify_receipt(
@@ -176,7 +182,7 @@ def verify_receipt(
     )
     if not is_included:
         raise ReceiptRefused("the transfer is not in the log: the inclusion proof does not lead to the root")
-    return VerifiedReceipt(receipt, checkpoint, supply.cosigned)
+    return VerifiedReceipt(receipt, checkpoint, supply.tree_cosigned)
 
 
 def verify_supply(
@@ -204,6 +210,8 @@ def verify_supply(
     held_by_all = read.vaults_minor + read.wallets_minor + read.offline_minor
     if not read.issued_minor - read.redeemed_minor == read.circulation_minor == held_by_all:
         raise ReceiptRefused("the supply does not add up (I2): issued - redeemed is not vaults + wallets + offline")
+    if read.vaults_minor < 0 or read.wallets_minor < 0:
+        raise ReceiptRefused("vaults or wallets hold less than nothing")
     if read.held_minor > read.vaults_minor + read.wallets_minor:
         raise ReceiptRefused("more is held than there is")
     return VerifiedSupply(read, opened.checkpoint, opened.cosigned)

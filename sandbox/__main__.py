@@ -119,6 +119,7 @@ def env(directory: DirOption = None) -> None:
     """Print shell exports for the running scheme: keys, addresses, a bank's vault. Use: eval "$(jiaozi env)"."""
     from kernel.crypto.keys import PrivateKey
     from kernel.ids import show_account
+    from sandbox import witnesses
     from sandbox.scheme import Scheme
     from sandbox.topology import CENTRAL_BANKS, INSTITUTIONS, ledger_service
 
@@ -136,6 +137,7 @@ def env(directory: DirOption = None) -> None:
         "KEYS": home.keys,
         "VAULT": show_account(scheme.vaults()[bank.participant][central.ledger]),
         "JIAOZI_LEDGER_DATABASE_URL": scheme.database_url(ledger_service(central.ledger)),
+        "JIAOZI_LEDGER_LOG_SALT_PATH": witnesses.log_salts(home, central.ledger),
         "JIAOZI_LEDGER_PUBLIC_URL": scheme.url(ledger_service(central.ledger)),
         "JIAOZI_WALLET_PUBLIC_URL": scheme.url(bank.service),
         "JIAOZI_CLIENT_KEY": home.keys / f"{bank.participant}-channel.pem",

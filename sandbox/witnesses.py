@@ -20,6 +20,11 @@ def ledger_data(home: Home, ledger: str) -> Path:
     return home.path / "data" / ledger_service(ledger)
 
 
+def log_salts(home: Home, ledger: str) -> Path:
+    """The secret of a ledger's leaves: what an auditor's export needs to check the log's roots."""
+    return ledger_data(home, ledger) / f"log-{ledger}.salt"
+
+
 def log_key(home: Home, ledger: str) -> VerifierKey:
     """The public key of a ledger's log."""
     key = _key(ledger_data(home, ledger) / f"log-{ledger}.pem")

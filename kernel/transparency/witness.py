@@ -2,7 +2,8 @@
 
 An intermediary runs one (`jiaozi-wallet witness`). What it has cosigned last is one file a log, replaced atomically and
 durable before the answer, so a witness that was killed can never be led to cosign two histories. It keeps no leaves and
-checks no transfers: its word is that the log only grows.
+checks no transfers: its word is that the log only grows, and, where checkpoints name a block, that it has cosigned one
+text only for a block, each of a later block than the one before.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ STATUS_BY_WITNESS_REFUSAL: Mapping[Refusal, int] = {
 
 
 class AnotherSize(Exception):
-    """The request's old size is not that of the checkpoint cosigned last, which is `size`."""
+    """The checkpoint cosigned last is of `size`: not the request's old size, or of that size and another checkpoint."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"the last cosigned size is {size}")
@@ -152,7 +153,8 @@ class Witness:
         with self._store.exclusive(log.name):
             stored = self._store.read(_file_name(log.name))
             last = Checkpoint.parse(stored.text) if stored is not None else Checkpoint(log.name, 0, EMPTY_ROOT)
-            if old_size != last.size:
+            is_other = checkpoint.size == last.size and checkpoint.root != last.root
+            if old_size != last.size or is_other:
                 raise AnotherSize(last.size)
             is_consistent = verify_consistency(
                 old_size=last.size,
@@ -163,6 +165,10 @@ class Witness:
             )
             if not is_consistent:
                 raise ProblemError(WitnessRefusal.INCONSISTENT)
+            if stored is not None and note.text != stored.text and not _comes_after(checkpoint, last):
+                if checkpoint.size == last.size:
+                    raise AnotherSize(last.size)
+                raise ProblemError(WitnessRefusal.INCONSISTENT, "its block does not come after the last one's")
             cosignature = cosign_text(
                 note.text, name=self._name, key=self._key, timestamp=int(self._clock().timestamp())
             )
@@ -190,6 +196,23 @@ def _parse_request(body: bytes) -> tuple[int, list[bytes], Note, Checkpoint]:
         raise ProblemError(WitnessRefusal.MALFORMED, "size and proof are ASCII") from None
     except NoteRefused as error:
         raise ProblemError(WitnessRefusal.MALFORMED, str(error)) from None
+
+
+def _comes_after(checkpoint: Checkpoint, last: Checkpoint) -> bool:
+    """By their `block` lines; the checkpoints of a log without such lines, by their sizes alone."""
+    block, last_block = _block_of(checkpoint), _block_of(last)
+    if last_block is None:
+        return checkpoint.size > last.size
+    return block is not None and block > last_block
+
+
+def _block_of(checkpoint: Checkpoint) -> int | None:
+    """The number on its one `block` line; None without such a line."""
+    try:
+        words = checkpoint.extension("block")
+        return parse_size(words[0]) if words else None
+    except NoteRefused:  # another log may mean something else by it
+        return None
 
 
 def _file_name(origin: str) -> str:

@@ -156,7 +156,7 @@ def list_checkpoints(
         found = queries.checkpoints_page(connection, before=before, limit=limit + 1)
         items = _checkpoint_views(connection, found[:limit])
     more = len(found) > limit
-    return Page(items=items, next_cursor=pagination.encode([items[-1].size], {}) if more else None)
+    return Page(items=items, next_cursor=pagination.encode([items[-1].block], {}) if more else None)
 
 
 @router.get(
@@ -166,6 +166,7 @@ def list_checkpoints(
     responses=_refusals(LedgerRefusal.CHECKPOINT_NOT_FOUND),
 )
 def get_checkpoint_of_size(size: Annotated[int, Path(ge=0, le=SIZE_MAX)], service: Running, log: Log) -> CheckpointView:
+    """The newest of that size: while no transfer comes, other blocks are sealed with the same tree."""
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         found = queries.find_checkpoint(connection, size)
         if found is None:
@@ -239,13 +240,14 @@ def _tree(connection: sa.Connection, size: int) -> TiledTree:
 def get_supply_statement(
     size: Annotated[str, Path(pattern=r"^(latest|0|[1-9][0-9]{0,18})$")], service: Running, log: Log
 ) -> Response:
-    """Canonical JSON (RFC 8785), byte for byte: its SHA-256 stands in the checkpoint of that size."""
+    """Canonical JSON (RFC 8785), byte for byte: its SHA-256 stands in the newest checkpoint of that size. The ledger's
+    own word: witnesses vouch for the tree only."""
     with service.database.transaction(isolation="READ COMMITTED") as connection:
-        is_latest = size == "latest"
-        found = _latest(connection) if is_latest else queries.find_checkpoint(connection, min(int(size), SIZE_MAX))
+        latest = _latest(connection)
+        found = latest if size == "latest" else queries.find_checkpoint(connection, min(int(size), SIZE_MAX))
     if found is None:
         raise ProblemError(LedgerRefusal.CHECKPOINT_NOT_FOUND)
-    caching = NEWEST if is_latest else FOR_EVER
+    caching = FOR_EVER if found.size < latest.size else NEWEST
     return Response(found.supply, media_type="application/json", headers={"cache-control": caching})
 
 

@@ -394,10 +394,12 @@ def execute_mandate(mandate: Annotated[str, Path(max_length=64)], service: Runni
     operation_id="get_mandate",
     summary="A mandate and its approvals",
     tags=["mandates"],
-    responses=_refusals(LedgerRefusal.MANDATE_NOT_FOUND),
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.MANDATE_NOT_FOUND),
 )
-def get_mandate(mandate: Annotated[str, Path(max_length=64)], service: Running) -> MandateView:
-    return service.mandates.view(_parsed("mdt", mandate))
+def get_mandate(mandate: Annotated[str, Path(max_length=64)], caller: Signed, service: Running) -> MandateView:
+    """For operators, for its maker, and for the participant whose vault, registration, key or quota it is about.
+    Freezes and adjustments are legal orders: the operators'."""
+    return service.mandates.view_for(caller, _parsed("mdt", mandate))
 
 
 @router.get(
@@ -472,6 +474,7 @@ def _class_view(caps: RuleCaps) -> RuleClass:
 )
 def list_participants(service: Running) -> Page[ParticipantView]:
     """Every registered participant, with quota and what is outstanding."""
+    service.sequencer.current_head()  # raises unless this ledger is the writer for certain
     return Page(
         items=[
             ParticipantView(
@@ -500,10 +503,15 @@ def get_supply(service: Running) -> SupplyView:
     operation_id="get_block",
     summary="A block's header",
     tags=["ledger"],
-    responses=_refusals(LedgerRefusal.BLOCK_NOT_FOUND),
+    responses=_refusals(*_SIGNATURE, LedgerRefusal.BLOCK_NOT_FOUND),
+    response_model_exclude_none=True,
 )
-def get_block(number: Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,17})$")], service: Running) -> BlockView:
-    """A block's header, or the latest."""
+def get_block(
+    number: Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,17})$")], caller: MaybeSigned, service: Running
+) -> BlockView:
+    """A block's header, or the latest. Anybody, and any participant, sees where it stands in the chain; its digests
+    and totals, by which one who knows a transfer's id could guess the rest of it, are for operators' signed requests.
+    The signed supply is at /v1/log/supply."""
     if number == "latest":
         found = service.sequencer.current_head()
     else:
@@ -511,4 +519,4 @@ def get_block(number: Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,17})$"
             found = queries.find_block(connection, int(number))
     if found is None:
         raise ProblemError(LedgerRefusal.BLOCK_NOT_FOUND)
-    return BlockView.of(found)
+    return BlockView.of(found, is_whole=caller is not None and caller.is_operator)

@@ -5,9 +5,9 @@ Safety does not rest here: every block's transaction compares the lease's epoch 
 
 1. The holder renews the lease every RENEW_SECONDS, idle or busy, in a thread and on a connection of its own.
 2. A standby looks every LOOK_SECONDS. It takes over when the lease was released by a clean stop; when the holder was a
-   process of this very machine that is no more; or when the lease was not renewed for `seconds` by the database's
-   clock, or (should that clock have been set back) was seen unchanged for as long by its own.
-3. Before it does, it ends the old writer's sessions, so that a transaction of a stopped process blocks nobody.
+   process of this very machine that is no more; or when it has itself seen the lease unchanged for `seconds`, by a
+   clock that nobody can set. The database's clock has no say: a step of it would depose a writer that is heard.
+3. Before it does, it ends all sessions of the old writer, so that a transaction of a stopped process blocks nobody.
 4. A holder that was stopped and goes on finds another's name in the row: it has lost. Until it has looked, it
    neither writes (the fence) nor answers reads from memory (`confirm`): what it remembers may be history.
 
@@ -19,11 +19,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -35,7 +35,7 @@ from kernel.postgres import EmbeddedPostgresError
 from ledger.store import leases
 
 LEASE_SECONDS = 5.0
-"""Not renewed for so long, it goes to whoever waits. The bar is a takeover within 10 s, recovery included."""
+"""Seen unchanged for so long, it goes to whoever waits. The bar is a takeover within 10 s, recovery included."""
 RENEW_SECONDS = 1.0
 LOOK_SECONDS = 0.25
 CERTAIN_SHARE = 0.8
@@ -123,10 +123,16 @@ class Lease:
             except _TROUBLE as error:
                 log.info("the lease waits for the database: %s", (str(error).splitlines() or [type(error).__name__])[0])
             self._sleep(pause)
-            if not self._taken.done() and self._revive is not None:  # as the writer, the sequencer revives it
-                with suppress(EmbeddedPostgresError):
-                    self._revive()
+            if not self._taken.done():  # as the writer, the sequencer revives it
+                self._try_to_revive()
         self._taken.cancel()
+
+    def _try_to_revive(self) -> None:
+        if self._revive is not None:
+            try:
+                self._revive()
+            except (EmbeddedPostgresError, OSError, subprocess.SubprocessError) as error:  # not yet; we come back
+                log.warning("the embedded server does not start: %s", error)
 
     def _work(self, connection: CheckedConnection, watch: _Watch) -> None:
         """Until stopped or lost. Raises what the connection raises; then it is called again with another."""
@@ -142,7 +148,7 @@ class Lease:
         while not self._stopping.is_set():
             if not self._renew(connection):
                 self._certain_until = 0.0
-                held = leases.look(connection, seconds=self._seconds)
+                held = leases.look(connection)
                 name = _name_of(held.holder) if held is not None else ""
                 self._lost(f"the lease went to {name or 'another ledger'}")
                 return
@@ -151,11 +157,10 @@ class Lease:
             leases.release(connection, holder=self.holder)
 
     def _try_to_take(self, connection: CheckedConnection, watch: _Watch) -> int | None:
-        held = leases.look(connection, seconds=self._seconds)
+        held = leases.look(connection)
         # Its own name: it took the lease, and the answer was lost.
         if held is not None and held.holder not in (leases.NOBODY, self.holder):
-            unchanged = watch.unchanged_for(held)
-            if not (held.expired or unchanged >= self._seconds or _is_dead(held.holder)):
+            if not (watch.unchanged_for(held) >= self._seconds or _is_dead(held.holder)):
                 if not self.standing_by.done():
                     log.info("standing by: %s is the writer", _name_of(held.holder))
                     self.standing_by.set_result(_name_of(held.holder))

@@ -164,7 +164,7 @@ class SegmentEntry:
     last_directive: int
     last_account: int
     last_checkpoint: int
-    """The greatest tree size so far; -1 = none."""
+    """The last block under a checkpoint so far; 0 = none."""
     blocks: int
     transfers: int
     head_hash: str

@@ -21,6 +21,8 @@ def no_range_keys(number: int) -> bytes | None:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
+    block: int
+    """The last one under it, by which it is ordered: several may be of one size."""
     size: int
     """Transfers in the tree: seq 1 to `size`."""
     note: bytes
@@ -31,7 +33,7 @@ class Checkpoint:
 
 class LogSource(Protocol):
     def checkpoints(self, *, after: int, through: int) -> Iterator[Checkpoint]:
-        """Those with after < size <= through, by size."""
+        """Those with after < block <= through, by block."""
 
     def range_key(self, number: int) -> bytes | None:
         """See `RangeKeys`."""
@@ -59,9 +61,9 @@ class DatabaseLog:
             return
         while True:
             rows = self._all(_CHECKPOINTS, (after, through, _PAGE))
-            for size, note, supply, lines in rows:
-                after = int(size)
-                yield Checkpoint(after, (note + "".join(lines or ())).encode(), bytes(supply))
+            for block, size, note, supply, lines in rows:
+                after = int(block)
+                yield Checkpoint(after, int(size), (note + "".join(lines or ())).encode(), bytes(supply))
             if len(rows) < _PAGE:
                 return
 
@@ -74,7 +76,7 @@ class DatabaseLog:
 
 
 _CHECKPOINTS = (
-    "SELECT c.size, c.note, c.supply,"
-    " (SELECT array_agg(line ORDER BY witness) FROM log_cosignature s WHERE s.size = c.size)"
-    " FROM log_checkpoint c WHERE c.size > %s AND c.size <= %s ORDER BY c.size LIMIT %s"
+    "SELECT c.block, c.size, c.note, c.supply,"
+    " (SELECT array_agg(line ORDER BY witness) FROM log_cosignature s WHERE s.block = c.block)"
+    " FROM log_checkpoint c WHERE c.block > %s AND c.block <= %s ORDER BY c.block LIMIT %s"
 )

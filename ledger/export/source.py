@@ -50,8 +50,8 @@ class Position:
     seq: int = 0
     directive: int = 0
     account: int = 0
-    checkpoint: int = -1
-    """Size of the last one; the first is of the empty tree."""
+    checkpoint: int = 0
+    """Block of the last one."""
 
     @property
     def is_start(self) -> bool:

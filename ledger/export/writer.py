@@ -137,12 +137,14 @@ class ExportDirectory:
         partial = self.path / (name + _PARTIAL)
         before = self.position
         with _Segment(partial, self._durable) as segment:
+            is_end = True
             for group in source.groups(before, transfers_max=min(segment_transfers, GROUP_TRANSFERS)):
                 segment.add(group)
                 if segment.transfers >= segment_transfers or segment.size >= SEGMENT_BYTES:
+                    is_end = False
                     break
             after = segment.position or before
-            checkpoint = segment.add_log(log, before, after)
+            checkpoint = segment.add_log(log, before, after, is_end=is_end)
         if not segment.files:
             shutil.rmtree(partial)
             return None
@@ -231,11 +233,14 @@ class _Segment:
         self.transfers += group.transfers
         self.position = group.position
 
-    def add_log(self, log: LogSource, before: Position, after: Position) -> int:
-        """Checkpoints of trees that this export has whole, and the salts of its transfers. Returns the last size."""
-        size = before.checkpoint
-        for checkpoint in log.checkpoints(after=before.checkpoint, through=after.seq):
-            size = checkpoint.size
+    def add_log(self, log: LogSource, before: Position, after: Position, *, is_end: bool) -> int:
+        """Checkpoints of trees that this export has whole, and the salts of its transfers. Returns the last block.
+
+        At the journal's end all that there are: one of a block that the journal does not have is the proof of a cut.
+        """
+        block = before.checkpoint
+        for checkpoint in log.checkpoints(after=block, through=INT64_MAX if is_end else after.block):
+            block = checkpoint.block
             record = (checkpoint.size, len(checkpoint.note), len(checkpoint.supply))
             self.append("checkpoints", _pack(layout.CHECKPOINT, record))
             self.append("checkpoint-texts", checkpoint.note + checkpoint.supply)
@@ -244,7 +249,7 @@ class _Segment:
             if key is None:
                 break
             self.append("range-keys", _pack(layout.RANGE_KEY, (number, key)))
-        return size
+        return block
 
     def append(self, name: str, data: bytes) -> None:
         if not data:
@@ -257,6 +262,7 @@ class _Segment:
         self.size += len(data)
 
 
+INT64_MAX = 2**63 - 1
 RANGE_BITS = 20
 RANGE_MASK = (1 << RANGE_BITS) - 1
 """Transfers seq = r * 2^20 + 1 to (r + 1) * 2^20 share a salt key."""

@@ -32,6 +32,8 @@ QUEUE_BLOCKS_MAX = 32
 PIPE_BYTES = 1024 * 1024
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 RESTART_SECONDS = 1.0
+ALIVE_SECONDS = 1.0
+"""How often an idle ledger looks whether the sealer's process still lives."""
 RESTARTS_BEFORE_FAILURE = 5
 STOP_SECONDS_MAX = 5.0
 """For the last checkpoint on the way out: a standby waits so long at most."""
@@ -73,7 +75,7 @@ class LogFeed:
         self._restarts = 0
         self.failure: str | None = None
         """Why the log does not go on, or which witness has refused it."""
-        self.sealed_size = -1
+        self._sealed_block = 0
         self.dropped = 0
         """Blocks that the sealer had to read from the journal."""
 
@@ -126,7 +128,7 @@ class LogFeed:
                 return
             if process.stdin is None:
                 raise RuntimeError("the sealer has no pipe")
-            ended = self._feed(process.stdin)
+            ended = self._feed(process, process.stdin)
             with suppress(OSError):
                 process.stdin.close()
             if ended:
@@ -142,11 +144,16 @@ class LogFeed:
             if self._stopping.wait(RESTART_SECONDS):
                 return
 
-    def _feed(self, pipe: IO[bytes]) -> bool:
+    def _feed(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> bool:
         """Hand over blocks until the service ends (True) or the process has died (False)."""
         try:
             while True:
-                block = self._queue.get()
+                try:
+                    block = self._queue.get(timeout=ALIVE_SECONDS)
+                except queue.Empty:
+                    if process.poll() is None:
+                        continue
+                    return self._stopping.is_set()
                 if block is None:
                     return True
                 write_frame(pipe, *pack_block(block))
@@ -176,8 +183,8 @@ class LogFeed:
             for line in pipe:
                 status: dict[str, Any] = json.loads(line)
                 self.failure = status["failure"]
-                if status["size"] > self.sealed_size:
-                    self.sealed_size = status["size"]
+                if status["block"] > self._sealed_block:
+                    self._sealed_block = status["block"]
                     self._restarts = 0
 
 

@@ -50,7 +50,7 @@ class Process:
     def __init__(self, task: LogTask, blocks: IO[bytes], answers: IO[str]) -> None:
         self._answers = answers
         self._lock = threading.Lock()
-        self._size = -1
+        self._block = 0
         self._failure: str | None = None
         self._refusals: dict[str, str] = {}
         self._seal_seconds = task.seal_seconds
@@ -78,7 +78,7 @@ class Process:
         while True:
             try:
                 self._sealed(self._sealer.open())
-                pause, attempts = RETRY_SECONDS_FIRST, 0
+                pause = RETRY_SECONDS_FIRST
                 self._work()
                 self._sealer.close()
                 return 0
@@ -86,9 +86,10 @@ class Process:
                 return self._refuse(str(error))
             except (psycopg.Error, SQLAlchemyError, OutcomeUnknown, TransactionAborted) as error:
                 log.warning("the log waits for the database: %s", str(error).splitlines()[0] if str(error) else error)
-                attempts += 1
-                if self._input_ended.is_set() and attempts >= LAST_ATTEMPTS_MAX:
-                    return 0
+                if self._input_ended.is_set():
+                    attempts += 1
+                    if attempts >= LAST_ATTEMPTS_MAX:
+                        return 0
                 time.sleep(pause)
                 pause = min(2 * pause, RETRY_SECONDS_MAX)
 
@@ -107,6 +108,7 @@ class Process:
                     self._catch_up()
                 continue
             if block is None:
+                self._blocks.put(None)  # stays the last one: after a database error the end is met again
                 self._catch_up()
                 self._sealed(self._sealer.seal())
                 return
@@ -133,7 +135,7 @@ class Process:
     def _sealed(self, sealed: Sealed | None) -> None:
         if sealed is None:
             return
-        self._size = sealed.size
+        self._block = sealed.block
         self._tell()
         for pusher in self._pushers:
             pusher.offer(sealed)
@@ -154,7 +156,7 @@ class Process:
     def _tell(self) -> None:
         with self._lock:
             failure = self._failure or next(iter(self._refusals.values()), None)
-            self._answers.write(json.dumps({"size": self._size, "failure": failure}) + "\n")
+            self._answers.write(json.dumps({"block": self._block, "failure": failure}) + "\n")
             self._answers.flush()
 
 
@@ -176,7 +178,7 @@ def main() -> int:
     try:
         process = Process(LogTask(**json.loads(first)), sys.stdin.buffer, sys.stdout)
     except (KeyRefused, LogKeyRefused) as error:
-        sys.stdout.write(json.dumps({"size": -1, "failure": str(error)}) + "\n")
+        sys.stdout.write(json.dumps({"block": 0, "failure": str(error)}) + "\n")
         return EXIT_REFUSED
     try:
         return process.run()

@@ -28,10 +28,9 @@ class Identity:
 class SealedCheckpoint:
     """A row of `log_checkpoint` without its tail."""
 
-    size: int
-    previous_size: int
-    root: bytes
     block: int
+    size: int
+    root: bytes
     block_hash: bytes
     supply: bytes
     note: str
@@ -47,62 +46,64 @@ def find_identity(connection: sa.Connection) -> Identity | None:
 
 
 def latest_checkpoint(connection: sa.Connection) -> SealedCheckpoint | None:
-    row = connection.execute(_CHECKPOINT.order_by(log_checkpoint.c.size.desc()).limit(1)).first()
+    row = connection.execute(_CHECKPOINT.order_by(log_checkpoint.c.block.desc()).limit(1)).first()
     return SealedCheckpoint(**row._mapping) if row is not None else None
 
 
 def find_checkpoint(connection: sa.Connection, size: int) -> SealedCheckpoint | None:
-    row = connection.execute(_CHECKPOINT.where(log_checkpoint.c.size == size)).first()
+    """The newest of a size: of a tree that stood still while blocks without transfers came, the last word."""
+    of_size = _CHECKPOINT.where(log_checkpoint.c.size == size)
+    row = connection.execute(of_size.order_by(log_checkpoint.c.block.desc()).limit(1)).first()
     return SealedCheckpoint(**row._mapping) if row is not None else None
 
 
 def checkpoints_page(connection: sa.Connection, *, before: int | None, limit: int) -> list[SealedCheckpoint]:
-    """The newest first, from below `before`."""
-    query = _CHECKPOINT.order_by(log_checkpoint.c.size.desc()).limit(limit)
+    """The newest first, from below the block `before`."""
+    query = _CHECKPOINT.order_by(log_checkpoint.c.block.desc()).limit(limit)
     if before is not None:
-        query = query.where(log_checkpoint.c.size < before)
+        query = query.where(log_checkpoint.c.block < before)
     return [SealedCheckpoint(**row._mapping) for row in connection.execute(query)]
 
 
 def best_checkpoint(connection: sa.Connection, *, seq: int, quorum: int) -> SealedCheckpoint | None:
     """The newest checkpoint that covers `seq` and that at least `quorum` witnesses have cosigned."""
-    if quorum == 0:
-        found = latest_checkpoint(connection)
-        return found if found is not None and found.size >= seq else None
-    newest = (
-        sa.select(log_cosignature.c.size)
-        .where(log_cosignature.c.size >= seq)
-        .order_by(log_cosignature.c.size.desc())
-        .limit(COSIGNATURES_LOOKED_AT)
-        .subquery()
-    )
-    cosigned = (
-        sa.select(newest.c.size)
-        .group_by(newest.c.size)
-        .having(sa.func.count() >= quorum)
-        .order_by(newest.c.size.desc())
-        .limit(1)
-    )
-    size = connection.execute(cosigned).scalar()
-    return find_checkpoint(connection, size) if size is not None else None
+    query = _CHECKPOINT.order_by(log_checkpoint.c.block.desc()).limit(1)
+    if quorum > 0:
+        newest = (
+            sa.select(log_cosignature.c.block)
+            .order_by(log_cosignature.c.block.desc())
+            .limit(COSIGNATURES_LOOKED_AT)
+            .subquery()
+        )
+        cosigned = (
+            sa.select(newest.c.block)
+            .group_by(newest.c.block)
+            .having(sa.func.count() >= quorum)
+            .order_by(newest.c.block.desc())
+            .limit(1)
+        )
+        query = query.where(log_checkpoint.c.block == cosigned.scalar_subquery())
+    row = connection.execute(query).first()
+    return SealedCheckpoint(**row._mapping) if row is not None and row.size >= seq else None
 
 
 def cosigned_notes(connection: sa.Connection, checkpoints: Sequence[SealedCheckpoint]) -> list[str]:
     """Each checkpoint's note with all cosignatures that have come in, by witness."""
     query = (
-        sa.select(log_cosignature.c.size, log_cosignature.c.line)
-        .where(log_cosignature.c.size.in_([item.size for item in checkpoints]))
+        sa.select(log_cosignature.c.block, log_cosignature.c.line)
+        .where(log_cosignature.c.block.in_([item.block for item in checkpoints]))
         .order_by(log_cosignature.c.witness)
     )
     lines: dict[int, str] = {}
-    for size, line in connection.execute(query):
-        lines[size] = lines.get(size, "") + line
-    return [item.note + lines.get(item.size, "") for item in checkpoints]
+    for block, line in connection.execute(query):
+        lines[block] = lines.get(block, "") + line
+    return [item.note + lines.get(item.block, "") for item in checkpoints]
 
 
 def last_cosigned(connection: sa.Connection, witness: str) -> int:
     """The largest size that a witness (its vkey) has cosigned, as far as we know; 0 if none."""
-    query = sa.select(sa.func.max(log_cosignature.c.size)).where(log_cosignature.c.witness == witness)
+    block = sa.select(sa.func.max(log_cosignature.c.block)).where(log_cosignature.c.witness == witness)
+    query = sa.select(log_checkpoint.c.size).where(log_checkpoint.c.block == block.scalar_subquery())
     return int(connection.execute(query).scalar() or 0)
 
 
@@ -133,9 +134,11 @@ def _read_tile(connection: sa.Connection, level: int, index: int, width: int) ->
     hashes = connection.execute(full).scalar()
     if hashes is not None:
         return bytes(hashes)
-    # No tile yet: what the checkpoints have brought into it. There are at most 255 of them.
+    # No tile yet: what the checkpoints have brought into it. At most 255 of them grew within it (there is an index).
     tails = sa.select(log_checkpoint.c.tail).where(
-        log_checkpoint.c.size > first, log_checkpoint.c.size < first + TILE_WIDTH
+        log_checkpoint.c.size > first,
+        log_checkpoint.c.size < first + TILE_WIDTH,
+        log_checkpoint.c.size > log_checkpoint.c.previous_size,
     )
     return b"".join(connection.execute(tails.order_by(log_checkpoint.c.size)).scalars())
 

@@ -1,10 +1,11 @@
-"""Grows the tree by committed blocks and seals checkpoints. One at a time writes, and never two for one size.
+"""Grows the tree by committed blocks and seals checkpoints. One at a time writes, and never two for one block.
 
 1. `open`: rebuild the tree's right edge from the tables and hold it against the last checkpoint, our signature, the
    journal's block and the last leaves hashed anew. Whatever differs is `LogBroken`: no checkpoint may follow.
 2. `take` a block as the ledger hands it over, or `catch_up` from the journal: blocks in their chain, digests checked.
 3. `seal`: tiles and checkpoint in one transaction, which does nothing unless the lease is still our ledger's and the
-   previous checkpoint still the last.
+   previous checkpoint still the last. A block without transfers (directives, accounts) is sealed too: the same tree,
+   another block.
 
 After any database error the caller opens it again: what was committed is read, never guessed.
 """
@@ -51,6 +52,10 @@ CATCH_UP_BLOCKS = 512
 CATCH_UP_TRANSFERS = 262_144
 """Read at a time from the journal, about 50 MB."""
 
+SEAL_LIMITS = "SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '2s'"
+"""The transaction that seals locks the lease's row, which every block of the ledger waits for: a process that is
+stopped in the middle loses its session, and the lock with it."""
+
 
 class LogBroken(RuntimeError):
     """Journal, tiles and checkpoint disagree: tampering, a partly restored database, or a bug. Nothing is sealed."""
@@ -61,6 +66,7 @@ class Sealed:
     """A checkpoint that is durable."""
 
     size: int
+    block: int
     note: str
 
 
@@ -79,10 +85,10 @@ class Sealer:
         self._clock = clock
         self._tree = GrowingTree()
         self._head: BlockHeader | None = None
-        """The last block whose transfers are in the tree."""
+        """The last block that was taken: its transfers are in the tree."""
         self._tiles: list[FullTile] = []
         """Full tiles that are not stored yet."""
-        self._sealed_size = -1
+        self._sealed_size, self._sealed_block = -1, 0
         self._connections = ExitStack()
         self._connection: CheckedConnection | None = None
 
@@ -110,7 +116,7 @@ class Sealer:
 
     @property
     def has_unsealed(self) -> bool:
-        return self._head is not None and self._tree.size > self._sealed_size
+        return self._head is not None and self._head.number > self._sealed_block
 
     # --- 1.
 
@@ -122,16 +128,17 @@ class Sealer:
         with self._database.transaction(isolation="REPEATABLE READ") as connection:
             last = queries.latest_checkpoint(connection)
             if last is None:
-                self._tree, self._head, self._sealed_size = GrowingTree(), None, -1
+                self._tree, self._head = GrowingTree(), None
+                self._sealed_size, self._sealed_block = -1, 0
                 return None
             try:
                 self._tree = GrowingTree(last.size, queries.right_edge(connection, last.size))
             except (LookupError, ValueError) as error:
                 raise LogBroken(f"tiles of the checkpoint of size {last.size} are missing: {error}") from None
         self._head = self._check_checkpoint(last)
-        self._sealed_size = last.size
+        self._sealed_size, self._sealed_block = last.size, last.block
         self._check_leaves(max(0, last.size - START_CHECK_LEAVES))
-        return Sealed(last.size, last.note)
+        return Sealed(last.size, last.block, last.note)
 
     def _check_checkpoint(self, last: SealedCheckpoint) -> BlockHeader:
         where = f"the checkpoint of size {last.size}"
@@ -241,7 +248,7 @@ class Sealer:
     # --- 3.
 
     def seal(self) -> Sealed | None:
-        """Make a checkpoint of the tree as it is. None if the last one is of this size.
+        """Make a checkpoint of the tree as it is. None if the last one is of this block.
 
         Raises Deposed if another ledger writes now; a database error: then `open` says what was committed.
         """
@@ -257,22 +264,24 @@ class Sealer:
         tail = partial[len(partial) - fresh * HASH_BYTES :]
         connection = self._opened()
         with connection.cursor() as cursor:
+            cursor.execute(SEAL_LIMITS)
             self._copy_tiles(cursor)
             cursor.execute(
                 "WITH fenced AS (UPDATE lease SET renewed_at = renewed_at WHERE id = 1 AND node = %s RETURNING 1)"
-                " INSERT INTO log_checkpoint (size, previous_size, root, block, block_hash, tail, supply, note,"
-                " sealed_at) SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
+                " INSERT INTO log_checkpoint (block, previous_block, size, previous_size, root, block_hash, tail,"
+                " supply, note, sealed_at) SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
                 (
                     self._holder,
-                    *(size, self._sealed_size, root, header.number, header.hash, tail, statement, note, self._clock()),
+                    *(header.number, self._sealed_block, size, self._sealed_size),
+                    *(root, header.hash, tail, statement, note, self._clock()),
                 ),
             )
             if cursor.rowcount != 1:
                 connection.rollback()
                 raise Deposed("another ledger holds the lease")
             connection.commit()
-        self._tiles, self._sealed_size = [], size
-        return Sealed(size, note)
+        self._tiles, self._sealed_size, self._sealed_block = [], size, header.number
+        return Sealed(size, header.number, note)
 
     def _copy_tiles(self, cursor: psycopg.Cursor[Any]) -> None:
         if not self._tiles:

@@ -1,7 +1,8 @@
 """Cosignatures: each new checkpoint is shown to every witness, in a thread of its own that nobody waits for.
 
 C2SP tlog-witness. A witness that is away or slow is shown the newest checkpoint when it is back: those between are
-covered by it. One that refuses a checkpoint as inconsistent has seen another history of this log: that is written down
+covered by it. One that refuses a checkpoint as inconsistent (422; 409 at the very size it has cosigned last) has seen
+another history of this log: that is written down
 (`log_incident`), said by the ledger's health, and stays said until that witness cosigns again.
 """
 
@@ -133,7 +134,13 @@ class WitnessPusher:
                 raise WitnessRefused(f"size {sealed.size} does not contain what it has seen at size {old}")
             if answer.status != 409:
                 raise WitnessAway(f"answered {answer.status}")
-            old = self._conflicting_size(answer)
+            known = self._conflicting_size(answer)
+            if old == sealed.size and known in (None, old):
+                self._check_is_newest(sealed)
+                raise WitnessRefused(f"it has cosigned another checkpoint of size {old}")
+            if known is None:
+                raise WitnessAway("answered 409 without a size")
+            old = known
             if old > sealed.size:
                 self._check_not_rolled_back(old)
                 raise WitnessAway(f"has cosigned size {old} meanwhile")
@@ -165,11 +172,21 @@ class WitnessPusher:
             raise WitnessAway(f"its cosignature is not valid: {error}") from None
 
     @staticmethod
-    def _conflicting_size(answer: _Answer) -> int:
+    def _conflicting_size(answer: _Answer) -> int | None:
+        """None without one, as a witness may answer whose size is the old one but whose root is not."""
+        if answer.media_type != SIZE_MEDIA_TYPE:
+            return None
         match = _SIZE_LINE.fullmatch(answer.body)
-        if answer.media_type != SIZE_MEDIA_TYPE or match is None:
-            raise WitnessAway("answered 409 without a size")
+        if match is None:
+            raise WitnessAway("answered 409 with a size that is none")
         return int(match[1])
+
+    def _check_is_newest(self, sealed: Sealed) -> None:
+        """One of an earlier block than the witness has cosigned is refused with good reason, if it is of our line."""
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            latest = queries.latest_checkpoint(connection)
+        if latest is not None and latest.block > sealed.block:
+            raise WitnessAway(f"may have cosigned a checkpoint after block {sealed.block} meanwhile")
 
     def _check_not_rolled_back(self, size: int) -> None:
         """A checkpoint is durable here before a witness sees it: one that we do not have was taken from us."""
@@ -180,12 +197,13 @@ class WitnessPusher:
             raise WitnessRefused(f"it has cosigned size {size}, and this log ends at {ours}: an older database?")
 
     def _store(self, sealed: Sealed, cosignature: Signature) -> None:
-        row = {"size": sealed.size, "witness": str(self._key), "line": cosignature.line, "received_at": self._clock()}
+        row = {"block": sealed.block, "witness": str(self._key), "line": cosignature.line, "received_at": self._clock()}
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             connection.execute(insert(log_cosignature).values(**row).on_conflict_do_nothing())
 
     def _record(self, sealed: Sealed, detail: str) -> None:
-        row = {"witness": str(self._key), "size": sealed.size, "detail": detail, "noticed_at": self._clock()}
+        place = {"witness": str(self._key), "block": sealed.block, "size": sealed.size}
+        row = {**place, "detail": detail, "noticed_at": self._clock()}
         try:
             with self._database.transaction(isolation="READ COMMITTED") as connection:
                 connection.execute(insert(log_incident).values(**row).on_conflict_do_nothing())

@@ -19,33 +19,34 @@ NOBODY = ""
 """The lease's holder after a clean stop."""
 WRITER = "jiaozi-ledger writer"
 """How a session that writes blocks calls itself, followed by its holder's unique part."""
-LOG_WRITER = "jiaozi-log "
-"""How the sessions of a ledger's transparency log begin their names: they hold the lease's row while they seal."""
+LEASE_KEEPER = "jiaozi-ledger-lease"
+"""How the session that waits for the lease or keeps it calls itself: the only one that a standby has."""
+WRITERS = ("jiaozi-ledger ", "jiaozi-log ")
+"""How all other sessions of a ledger (blocks, history, closings, requests) and of its transparency log begin their
+names: only a writer has any."""
 LOCK_WAIT = "2s"
 """A block's transaction holds the row for milliseconds; one that holds it longer belongs to a stopped process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The lease as it stands. `expired`: by the database's clock, not renewed for as long as was asked."""
+    """The lease as it stands. `renewed_at` tells one renewal from the next; it is no measure of time, because the
+    database's clock can be set."""
 
     holder: str
     renewed_at: datetime
-    expired: bool
 
 
 def prepare(connection: psycopg.Connection[TupleRow]) -> None:
     """Once a connection: what waits for the row longer than LOCK_WAIT raises psycopg.errors.LockNotAvailable."""
     connection.autocommit = True
     connection.execute(f"SET lock_timeout = '{LOCK_WAIT}'")
+    connection.execute(f"SET application_name = '{LEASE_KEEPER}'")
 
 
-def look(connection: psycopg.Connection[TupleRow], *, seconds: float) -> Held | None:
+def look(connection: psycopg.Connection[TupleRow]) -> Held | None:
     """Who has the lease; None before the first."""
-    row = connection.execute(
-        "SELECT node, renewed_at, renewed_at < clock_timestamp() - make_interval(secs => %s) FROM lease WHERE id = 1",
-        (seconds,),
-    ).fetchone()
+    row = connection.execute("SELECT node, renewed_at FROM lease WHERE id = 1").fetchone()
     return Held(*row) if row is not None else None
 
 
@@ -80,14 +81,15 @@ def release(connection: psycopg.Connection[TupleRow], *, holder: str) -> None:
 
 
 def end_other_writers(connection: psycopg.Connection[TupleRow], *, own: str) -> None:
-    """Before the lease changes hands: end the sessions of earlier writers. One that belongs to a stopped process may
-    be inside a COPY, and its half-written ids would keep everybody who repeats them waiting until it goes on.
+    """Before the lease changes hands: end all sessions of earlier writers. One that belongs to a stopped process may
+    be inside a transaction, and its half-written ids, runs of history or pages of a closing would keep everybody who
+    writes the same waiting until it goes on.
 
-    Needs no privilege: a role may end its own sessions. A log of our own is not there yet.
+    Needs no privilege: a role may end its own sessions. Of our own, none but `own` and the lease's is there yet.
     """
     connection.execute(
         "SELECT pg_terminate_backend(pid, 1000) FROM pg_stat_activity WHERE datname = current_database()"
         " AND usename = current_user AND application_name <> %s"
         " AND (starts_with(application_name, %s) OR starts_with(application_name, %s))",
-        (own, WRITER, LOG_WRITER),
+        (own, *WRITERS),
     )

@@ -29,6 +29,8 @@ PAGE_HEIGHT = 10
 """1,024 leaves a page (17 KB): one proof hashes two pages again, 1 ms each."""
 NICENESS = 10
 """The ledger comes first."""
+IDLE_SECONDS_MAX = 300
+"""Between two statements: hashing takes seconds. A process that was stopped keeps no page locked for longer."""
 DIRECTORY = np.dtype([("tag", ">u8"), ("node", sum_tree.NODE)])
 
 
@@ -59,6 +61,8 @@ def main() -> None:
         raise SystemExit("the ledger went away")
     database = Database(task.database_url, application_name="jiaozi-ledger closing")
     with database.raw(isolation="READ COMMITTED") as connection:
+        connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_SECONDS_MAX}s'")
+        connection.commit()
         _make(task, np.frombuffer(data, "<i8"), connection)
     database.close()
 

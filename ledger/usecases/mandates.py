@@ -21,7 +21,18 @@ from kernel.clock import Clock
 from kernel.crypto import jws
 from kernel.database import Database
 from kernel.errors import ProblemError, RequestRefusal
-from ledger.contract import APPROVAL_TYP, MANDATE_TYP, Action, Approval, MandateStatus, MandateView, Proposal
+from ledger.contract import (
+    APPROVAL_TYP,
+    MANDATE_TYP,
+    Action,
+    Approval,
+    MandateStatus,
+    MandateView,
+    Proposal,
+    RegisterParticipantAction,
+    RotateParticipantKeyAction,
+    SetQuotaAction,
+)
 from ledger.domain.state import LedgerState
 from ledger.domain.vocabulary import LedgerRefusal
 from ledger.engine.sequencer import Sequencer, SequencerUnavailable
@@ -160,6 +171,13 @@ class Mandates:
             raise ProblemError(refusal, f"The mandate was not carried out: {refusal.title}")
         return self.view(mandate_id)
 
+    def view_for(self, caller: Caller, mandate_id: UUID) -> MandateView:
+        """For operators and the participant concerned; to others it is answered like one that does not exist."""
+        view = self.view(mandate_id)
+        if not (caller.is_operator or view.maker == caller.thumbprint or self._concerns(view.action, caller)):
+            raise ProblemError(LedgerRefusal.MANDATE_NOT_FOUND)
+        return view
+
     def view(self, mandate_id: UUID) -> MandateView:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             row = store.find_mandate(connection, mandate_id)
@@ -194,6 +212,12 @@ class Mandates:
 
     def _operators(self) -> set[str]:
         return self._keyring.operator_thumbprints()
+
+    def _concerns(self, action: Action, caller: Caller) -> bool:
+        if isinstance(action, RegisterParticipantAction | RotateParticipantKeyAction | SetQuotaAction):
+            participant = self._keyring.participant(caller.participant)
+            return participant is not None and participant.code == action.participant
+        return self._may_ask(action, caller)
 
     def _may_ask(self, action: Action, caller: Caller) -> bool:
         if action.action not in _PARTICIPANT_MAY_ASK:

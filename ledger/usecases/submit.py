@@ -148,26 +148,19 @@ class Submitter:
         return await loop.run_in_executor(self._verifiers, _answers, ready, outcome)
 
     async def book(self, batch: Batch, *, caller: Caller | None) -> BatchOutcome:
-        """Hand a batch to the sequencer and wait for its commit. Each participant has a bounded share of the queue."""
+        """Hand a batch to the sequencer and wait for its commit. Each participant has a bounded share of the queue,
+        and what it sent counts until the sequencer has answered, also when nobody waits for that any longer."""
         who = caller.thumbprint if caller is not None else ""
         waiting = self._in_flight.get(who, 0)
         if waiting and waiting + len(batch) > IN_FLIGHT_TRANSFERS_MAX:
             raise ProblemError(RequestRefusal.TOO_MANY_REQUESTS, f"{waiting} transfers of yours wait already")
-        self._in_flight[who] = waiting + len(batch)
-        try:
-            return await self._book(batch, caller)
-        finally:
-            left = self._in_flight[who] - len(batch)
-            if left:
-                self._in_flight[who] = left
-            else:
-                del self._in_flight[who]
-
-    async def _book(self, batch: Batch, caller: Caller | None) -> BatchOutcome:
         signer = (caller.participant, caller.key_version) if caller is not None and caller.participant else None
         try:
-            future = self._sequencer.submit(batch, signer=signer)
-            return await asyncio.wait_for(asyncio.wrap_future(future), self._answer_seconds_max)
+            answer = asyncio.wrap_future(self._sequencer.submit(batch, signer=signer))
+            self._in_flight[who] = waiting + len(batch)
+            answer.add_done_callback(lambda _: self._give_back(who, len(batch)))
+            # Shielded: to cancel it would not take the batch out of the sequencer's queue.
+            return await asyncio.wait_for(asyncio.shield(answer), self._answer_seconds_max)
         except TimeoutError:
             raise ProblemError(
                 LedgerRefusal.OUTCOME_UNKNOWN, "The journal did not answer in time; retry with the same ids."
@@ -176,6 +169,13 @@ class Submitter:
             raise ProblemError(RequestRefusal.SIGNATURE_INVALID, "the key was replaced: sign anew") from None
         except SequencerUnavailable as error:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "retry with the same ids: they book once") from error
+
+    def _give_back(self, who: str, transfers: int) -> None:
+        left = self._in_flight[who] - transfers
+        if left:
+            self._in_flight[who] = left
+        else:
+            del self._in_flight[who]
 
     # --- checks, in verifier threads
 

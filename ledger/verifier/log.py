@@ -45,7 +45,10 @@ class LogCheck:
         self._findings: list[Finding] = []
         self._keys: dict[int, bytes] = {}
         self._claims: dict[int, _Claim] = {}
-        self._last_size = -1
+        self._last: _Claim | None = None
+        self._last_block = 0
+        """The last block that a checkpoint has named."""
+        self._head_block = 0
         self._leaves = 0
         """Transfers taken in so far."""
         self._pieces: list[Piece] = []
@@ -65,6 +68,8 @@ class LogCheck:
     def segment(self, segment: Segment) -> None:
         for number, key in zip(segment.range_keys["range"].tolist(), segment.range_keys["key"].tolist(), strict=True):
             self._keys.setdefault(number, bytes(key))
+        if len(segment.blocks):
+            self._head_block = int(segment.blocks[-1]["number"])
         for size, note, supply in segment.notes():
             self._take(size, note, supply)
         self._add_leaves(segment.number, len(segment.transfers))
@@ -81,7 +86,7 @@ class LogCheck:
         if not is_whole:
             return self._findings
         report = self._report
-        if self._last_size < 0:
+        if self._last is None:
             if self._log_key is not None:
                 self._findings.append(Finding("log", None, None, "there is no checkpoint of the log"))
             else:
@@ -91,9 +96,10 @@ class LogCheck:
                 report.unproved.append("the checkpoints' signatures: give the log's public key (--log-key)")
             if not self._is_hashed:
                 report.unproved.append("the log's roots: the keys of the leaves' salts are not in the export")
-            if self._leaves > self._last_size:
-                first = self._last_size + 1
-                report.unproved.append(f"transfers from seq {first} on are under no checkpoint yet")
+            if self._leaves > self._last.size:
+                report.unproved.append(f"transfers from seq {self._last.size + 1} on are under no checkpoint yet")
+            elif self._head_block > self._last_block:
+                report.unproved.append(f"blocks from {self._last_block + 1} on are under no checkpoint yet")
         for claim in self._claims.values():
             if claim.size <= self._leaves:
                 continue  # its tree was not hashed
@@ -112,14 +118,19 @@ class LogCheck:
                 checkpoint = Checkpoint.parse(Note.parse(note).text)
             if checkpoint.size != size:
                 raise NoteRefused(f"it is of size {checkpoint.size}")
-            if size <= self._last_size:
-                raise NoteRefused(f"it comes after the one of {self._last_size}")
+            last = self._last
+            if last is not None and size < last.size:
+                raise NoteRefused(f"it comes after the one of {last.size}")
+            if last is not None and size == last.size and checkpoint.root != last.root:
+                raise NoteRefused("there is another one of this size, with another root")
         except NoteRefused as error:
             self._complain(size, f"the checkpoint of {size} transfers: {error}")
             return
-        self._last_size = size
         self._check_lines(checkpoint, supply)
         claim = _Claim(size, checkpoint.root)
+        if claim == last:
+            return  # a later block with the same tree
+        self._last = claim
         if size == 0:
             if claim.root != merkle.EMPTY_ROOT:
                 self._complain(0, "the checkpoint of the empty tree has another root")
@@ -150,6 +161,9 @@ class LogCheck:
         if words is None or len(words) != 2 or not words[0].isascii() or not words[0].isdecimal():
             raise NoteRefused("it names no block")
         number, block_hash = int(words[0]), from_base64(words[1])
+        if number <= self._last_block:
+            raise NoteRefused(f"it names block {number}, and one before it block {self._last_block}")
+        self._last_block = number
         header = self._header(number)
         if header is None:
             raise NoteRefused(f"block {number}, which it names, is not there")

@@ -80,6 +80,7 @@ def test_a_holder_verifies_his_balance_offline(world: LedgerWorld, log_key: Veri
         supply = client.supply()
         assert client.closing(view.closing) == view
         assert client.closings()[0] == view
+    with world.operator() as client:
         head = client.block(proved.statement.block)
     assert proved.statement.circulation_minor == supply.circulation_minor
     assert (head.hash, head.first_account + head.account_count - 2) == (

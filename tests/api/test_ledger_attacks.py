@@ -10,11 +10,13 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -27,17 +29,22 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.ids import AccountNumber, ParticipantId
 from kernel.postgres import EmbeddedPostgres
+from ledger.client import LedgerClient
 from ledger.contract import (
     INSTRUCTION_TYP,
     MANDATE_TYP,
     AdjustmentAction,
+    BlockView,
     IssueAction,
     RotateParticipantKeyAction,
+    SetQuotaAction,
     TransferItem,
     TransferOutcome,
     sign_proposal,
 )
+from ledger.store import leases
 from tests.ledger_world import LedgerWorld, running_ledger
+from tests.roles import dsn
 
 BANK, OTHER = "BKCHCNBJ", "ICBKCNBJ"
 
@@ -183,12 +190,99 @@ def test_a_mandate_that_was_carried_out_says_so_whatever_its_row_says(world: Led
             sa.text("UPDATE mandate SET status = 'proposed', directive = NULL WHERE id = :id"), {"id": done.mandate}
         )
     database.close()
-    with world.anonymous() as client:
+    with world.operator() as client:
         view = client.get_mandate(done.mandate)
         assert (view.status, view.directive) == ("executed", done.directive)
         with pytest.raises(ProblemResponse) as caught:
             client.execute(done.mandate)
     assert caught.value.refusal == "mandate-executed"
+
+
+def test_a_mandate_is_shown_to_operators_and_to_whom_it_concerns(world: LedgerWorld) -> None:
+    """An adjustment names accounts and an amount; to know its id is no right to see them."""
+    mine, theirs = world.open_vault(BANK), world.open_vault(OTHER)
+    issued = world.issue(mine, 20)
+    adjusted = world.mandate(
+        AdjustmentAction(
+            transfer=ids.new_uuid7(),
+            debit=AccountNumber(mine),
+            credit=AccountNumber(theirs),
+            amount_minor=3,
+            currency="CNY",
+            case="2026-7",
+        )
+    )
+    registered = world.mandate(SetQuotaAction(participant=ParticipantId(OTHER), quota_minor=10**15))
+    action = IssueAction(transfer=ids.new_uuid7(), vault=AccountNumber(mine), amount_minor=1, currency="CNY")
+    with world.anonymous() as client:
+        asked = client.propose(sign_proposal(world.proposal(action), key=world.participants[BANK]))
+
+    def seen_by(client: LedgerClient) -> list[str]:
+        answers: list[str] = []
+        with client:
+            for view in (issued, asked, registered, adjusted):
+                try:
+                    answers.append(client.get_mandate(view.mandate).action.action)
+                except ProblemResponse as refused:
+                    answers.append(refused.refusal)
+        return answers
+
+    unseen = "mandate-not-found"
+    assert seen_by(world.anonymous()) == ["signature-missing"] * 4
+    assert seen_by(world.client(BANK)) == ["issue", "issue", unseen, unseen]
+    assert seen_by(world.client(OTHER)) == [unseen, unseen, "set-quota", unseen]
+    assert seen_by(world.operator()) == ["issue", "issue", "set-quota", "adjustment"]
+
+
+def test_a_blocks_digests_and_totals_are_for_operators_alone(world: LedgerWorld) -> None:
+    """A block of one transfer: its digest, which has no salt, could be guessed by who knows the transfer's id."""
+    world.issue(world.open_vault(BANK), 20)
+    public = {"number", "booked_at", "hash", "previous_hash", "first_seq", "transfer_count"}
+    for number in ("latest", "2"):
+        assert set(httpx.get(f"{world.url}/v1/blocks/{number}").json()) == public
+    with world.operator() as operator, world.client(BANK) as participant, world.anonymous() as anybody:
+        whole, short = operator.block(), participant.block()
+        assert set(whole.model_dump(exclude_none=True)) == set(BlockView.model_fields)
+        assert set(short.model_dump(exclude_none=True)) == public
+        assert anybody.block(whole.number) == short == BlockView(**whole.model_dump(include=public))
+
+
+def test_a_deposed_ledger_does_not_answer_from_memory(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
+    url = fresh_database("ledger")
+    with running_ledger(url, tmp_path) as world:
+        world.register(BANK)
+        assert httpx.get(f"{world.url}/v1/participants").status_code == 200
+        with psycopg.connect(dsn(url), autocommit=True) as connection:
+            connection.execute("UPDATE lease SET node = 'rival 1 ?', epoch = epoch + 1")
+        deadline = time.monotonic() + 10
+        while httpx.get(f"{world.url}/v1/supply").status_code == 200:  # until it has looked at the lease
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for path in ("participants", "ledger", "supply", "blocks/latest"):
+            assert httpx.get(f"{world.url}/v1/{path}").status_code == 503, path
+
+
+def test_every_session_of_a_ledger_ends_when_another_takes_over(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    """By their names: all but the lease's own, which holds nothing between two statements."""
+    url = fresh_database("ledger")
+    with running_ledger(url, tmp_path) as world:
+        world.register(BANK)
+        world.issue(world.open_vault(BANK), 20)
+        names: set[str] = set()
+        deadline = time.monotonic() + 10
+        while not any(name.startswith("jiaozi-log ") for name in names):  # its process takes a while to start
+            assert time.monotonic() < deadline
+            with psycopg.connect(dsn(url)) as connection:
+                rows = connection.execute(
+                    "SELECT application_name FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND usename <> current_user"
+                    " AND backend_type = 'client backend'"
+                ).fetchall()
+            names = {str(name) for (name,) in rows}
+    assert leases.LEASE_KEEPER in names
+    assert all(name.startswith(leases.WRITERS) for name in names - {leases.LEASE_KEEPER})
 
 
 @pytest.mark.parametrize("when", ["0001-01-01T00:00:00+00:01", "9999-12-31T23:59:59-23:59"])

@@ -79,7 +79,8 @@ def test_a_stranger_checks_checkpoints_tiles_and_proofs(scene: Scene) -> None:
                 found.leaf_hash, index=found.leaf_index, size=newest.size, proof=found.proof, root=newest.root
             )
         listed = client.checkpoints(limit=1000)
-        assert [item.size for item in listed] == sorted({item.size for item in listed}, reverse=True)
+        assert [item.block for item in listed] == sorted({item.block for item in listed}, reverse=True)
+        assert [item.size for item in listed] == sorted((item.size for item in listed), reverse=True)
         for item in listed:
             opened = open_checkpoint(item.note, log_key=scene.log_key).checkpoint
             assert (opened.size, opened.root) == (item.size, item.root)
@@ -100,8 +101,11 @@ def test_every_checkpoint_signs_a_supply_that_adds_up(scene: Scene) -> None:
             supply.held_minor,
         )
         assert found.circulation_minor == 10**9
-        for item in client.checkpoints():
-            verify_supply(client.supply_statement(item.size), item.note, log_key=scene.log_key)
+        newest_of_size = {item.size: item for item in reversed(client.checkpoints())}
+        for size, item in newest_of_size.items():
+            of_size = httpx.get(f"{scene.world.url}/v1/log/checkpoints/{size}").json()
+            assert (of_size["block"], of_size["note"]) == (item.block, item.note)
+            verify_supply(client.supply_statement(size), item.note, log_key=scene.log_key)
         forged = statement.replace(b'"issued_minor":"1000000000"', b'"issued_minor":"1000000001"')
         assert forged != statement
         with pytest.raises(ReceiptRefused, match="not the one that the checkpoint signs"):
@@ -135,8 +139,11 @@ def test_a_signed_supply_that_does_not_add_up_is_refused(tmp_path: Path) -> None
     ):
         with pytest.raises(ReceiptRefused, match="add up"):
             check(**{member: str(int(str(honest[member])) + 1)})
-    with pytest.raises(ReceiptRefused, match="held"):
+    with pytest.raises(ReceiptRefused, match="more is held"):
         check(held_minor="9")
+    for less, more in (("vaults_minor", "wallets_minor"), ("wallets_minor", "vaults_minor")):
+        with pytest.raises(ReceiptRefused, match="less than nothing"):
+            check(**{less: "-1", more: "9"})
     with pytest.raises(ReceiptRefused, match="another block"):
         check(**{"seq": 8})  # type: ignore[arg-type]
 
@@ -298,7 +305,7 @@ def test_witnesses_cosign_and_receipts_carry_a_quorum(witnessed: Scene) -> None:
     result = witnessed.pay()[0]
     document = witnessed.receipt(result, quorum=2)
     proved = verify_receipt(document, log_key=witnessed.log_key, witnesses=keys, quorum=2)
-    assert {item.witness for item in proved.cosigned} == {"w0.example", "w1.example"}
+    assert {item.witness for item in proved.tree_cosigned} == {"w0.example", "w1.example"}
     stranger = VerifierKey("w9.example", KeyKind.COSIGNATURE_V1, PrivateKey.generate().public)
     with pytest.raises(ReceiptRefused, match="2 of the known witnesses"):
         verify_receipt(document, log_key=witnessed.log_key, witnesses=[*keys, stranger], quorum=3)

@@ -54,8 +54,15 @@ class Log:
                 tiles[level, entries(size, level) // TILE_WIDTH] = growing.partial(level)
         return TiledTree(size, lambda level, index, width: tiles[level, index][: width * 32])
 
-    def note(self, size: int, *, key: PrivateKey = LOG, root: bytes | None = None, origin: str = "log.example") -> Note:
-        text = Checkpoint(origin, size, root if root is not None else self.tree(size).root()).text
+    def note(
+        self,
+        size: int,
+        *lines: str,
+        key: PrivateKey = LOG,
+        root: bytes | None = None,
+        origin: str = "log.example",
+    ) -> Note:
+        text = Checkpoint(origin, size, root if root is not None else self.tree(size).root(), lines).text
         return Note(text, (sign_text(text, name=origin, key=key),))
 
     def request(self, old: int, size: int, *, proof: list[bytes] | None = None, note: Note | None = None) -> bytes:
@@ -140,7 +147,7 @@ REQUESTS = {
     "old size zero": (HONEST.request(0, 200), 409),
     "no proof": (HONEST.request(100, 200, proof=[]), 422),
     "a proof for other sizes": (HONEST.request(100, 200, proof=HONEST.tree(201).consistency_proof(100)), 422),
-    "same size, another root": (HONEST.request(100, 100, note=HONEST.note(100, root=bytes(32))), 422),
+    "same size, another root": (HONEST.request(100, 100, note=HONEST.note(100, root=bytes(32))), 409),
     "same size with a proof": (HONEST.request(100, 100, proof=[bytes(32)]), 422),
     "a rewritten leaf": (Log(fork=7).request(100, 200), 422),
     "the next honest checkpoint": (HONEST.request(100, 200), 200),
@@ -163,8 +170,45 @@ def test_each_answer_of_the_specification(running: Running, case: str) -> None:
     assert (stored.size, stored.root) == (size, HONEST.tree(size).root())
 
 
+def test_two_texts_of_one_block_are_never_both_cosigned(running: Running) -> None:
+    """A tree that stands still is cosigned again under a later block only; a tree that grows, too."""
+
+    def add(old: int, size: int, *lines: str) -> int:
+        answer = running.post(HONEST.request(old, size, note=HONEST.note(size, *lines)))
+        assert answer.status_code != 409 or answer.text == f"{running.last().size}\n"
+        return answer.status_code
+
+    assert add(0, 100, "block 9 a", "supply x") == 200
+    assert add(100, 100, "block 9 a", "supply x") == 200  # the answer was lost: once more
+    for lines in (
+        ["block 9 a", "supply y"],
+        ["block 9 b", "supply x"],
+        ["block 8 a", "supply x"],
+        ["block 9 a"],
+        ["supply x"],
+        [],
+        ["block 10 a", "block 11 a"],
+        ["block -10 a"],
+    ):
+        assert add(100, 100, *lines) == 409, lines
+        assert running.last().extensions == ("block 9 a", "supply x")
+    assert add(100, 100, "block 10 b", "supply y") == 200
+    assert running.last().extensions == ("block 10 b", "supply y")
+    for lines in (["block 10 c"], ["block 9 c"], []):
+        assert add(100, 101, *lines) == 422, lines
+    assert add(100, 101, "block 11 c") == 200
+    assert add(100, 101, "block 12 c") == 409  # another old size
+
+
+def test_a_log_that_names_no_blocks_is_cosigned_by_its_size(running: Running) -> None:
+    def add(old: int, size: int, *lines: str) -> int:
+        return running.post(HONEST.request(old, size, note=HONEST.note(size, *lines))).status_code
+
+    assert [add(0, 5, "a"), add(5, 5, "a"), add(5, 5, "b"), add(5, 6, "b")] == [200, 200, 409, 200]
+
+
 def test_an_empty_tree_has_the_empty_root_and_no_proof_before_it(running: Running) -> None:
-    assert running.post(HONEST.request(0, 0, note=HONEST.note(0, root=bytes(32)))).status_code == 422
+    assert running.post(HONEST.request(0, 0, note=HONEST.note(0, root=bytes(32)))).status_code == 409
     assert running.post(HONEST.request(0, 5, proof=[bytes(32)])).status_code == 422
     assert HONEST.tree(0).root() == EMPTY_ROOT
     assert running.add(0, 5) == 200
@@ -175,7 +219,7 @@ def test_a_forked_log_gets_no_cosignature_ever(running: Running) -> None:
     for fork in (0, 150, 299):
         other = Log(fork=fork)
         for size in (300, 301, 512, 700):
-            assert running.add(300, size, other) == 422
+            assert running.add(300, size, other) == (409 if size == 300 else 422)
     # it may not lie about the size either
     assert running.add(0, 700, Log(fork=3)) == 409
     assert running.add(300, 301) == 200

@@ -30,7 +30,7 @@ from tests.ledger_world import LedgerWorld
 
 BATCH = 8192
 ACCOUNTS = 100_000
-CONNECTIONS = 3
+CONNECTIONS = 2
 LOADS = (1, 2, 3, 4, 6, 8)
 SEAL_SECONDS_MAX = 30.0
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import http.server
+import io
 import os
 import signal
 import socket
@@ -30,17 +32,20 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.postgres import EmbeddedPostgres
 from kernel.server import make_server
-from kernel.transparency.checkpoints import Checkpoint, open_checkpoint
+from kernel.transparency.checkpoints import SIZE_MEDIA_TYPE, Checkpoint, open_checkpoint
 from kernel.transparency.merkle import verify_consistency
-from kernel.transparency.notes import KeyKind, Note, VerifierKey
+from kernel.transparency.notes import KeyKind, Note, VerifierKey, sign_text
 from kernel.transparency.tiles import TiledTree
 from kernel.transparency.witness import create
 from ledger.api.service import LedgerNotReady, start_service
 from ledger.client import verify_receipt
-from ledger.log import feed, queries
+from ledger.log import feed, process, queries
+from ledger.log.feed import LogTask
 from ledger.log.keys import load
-from ledger.log.sealer import LogBroken, Sealer, WasSealedElsewhere, read_range
+from ledger.log.sealer import LogBroken, Sealed, Sealer, WasSealedElsewhere, read_range
+from ledger.log.witnesses import WitnessAway, WitnessPusher, WitnessRefused
 from ledger.store.journal import BLOCK_COLUMNS, Deposed, Journal, header_of
+from ledger.verifier import Known, verify_database
 from tests.conftest import _administer, _fresh_name
 from tests.faults.processes import LedgerProcess, wait_until_serving
 from tests.ledger_world import LedgerWorld, free_port, make_world, serving
@@ -70,7 +75,7 @@ def await_health(world: LedgerWorld, wanted: str) -> str:
 def checkpoints_of(database_url: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn(database_url)) as connection:
         return connection.execute(
-            "SELECT size, previous_size, root, note, block FROM log_checkpoint ORDER BY size"
+            "SELECT size, previous_size, root, note, block, previous_block FROM log_checkpoint ORDER BY block"
         ).fetchall()
 
 
@@ -85,6 +90,7 @@ def check_history(scene: Scene, known: list[Checkpoint]) -> Checkpoint:
     """Every checkpoint in the table is the beginning of the newest, and so is every one that was seen before."""
     rows = checkpoints_of(scene.database_url)
     assert [row[1] for row in rows] == [-1, *(row[0] for row in rows[:-1])]
+    assert [row[5] for row in rows] == [0, *(row[4] for row in rows[:-1])]
     newest = open_checkpoint(rows[-1][3], log_key=scene.log_key).checkpoint
     database = Database(as_service(scene.database_url), application_name="test")
     with database.transaction(isolation="REPEATABLE READ") as connection:
@@ -203,6 +209,101 @@ def test_what_was_not_sealed_before_a_stop_is_sealed_on_the_way_out(
     assert checkpoints_of(str(world.settings.database_url))[-1][0] == 2
 
 
+# --- blocks without transfers ----------------------------------------------------------------------------------------
+
+
+def newest_blocks(scene: Scene) -> tuple[int, int]:
+    """(of the last checkpoint, of the journal)"""
+    with scene.owner() as connection:
+        row = connection.execute("SELECT (SELECT max(block) FROM log_checkpoint), max(number) FROM block").fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def await_all_sealed(scene: Scene) -> int:
+    deadline = time.monotonic() + 20
+    while len(set(newest_blocks(scene))) != 1:
+        assert time.monotonic() < deadline, newest_blocks(scene)
+        time.sleep(0.02)
+    return newest_blocks(scene)[0]
+
+
+def test_blocks_without_transfers_are_sealed_and_an_idle_ledger_seals_nothing(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Account openings after the last transfer: of the same size, each under a later block, cosigned anew; dropping
+    them from the database is found."""
+    url = fresh_database("ledger")
+    with scene_on(url, tmp_path, witnesses=1) as scene:
+        last = scene.pay(3)[-1].seq or 0
+        scene.await_sealed(last, cosignatures=1)
+        before = await_all_sealed(scene)
+        for _ in range(3):
+            scene.world.open_vault(BANK)
+            assert await_all_sealed(scene) > before
+            time.sleep(3 * SEAL_SECONDS)
+        of_one_size = [row for row in checkpoints_of(url) if row[0] == last]
+        assert len(of_one_size) >= 4
+        assert len({row[2] for row in of_one_size}) == 1
+        deadline = time.monotonic() + 20
+        while True:
+            note = scene.await_sealed(last)
+            if open_checkpoint(note, log_key=scene.log_key, witnesses=[scene.witnesses[0].key]).cosigned:
+                break
+            assert time.monotonic() < deadline, "the newest of the size is not cosigned"
+            time.sleep(0.02)
+        assert Checkpoint.parse(Note.parse(note).text).extension("block") == [
+            str(of_one_size[-1][4]),
+            note.split("\n")[3].split(" ")[2],
+        ]
+        count = len(checkpoints_of(url))
+        time.sleep(10 * SEAL_SECONDS + 1)
+        assert len(checkpoints_of(url)) == count, "an idle ledger sealed"
+        tree = TiledTree(last, read_over_http(scene.world.url))  # the tails of one size are not counted twice
+        assert tree.root() == of_one_size[-1][2]
+        last = scene.pay(2)[-1].seq or 0
+        scene.await_sealed(last, cosignatures=1)
+        check_history(scene, [])
+        scene.world.open_vault(BANK)
+        await_all_sealed(scene)
+    sealer, database = sealer_on(scene, tmp_path)
+    assert sealer.check_all().size == last
+    sealer.close()
+    database.close()
+    assert verify_database(url, known=Known(log_key=scene.log_key)).findings == []
+    with scene.owner() as connection:
+        connection.execute("DELETE FROM account WHERE number = (SELECT max(number) FROM account)")
+        connection.execute("DELETE FROM block WHERE number = (SELECT max(number) FROM block)")
+        connection.execute("UPDATE snapshot SET block = (SELECT max(number) FROM block)")
+    findings = verify_database(url, known=Known(log_key=scene.log_key)).findings
+    assert any("which it names, is not there" in finding.message for finding in findings), findings
+
+
+def test_a_checkpoint_of_the_same_size_with_another_root_is_found(sealed: tuple[Scene, Path]) -> None:
+    scene, directory = sealed
+    keys = load("test-cny", directory / "log-test-cny.pem", directory / "log-test-cny.salt")
+    with copied(scene.database_url, _fresh_name()) as url, psycopg.connect(dsn(url), autocommit=True) as connection:
+        row = connection.execute("SELECT block, size, note FROM log_checkpoint ORDER BY block DESC").fetchone()
+        assert row is not None
+        first = Checkpoint.parse(Note.parse(row[2]).text)
+        for root, block, message in (
+            (bytes(32), row[0], "with another root"),
+            (first.root, row[0], f"it names block {row[0]}, and one before it block {row[0]}"),
+            (first.root, row[0] + 1, "which it names, is not there"),
+        ):
+            lines = (first.extensions[0].replace(f" {row[0]} ", f" {block} "), first.extensions[1])
+            text = Checkpoint(first.origin, first.size, root, lines).text
+            note = str(Note(text, (sign_text(text, name="test-cny", key=keys.signing),)))
+            connection.execute(
+                "INSERT INTO log_checkpoint SELECT block + 1, block, size, size, root, block_hash, '', supply, %s,"
+                " sealed_at FROM log_checkpoint WHERE block = %s",
+                (note, row[0]),
+            )
+            findings = verify_database(url, known=Known(log_key=scene.log_key)).findings
+            assert any(message in finding.message for finding in findings), (message, findings)
+            connection.execute("DELETE FROM log_checkpoint WHERE block = %s", (row[0] + 1,))
+
+
 # --- a database that was altered -------------------------------------------------------------------------------------
 
 ALTERATIONS = {
@@ -231,7 +332,7 @@ ALTERATIONS = {
     "a tile taken out": ("DELETE FROM log_tile WHERE level = 0 AND index = 0", "missing|another number"),
     "the tail of the last checkpoint": (
         "UPDATE log_checkpoint SET tail = set_byte(tail, 4, get_byte(tail, 4) # 1)"
-        " WHERE size = (SELECT max(size) FROM log_checkpoint)",
+        " WHERE size = (SELECT max(size) FROM log_checkpoint) AND tail <> ''",
         "another root",
     ),
     "the supply of the last checkpoint": (
@@ -335,7 +436,7 @@ def test_a_deposed_ledgers_sealer_seals_nothing(sealed: tuple[Scene, Path]) -> N
         copy = Scene(**{**scene.__dict__, "database_url": url})
         with psycopg.connect(dsn(url), autocommit=True) as connection:
             newest = connection.execute("SELECT max(size) FROM log_checkpoint").fetchone()
-            connection.execute("DELETE FROM log_checkpoint WHERE size = (SELECT max(size) FROM log_checkpoint)")
+            connection.execute("DELETE FROM log_checkpoint WHERE block = (SELECT max(block) FROM log_checkpoint)")
             connection.execute("DELETE FROM log_tile WHERE index = 1")  # it came with that checkpoint
             connection.execute("UPDATE lease SET node = 'rival'")
 
@@ -509,6 +610,164 @@ def rewrite_history(scene: Scene, *, seq: int) -> None:
             raw.commit()
         assert Journal(raw).last_block() is not None
     database.close()
+
+
+def test_a_conflict_at_the_size_cosigned_last_is_a_fork_and_no_absence(sealed: tuple[Scene, Path]) -> None:
+    """C2SP tlog-witness: a witness that has cosigned another root of the same size answers 409, with any body."""
+    scene, directory = sealed
+    answer: dict[str, Any] = {}
+
+    class Stub(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(409)
+            if answer["type"]:
+                self.send_header("content-type", answer["type"])
+            self.send_header("content-length", str(len(answer["body"])))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    key = VerifierKey("w.example", KeyKind.COSIGNATURE_V1, PrivateKey.generate().public)
+    sealer, database = sealer_on(scene, directory)
+    newest = sealer.open()
+    assert newest is not None
+    sealer.close()
+
+    def push(checkpoint: Sealed, body: bytes, media_type: str | None, *, cosigned: int) -> None:
+        answer.update(type=media_type, body=body)
+        pusher = WitnessPusher(database, url=f"http://127.0.0.1:{server.server_port}", key=key, tell=lambda *_: None)
+        pusher._cosigned_size = cosigned
+        pusher.push(checkpoint)
+
+    size, own = newest.size, f"{newest.size}\n".encode()
+    for body, media_type in ((b"", None), (own, SIZE_MEDIA_TYPE), (b"{}", "application/problem+json")):
+        with pytest.raises(WitnessRefused, match="another checkpoint of size 601"):
+            push(newest, body, media_type, cosigned=size)
+    with pytest.raises(WitnessRefused, match="another checkpoint"):  # told the size first, then the conflict
+        push(newest, own, SIZE_MEDIA_TYPE, cosigned=1)
+    with pytest.raises(WitnessAway, match="without a size"):
+        push(newest, b"", None, cosigned=1)
+    with pytest.raises(WitnessAway, match="a size that is none"):
+        push(newest, b"x", SIZE_MEDIA_TYPE, cosigned=size)
+    # a checkpoint that is no longer our newest may have been overtaken by our own successor
+    with pytest.raises(WitnessAway, match="meanwhile"):
+        push(dataclasses.replace(newest, block=newest.block - 1), b"", None, cosigned=size)
+    server.shutdown()
+    server.server_close()
+    database.close()
+
+
+# --- a sealer that stalls or dies ------------------------------------------------------------------------------------
+
+
+def test_a_sealer_that_stalls_while_it_seals_does_not_hold_the_ledger(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    """Stopped between its lock on the lease's row and its COMMIT, for ever as far as the ledger can tell."""
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        pid = sealer_pid()
+        assert pid is not None
+        scene.await_sealed(scene.pay()[0].seq or 0)
+        await_all_sealed(scene)
+        os.kill(pid, signal.SIGSTOP)  # its own sealer must not be quicker
+        with scene.owner() as connection:
+            row = connection.execute("SELECT node FROM lease").fetchone()
+        assert row is not None
+        sealer, database = sealer_on(scene, tmp_path, row[0])
+        try:
+            sealer.open()
+            scene.pay()
+            assert sealer.catch_up()
+            is_locked, released = threading.Event(), threading.Event()
+
+            def stall() -> None:
+                is_locked.set()
+                released.wait(30)
+                psycopg.Connection.commit(sealer._opened())
+
+            sealer._opened().commit = stall  # type: ignore[method-assign]
+            failures: list[Exception] = []
+
+            def seal() -> None:
+                try:
+                    sealer.seal()
+                except Exception as error:
+                    failures.append(error)
+
+            thread = threading.Thread(target=seal, daemon=True)
+            thread.start()
+            assert is_locked.wait(10)
+            began = time.monotonic()
+            assert scene.pay()[0].seq is not None
+            assert time.monotonic() - began < 6
+            released.set()
+            thread.join(10)
+            assert [type(error) for error in failures] == [psycopg.errors.IdleInTransactionSessionTimeout]
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            sealer.close()
+            database.close()
+        await_all_sealed(scene)
+        check_history(scene, [])
+
+
+def test_a_sealer_that_dies_while_the_ledger_is_idle_is_started_again(
+    fresh_database: Callable[[str], str], tmp_path: Path
+) -> None:
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        scene.await_sealed(1)
+        pid = sealer_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        last = scene.pay_binary(10)
+        time.sleep(0.3)  # it has been handed over: nothing else will come
+        os.kill(pid, signal.SIGKILL)
+        scene.await_sealed(last)
+        assert sealer_pid() not in (None, pid)
+
+
+def test_the_end_of_the_input_outlasts_a_database_error(
+    fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last checkpoint fails: once, and it is made by the next attempt; always, and the process ends without it."""
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        await_all_sealed(scene)
+    monkeypatch.setattr(process, "IDLE_SECONDS", 0.05)
+    task = LogTask(
+        database_url=as_service(scene.database_url),
+        origin="test-cny",
+        key_path=str(tmp_path / "log-test-cny.pem"),
+        salt_path=str(tmp_path / "log-test-cny.salt"),
+        ledger="test-cny",
+        currency="CNY",
+        holder="",
+        seal_seconds=1.0,
+        witnesses=[],
+    )
+    real = Sealer.seal
+    for failures, attempts in ((1, 2), (99, process.LAST_ATTEMPTS_MAX)):
+        calls: list[int] = []
+
+        def seal(sealer: Sealer, failures: int = failures, calls: list[int] = calls) -> Sealed | None:
+            calls.append(1)
+            if len(calls) <= failures:
+                raise psycopg.OperationalError("cut")
+            return real(sealer)
+
+        monkeypatch.setattr(Sealer, "seal", seal)
+        found: list[int] = []
+        run = process.Process(task, io.BytesIO(), io.StringIO())
+        thread = threading.Thread(target=lambda run=run, found=found: found.append(run.run()), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert (found, len(calls)) == ([0], attempts)
+        run._sealer.close()
+        run._database.close()
 
 
 # --- the feed --------------------------------------------------------------------------------------------------------

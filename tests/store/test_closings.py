@@ -33,7 +33,7 @@ from ledger.balance_proofs import (
 from ledger.domain.blocks import OpenedAccount
 from ledger.log.keys import LogKeys
 from ledger.store import closings as store
-from ledger.store import queries
+from ledger.store import leases, queries
 from ledger.usecases.closings import ClosingFailed, Closings
 from ledger.usecases.keyring import Caller
 from ledger.verifier.closings import audit_closing
@@ -286,7 +286,7 @@ def test_two_ledger_processes_make_one_closing(world: World) -> None:
     rival_database.close()
 
 
-@pytest.mark.parametrize("cut", ["no-signature", "killed"])
+@pytest.mark.parametrize("cut", ["no-signature", "killed", "taken-over"])
 def test_a_closing_that_is_cut_off_leaves_nothing(world: World, monkeypatch: pytest.MonkeyPatch, cut: str) -> None:
     """After its pages are written and before it commits: no row is seen, and the next closing has the number."""
     world.vault(100)
@@ -295,6 +295,11 @@ def test_a_closing_that_is_cut_off_leaves_nothing(world: World, monkeypatch: pyt
         process = world.closings._process
         if cut == "no-signature" or process is None:
             raise ClosingFailed("no signature today")
+        if cut == "taken-over":  # as of a ledger that was stopped here, its pages written and locked
+            with psycopg.connect(dsn(as_service(world.url))) as rival:
+                leases.prepare(rival)
+                leases.end_other_writers(rival, own=world.sequencer._lease.session_name)
+            return sign_statement(statement, name=name, key=key)
         process.kill()
         process.wait()
         return sign_statement(statement, name=name, key=key)

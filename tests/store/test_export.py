@@ -227,7 +227,7 @@ def test_a_live_ledger_is_exported_while_it_books(fresh_database: Callable[[str]
     assert report.proved["transfers"] == report.proved["leaves of the log"] == 31
     assert not [sentence for sentence in report.unproved if "checkpoint" in sentence], report.unproved
     last = Manifest.from_json((directory / MANIFEST).read_bytes()).segments[-1]
-    assert last.last_checkpoint == 31
+    assert last.last_checkpoint == last.last_block
 
 
 def test_processes_find_what_one_process_finds(postgres: EmbeddedPostgres, scheme: Scheme, tmp_path: Path) -> None:

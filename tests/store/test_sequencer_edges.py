@@ -89,7 +89,7 @@ def test_an_outcome_that_cannot_be_read_is_never_taken_for_not_written(
 
 
 def test_huge_amounts_replay_in_unbounded_integers(world: SequencerWorld) -> None:
-    """Sums of a block in 63 bits would wrap; the decision leaves such amounts to the ordered part, and so does replay."""
+    """Sums of a block in 63 bits would wrap: the decision leaves such amounts to the ordered part, so does replay."""
     journal = np.zeros(7, JOURNAL)
     journal["kind"], journal["amount"] = KIND_CODE[TransferKind.PAYMENT], 2**61
     journal["debit"], journal["credit"] = world.vault(), world.vault()

@@ -330,12 +330,17 @@ def jws_document(body: bytes) -> dict[str, Any]:
     return document
 
 
-def test_a_cut_tail_is_seen_only_with_an_anchor_from_outside(scheme: Scheme, attacked: psycopg.Connection[Any]) -> None:
+def test_a_cut_tail_is_seen_by_the_checkpoints_left_or_an_anchor_from_outside(
+    scheme: Scheme, attacked: psycopg.Connection[Any]
+) -> None:
     before = verify_transaction(attacked)
     anchor = (before.head_block, before.head_hash)
     assert verify_transaction(attacked, anchor=anchor).is_whole
     attacked.execute("DELETE FROM transfer WHERE seq = %s", (scheme.seqs["tail"],))
     attacked.execute("DELETE FROM block WHERE number = %s", (before.head_block,))
+    by_checkpoint = verify_transaction(attacked).findings
+    assert {finding.rule for finding in by_checkpoint} == {"log"}, by_checkpoint
+    attacked.execute("DELETE FROM log_checkpoint WHERE block >= %s", (before.head_block,))
     assert verify_transaction(attacked).is_whole, "a younger journal is a good journal"
     cut = verify_transaction(attacked, anchor=anchor)
     assert [finding.rule for finding in cut.findings] == ["I4"]

@@ -28,33 +28,38 @@ STATEMENTS = (
     # Hashes do not compress; trying would cost more than storing them.
     """ALTER TABLE log_tile ALTER COLUMN hashes SET STORAGE EXTERNAL""",
     """CREATE TABLE log_checkpoint (
+    block BIGINT NOT NULL,
+    previous_block BIGINT NOT NULL,
     size BIGINT NOT NULL,
     previous_size BIGINT NOT NULL,
     root BYTEA NOT NULL,
-    block BIGINT NOT NULL,
     block_hash BYTEA NOT NULL,
     tail BYTEA NOT NULL,
     supply BYTEA NOT NULL,
     note TEXT NOT NULL,
     sealed_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    PRIMARY KEY (size),
-    CONSTRAINT log_checkpoint_follows_one UNIQUE (previous_size),
-    CONSTRAINT log_checkpoint_grows CHECK (previous_size >= -1 AND size > previous_size)
+    PRIMARY KEY (block),
+    CONSTRAINT log_checkpoint_follows_one UNIQUE (previous_block),
+    CONSTRAINT log_checkpoint_comes_after CHECK (previous_block >= 0 AND block > previous_block),
+    CONSTRAINT log_checkpoint_never_shrinks CHECK (previous_size >= -1 AND size >= previous_size)
 )""",
+    """CREATE INDEX log_checkpoint_of_size ON log_checkpoint (size, block)""",
+    """CREATE UNIQUE INDEX log_checkpoint_grown ON log_checkpoint (size) WHERE size > previous_size""",
     """ALTER TABLE log_checkpoint ALTER COLUMN tail SET STORAGE EXTERNAL""",
     """CREATE TABLE log_cosignature (
-    size BIGINT NOT NULL,
+    block BIGINT NOT NULL,
     witness TEXT NOT NULL,
     line TEXT NOT NULL,
     received_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    CONSTRAINT log_cosignature_pkey PRIMARY KEY (size, witness)
+    CONSTRAINT log_cosignature_pkey PRIMARY KEY (block, witness)
 )""",
     """CREATE TABLE log_incident (
     witness TEXT NOT NULL,
+    block BIGINT NOT NULL,
     size BIGINT NOT NULL,
     detail TEXT NOT NULL,
     noticed_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    CONSTRAINT log_incident_pkey PRIMARY KEY (witness, size)
+    CONSTRAINT log_incident_pkey PRIMARY KEY (witness, block)
 )""",
 )
 
