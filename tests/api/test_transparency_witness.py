@@ -310,6 +310,7 @@ def test_as_a_process_it_keeps_what_it_answered_through_sigkill(tmp_path: Path) 
         (f'[{{"vkey": "{LOG_KEY}"}}, {{"vkey": "{LOG_KEY}"}}]', "origin of its own"),
         (f'[{{"vkey": "{VerifierKey("w", KeyKind.COSIGNATURE_V1, LOG.public)}"}}]', "type 0x01"),
     ],
+    ids=["no JSON", "no list", "no key", "a number", "twice", "another kind"],
 )
 def test_a_wrong_configuration_is_one_line(tmp_path: Path, logs: str, message: str) -> None:
     PrivateKey.generate().save(tmp_path / "key.pem")
