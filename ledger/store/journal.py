@@ -246,7 +246,11 @@ class Journal:
             with connection.cursor() as cursor:
                 for start in range(0, len(pages), SNAPSHOT_PAGES):
                     part = pages[start : start + SNAPSHOT_PAGES]
-                    cursor.execute("DELETE FROM balance_page WHERE page = ANY(%s)", (part.tolist(),))
+                    # The range, too: for a long list alone the planner reads the whole table.
+                    cursor.execute(
+                        "DELETE FROM balance_page WHERE page BETWEEN %s AND %s AND page = ANY(%s)",
+                        (int(part[0]), int(part[-1]), part.tolist()),
+                    )
                     copy_in(cursor, "balance_page (page, least_available, body)", _page_rows(state, part))
                 cursor.executemany(
                     "INSERT INTO participant_balance VALUES (%s, %s)"

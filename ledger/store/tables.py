@@ -68,7 +68,7 @@ transfer = sa.Table(
     sa.Column("kind", sa.SmallInteger, nullable=False),
     sa.Column("hold_id", UUID),
     sa.Column("reference", UUID),
-    sa.Index("transfer_seq", "seq", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
+    sa.Index("transfer_seq", "seq"),
     # I1 beside the state machine; kind 12 is the tombstone, which moves nothing
     sa.CheckConstraint(
         "(kind = 12 AND amount_minor = 0 AND debit_account = 0 AND credit_account = 0) OR (kind <> 12 AND"
@@ -77,8 +77,7 @@ transfer = sa.Table(
     ),
 )
 
-"""Wide columns first: no padding. Blocks are stored in the order of `seq`, so a BRIN index finds ranges of it for next
-to nothing; the history of an account is found by `history_page`."""
+"""Wide columns first: no padding. The history of an account is found by `history_page`."""
 
 history_run = sa.Table(
     "history_run",

@@ -52,7 +52,7 @@ def run_bulk(stage: Scene, *, name: str, transfers: int, hot: bool, with_load_cu
             for number in (LOADS if with_load_curve else ())
         ]
         found = drive(stage, world, process, accounts, transfers=transfers, hot=hot)
-        found["checkpoint_lag_ms"], found["checkpoint"] = _sealed(world, found["journal_seq"])
+        found["checkpoint_lag_ms"], found["checkpoint"] = sealed(world, found["journal_seq"])
         return found | ({"load_curve": curve} if curve else {})
 
 
@@ -95,14 +95,14 @@ def drive(
     }
 
 
-def _sealed(world: LedgerWorld, seq: int) -> tuple[float, str]:
+def sealed(world: LedgerWorld, seq: int, *, seconds_max: float = SEAL_SECONDS_MAX) -> tuple[float, str]:
     """How long after the last answer the transparency log has sealed it, and that checkpoint."""
     began = time.perf_counter()
     while True:
         answer = httpx.get(f"{world.url}/checkpoint")
         if answer.status_code == 200 and int(answer.text.split("\n")[1]) >= seq:
             return (time.perf_counter() - began) * 1e3, answer.text
-        if time.perf_counter() - began > SEAL_SECONDS_MAX:
+        if time.perf_counter() - began > seconds_max:
             raise TimeoutError(f"seq {seq} is not sealed: {answer.text[:200]}")
         time.sleep(0.02)
 

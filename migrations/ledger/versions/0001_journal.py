@@ -180,7 +180,7 @@ STATEMENTS = (
         AND credit_account = 0) OR (kind <> 12 AND amount_minor > 0 AND debit_account > 0
         AND credit_account > 0 AND debit_account <> credit_account))
 )""",
-    """CREATE INDEX transfer_seq ON transfer USING brin (seq) WITH (autosummarize = on)""",
+    """CREATE INDEX transfer_seq ON transfer (seq)""",
     """CREATE FUNCTION int8_at(body BYTEA, place INTEGER) RETURNS BIGINT LANGUAGE SQL IMMUTABLE PARALLEL SAFE AS $$
     SELECT ('x' || encode(substring(body FROM place * 8 + 1 FOR 8), 'hex'))::bit(64)::bigint
 $$""",
