@@ -280,6 +280,7 @@ class Campaign:
             time.sleep(1.5)  # the last holds expire
             replay.follow()
             replay.finish()
+            assert killer.kills > 0 and replay.seq > batch, "nothing was killed, or nothing booked"
             self._check_at_the_end(world, replay)
             ledger.kill()
             cold = self._cold_start(world)
