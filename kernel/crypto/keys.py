@@ -20,6 +20,8 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 _P256_HALF_BYTES = 32
@@ -52,7 +54,7 @@ class Suite(StrEnum):
 class PublicKey:
     """Frozen and hashable; equal when suite and point are equal."""
 
-    __slots__ = ("_key", "_thumbprint", "_x", "_y")
+    __slots__ = ("_key", "_raw", "_thumbprint", "_x", "_y")
 
     def __init__(self, key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey) -> None:
         self._key = key
@@ -62,7 +64,9 @@ class PublicKey:
             if y >= _ED25519_FIELD or y in _ED25519_SMALL_ORDER_Y:
                 raise KeyRefused("this Ed25519 key is a point of small order or not canonical: make another")
             self._x, self._y = to_base64url(raw), ""
+            self._raw = raw
         elif isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1):
+            self._raw = b""
             numbers = key.public_numbers()
             self._x = to_base64url(numbers.x.to_bytes(_P256_HALF_BYTES, "big"))
             self._y = to_base64url(numbers.y.to_bytes(_P256_HALF_BYTES, "big"))
@@ -90,14 +94,14 @@ class PublicKey:
             return False
         try:
             if isinstance(self._key, ed25519.Ed25519PublicKey):
-                self._key.verify(signature, data)
+                crypto_sign_open(signature + data, self._raw)
             else:
                 r = int.from_bytes(signature[:_P256_HALF_BYTES], "big")
                 s = int.from_bytes(signature[_P256_HALF_BYTES:], "big")
                 if not (0 < r < _P256_ORDER and 0 < s < _P256_ORDER):
                     return False
                 self._key.verify(encode_dss_signature(r, s), data, ec.ECDSA(hashes.SHA256()))
-        except InvalidSignature:
+        except (InvalidSignature, BadSignatureError):
             return False
         return True
 

@@ -17,7 +17,8 @@ from tests.wallet_bank import Bank
 from wallet.personal_data import PersonalDataUnreadable
 from wallet.store.customers import find_customer
 from wallet.store.payments import find_payment
-from wallet.store.tables import metadata, payment
+from wallet.store.schema import metadata
+from wallet.store.tables import payment
 from wallet.usecases.pay import pay_one
 from wallet.usecases.wallets import find_customer as read_customer
 from wallet.usecases.wallets import register_customer

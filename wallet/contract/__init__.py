@@ -93,7 +93,7 @@ STATUS_BY_WALLET_REFUSAL: Mapping[Refusal, int] = {
 """Total, and a test holds it so."""
 
 
-def _id_type(prefix: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
+def id_type(prefix: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSchema]:
     def validate(value: object) -> UUID:
         if isinstance(value, UUID):
             return value
@@ -109,11 +109,11 @@ def _id_type(prefix: str) -> tuple[BeforeValidator, PlainSerializer, WithJsonSch
     )
 
 
-CustomerRef = Annotated[UUID, *_id_type("cus")]
-WalletRef = Annotated[UUID, *_id_type("wlt")]
-ExchangeRef = Annotated[UUID, *_id_type("exc")]
-PostingRef = Annotated[UUID, *_id_type("dep")]
-PaymentRef = Annotated[UUID, *_id_type("trf")]
+CustomerRef = Annotated[UUID, *id_type("cus")]
+WalletRef = Annotated[UUID, *id_type("wlt")]
+ExchangeRef = Annotated[UUID, *id_type("exc")]
+PostingRef = Annotated[UUID, *id_type("dep")]
+PaymentRef = Annotated[UUID, *id_type("trf")]
 SettlementId = Annotated[
     str,
     Field(
