@@ -33,7 +33,7 @@ from starlette.exceptions import HTTPException
 
 from kernel import limits, strict_json
 from kernel.docs_page import docs_page
-from kernel.edge import HEALTH_PATH, Direct, Edge, EdgeBounds, merged_statuses, render
+from kernel.edge import HEALTH_PATH, Direct, DirectRead, Edge, EdgeBounds, merged_statuses, render
 from kernel.errors import STATUS_BY_REQUEST_REFUSAL, ProblemError, Refusal, RequestRefusal
 from kernel.openapi import openapi_document, problems
 
@@ -79,6 +79,7 @@ def create_app(
     concurrent_requests_per_client_max: int = limits.CONCURRENT_REQUESTS_PER_CLIENT_MAX,
     models: Sequence[type[BaseModel]] = (),
     direct: Mapping[str, Direct] | None = None,
+    direct_reads: Mapping[str, DirectRead] | None = None,
 ) -> FastAPI:
     """A FastAPI app with the edge of this module, GET /healthz, /openapi.json and /docs.
 
@@ -87,7 +88,8 @@ def create_app(
     `models` are bodies that operations read for themselves, for the document.
     `body_limits` maps path templates ("/v1/batches/{id}") to body bounds in bytes other than `body_bytes_max`.
     `direct` maps paths to what answers their plain requests beside the framework (kernel.edge); each is the POST
-    operation of that path too, which is what the document shows and what takes every other request.
+    operation of that path too, which is what the document shows and what takes every other request. `direct_reads` is
+    the same for GET, by path template.
     """
     statuses = merged_statuses([STATUS_BY_REQUEST_REFUSAL, *status_tables])
     app = FastAPI(
@@ -109,8 +111,8 @@ def create_app(
         concurrent_requests_max=concurrent_requests_max,
         concurrent_requests_per_client_max=concurrent_requests_per_client_max,
     )
-    app.state.direct = direct or {}
-    app.add_middleware(Edge, bounds=bounds, statuses=statuses, direct=direct)
+    app.state.direct = {("POST", path) for path in direct or {}} | {("GET", path) for path in direct_reads or {}}
+    app.add_middleware(Edge, bounds=bounds, statuses=statuses, direct=direct, direct_reads=direct_reads)
     # Everything else that is raised reaches the edge; these two would be answered by FastAPI in its own shape.
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_exception_handler(RequestValidationError, _validation_error)
@@ -289,11 +291,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _check_routes(app: FastAPI) -> None:
-    undocumented = set(app.state.direct)
+    undocumented: set[tuple[str, str]] = set(app.state.direct)
     for context in iter_route_contexts(app.routes):
         route = context.original_route
-        if isinstance(route, APIRoute) and "POST" in (route.methods or ()):
-            undocumented.discard(route.path)
+        if isinstance(route, APIRoute):
+            undocumented -= {(method, route.path) for method in route.methods or ()}
         if isinstance(route, APIRoute) and not isinstance(route, StrictRoute):
             raise TypeError(f"{route.path} is not strict: declare it on kernel.http.strict_router()")
     if undocumented:

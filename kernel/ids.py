@@ -28,6 +28,9 @@ FUTURE_SECONDS_MAX = 300
 
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[78][0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
 _ACCOUNT = re.compile(r"acc_([0-9]{12,19})([0-9]{2})", re.ASCII)
+ACCOUNT_PATTERN = "^acc_[0-9]{14,21}$"
+PARTICIPANT_PATTERN = "^[A-Z0-9]{4}[A-Z]{2}[A-Z0-9]{2}([A-Z0-9]{3})?$"
+"""The shapes of `show_account` and of participants' codes, as JSON Schema has them."""
 _PARTICIPANT = re.compile(r"[A-Z0-9]{4}[A-Z]{2}[A-Z0-9]{2}(?:[A-Z0-9]{3})?", re.ASCII)
 
 
@@ -55,6 +58,11 @@ def is_from_future(value: UUID, *, now: datetime, tolerance_seconds: int = FUTUR
 def show(prefix: str, value: UUID) -> str:
     """`trf_01928d3e-...`: the form of an id at the API's edge."""
     return f"{prefix}_{value}"
+
+
+def pattern(prefix: str) -> str:
+    """What `parse` takes, as JSON Schema has it."""
+    return f"^{prefix}_{_UUID.pattern}$"
 
 
 def parse(prefix: str, text: str) -> UUID:

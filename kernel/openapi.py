@@ -16,7 +16,8 @@ from kernel.errors import STATUS_BY_REQUEST_REFUSAL, Refusal, RequestRefusal, pr
 _METHODS = ("get", "put", "post", "delete", "patch")
 _ALWAYS = (RequestRefusal.TOO_MANY_REQUESTS, RequestRefusal.INTERNAL_ERROR, RequestRefusal.SERVICE_UNAVAILABLE)
 _WITH_BODY = (RequestRefusal.BODY_TOO_LARGE, RequestRefusal.REQUEST_TIMEOUT, RequestRefusal.UNSUPPORTED_MEDIA_TYPE)
-_WITH_JSON = (RequestRefusal.MALFORMED_JSON, RequestRefusal.NUL_CHARACTER)
+_WITH_JSON = (RequestRefusal.MALFORMED_JSON,)
+_WITH_INPUT = (RequestRefusal.VALIDATION_FAILED, RequestRefusal.NUL_CHARACTER)
 _PHRASE_BY_STATUS = {
     400: "Malformed",
     401: "Not signed, or not validly",
@@ -67,7 +68,7 @@ def problems(*refusals: Refusal, statuses: Mapping[Any, int] | None = None) -> d
     """`responses=` of an operation: each refusal as an example under its status.
 
     `statuses` is the service's table; request refusals need none. What every operation can answer (429, 500, 503; with
-    parameters or body 422; with a body 400, 408, 413, 415) is added to the document without being listed.
+    parameters or body 400, 422; with a body 408, 413, 415) is added to the document without being listed.
     """
     table: dict[Any, int] = {**STATUS_BY_REQUEST_REFUSAL, **(statuses or {})}
     responses: dict[int | str, dict[str, Any]] = {}
@@ -120,7 +121,7 @@ def _complete(operation: dict[str, Any], statuses: Mapping[str, int]) -> None:
         if "application/json" in body.get("content", {}):
             refusals += _WITH_JSON
     if body or operation.get("parameters"):
-        refusals.append(RequestRefusal.VALIDATION_FAILED)
+        refusals += _WITH_INPUT
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "header" and parameter["name"].lower() == "idempotency-key":
             parameter["required"] = True

@@ -150,8 +150,9 @@ def issue(
 
     In life each key is with another person, who uses `propose`, `approve` and `execute`.
     """
-    with LedgerClient(url) as client:
-        view = _propose(client, vault, amount, PrivateKey.load(maker), redeem=redeem)
+    own = PrivateKey.load(maker)
+    with LedgerClient(url, signer=RequestSigner(own)) as client:
+        view = _propose(client, vault, amount, own, redeem=redeem)
         for path in approver:
             view = _approve(client, view, PrivateKey.load(path))
         view = client.execute(view.mandate)
@@ -183,9 +184,11 @@ def approve(
 
 
 @app.command()
-def execute(mandate: Annotated[str, typer.Argument(help="mdt_...")], url: UrlOption = DEFAULT_URL) -> None:
-    """Carry out an approved mandate; it acts once."""
-    with LedgerClient(url) as client:
+def execute(
+    mandate: Annotated[str, typer.Argument(help="mdt_...")], key: KeyOption, url: UrlOption = DEFAULT_URL
+) -> None:
+    """Carry out an approved mandate, as an operator or the participant concerned; it acts once."""
+    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
         _print_mandate(client.execute(ids.parse("mdt", mandate)))
 
 
@@ -209,12 +212,12 @@ def balance(
 
 @app.command()
 def supply(url: UrlOption = DEFAULT_URL) -> None:
-    """The supply identity (I2): issued - redeemed = vaults + wallets."""
+    """The supply identity (I2): issued - redeemed = vaults + wallets + offline."""
     with LedgerClient(url) as client:
         view = client.supply()
     currency = Currency.of(view.currency)
     table = Table(f"supply of {currency}, at seq {view.as_of_seq}", "amount")
-    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "held"):
+    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "offline", "held"):
         value = format_minor(getattr(view, f"{name}_minor"), currency)
         table.add_row(name, value)
     console.print(table)
@@ -284,7 +287,7 @@ def verify_balance(
         ("balance", f"{currency} {format_minor(proved.balance_minor, currency)}"),
         ("of", f"{currency} {format_minor(statement.circulation_minor, currency)} in circulation"),
         ("closing", f"{statement.closing} of {statement.ledger}, {statement.day}"),
-        ("block", f"{statement.block}:{statement.block_hash.hex()}"),
+        ("block", f"{statement.block}, commitment {statement.block_commitment.hex()}"),
         ("root", statement.root.hex()),
     ):
         console.print(f"{name:<10} {value}", highlight=False, soft_wrap=True)
@@ -300,6 +303,8 @@ app.command(name="log-key")(log_commands.log_key)
 app.command()(log_commands.receipt)
 app.command(name="verify-receipt")(log_commands.verify_receipt)
 app.command(name="check-log")(log_commands.check_log)
+app.command()(log_commands.incidents)
+app.command(name="acknowledge-incident")(log_commands.acknowledge_incident)
 
 
 def _propose(client: LedgerClient, vault: str, amount: str, key: PrivateKey, *, redeem: bool) -> MandateView:

@@ -21,7 +21,7 @@ from kernel.postgres import default_data_dir
 if TYPE_CHECKING:
     import psycopg
 
-    from ledger.export.log import RangeKeys
+    from ledger.export.log import LogSalts
     from ledger.verifier import Known, Report
 
 console = Console()
@@ -54,9 +54,9 @@ def export(
     with ExitStack() as stack:
         url = database_url or stack.enter_context(configured_database())
         connection = stack.enter_context(psycopg.connect(conninfo(url), autocommit=True, options="-c timezone=UTC"))
-        keys = _range_keys(connection, log_salts)
+        salts = _log_salts(connection, log_salts)
         report = stack.enter_context(_progress("exporting"))
-        manifest = export_journal(connection, directory, log=DatabaseLog(connection, keys), progress=report)
+        manifest = export_journal(connection, directory, log=DatabaseLog(connection, salts), progress=report)
     if not manifest.segments:
         raise ValueError("the journal is empty: there is nothing to export. Is this the ledger's database?")
     last = manifest.segments[-1]
@@ -65,7 +65,8 @@ def export(
     console.print(f"head: {last.last_block}:{last.head_hash}", soft_wrap=True)
     if not any("range-keys" in entry.files for entry in manifest.segments):
         console.print(
-            "Without the keys of the log's salts (--log-salts): its roots cannot be checked from these files."
+            "Without the log's salts (--log-salts): its roots, the blocks that it names and the closings' roots cannot"
+            " be checked from these files."
         )
 
 
@@ -118,9 +119,9 @@ def _verify_database(database_url: str | None, known: Known, log_salts: Path | N
     with ExitStack() as stack:
         url = database_url or stack.enter_context(configured_database())
         with psycopg.connect(conninfo(url), autocommit=True) as connection:
-            keys = _range_keys(connection, log_salts)
+            salts = _log_salts(connection, log_salts)
         progress = stack.enter_context(_progress("replaying"))
-        return verify_database(url, progress=progress, known=known, range_keys=keys)
+        return verify_database(url, progress=progress, known=known, salts=salts)
 
 
 def _known(anchor: str | None, log_key: str | None, genesis: str | None) -> Known:
@@ -139,34 +140,34 @@ def _known(anchor: str | None, log_key: str | None, genesis: str | None) -> Know
     return Known(block, VerifierKey.parse(log_key) if log_key is not None else None, genesis)
 
 
-def _range_keys(connection: psycopg.Connection[Any], path: Path | None) -> RangeKeys:
-    """Keys of the log's salts, of a file given or of the configured one if it is there."""
-    from ledger.export.log import no_range_keys
+def _log_salts(connection: psycopg.Connection[Any], path: Path | None) -> LogSalts:
+    """The log's salts, of a file given or of the configured one if it is there."""
+    from ledger.export.log import NO_SALTS
     from ledger.log import leaves
     from ledger.log.keys import LogKeyRefused, load_master
     from ledger.log.service import key_paths
     from ledger.settings import LedgerSettings
 
     if connection.execute("SELECT to_regclass('log_identity') IS NULL").fetchone() == (True,):
-        return no_range_keys
+        return NO_SALTS
     genesis = connection.execute("SELECT body FROM directive WHERE number = 1").fetchone()
     identity = connection.execute("SELECT salt_check FROM log_identity").fetchone()
     if genesis is None or identity is None:
-        return no_range_keys
+        return NO_SALTS
     is_given = path is not None
     if path is None:
         try:
             path = key_paths(LedgerSettings.load(), str(json.loads(genesis[0])["ledger"]))[1]
         except (ValueError, KeyError, TypeError):  # a tampered genesis: the verifier will say so
-            return no_range_keys
+            return NO_SALTS
         if not path.exists():
-            return no_range_keys
+            return NO_SALTS
     master = load_master(path)
     if leaves.salt_check(master) != bytes(identity[0]):
         if not is_given:  # the configured ledger is another one
-            return no_range_keys
+            return NO_SALTS
         raise LogKeyRefused(f"{path} is not the salt file of this ledger's log")
-    return lambda number: leaves.range_key(master, number)
+    return leaves.MasterSalts(master)
 
 
 @contextmanager
@@ -208,7 +209,7 @@ def _print_report(report: Report) -> None:
     supply = Table(
         Column(Text(f"supply of {report.currency}, at seq {report.head_seq}")), Column("amount", justify="right")
     )
-    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "held"):
+    for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "offline", "held"):
         supply.add_row(name, money(getattr(report.supply, name)))
     console.print(supply)
     for name, thumbprint in report.operators:

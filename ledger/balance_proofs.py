@@ -81,7 +81,8 @@ class ClosingStatement(Model):
     day: date
     """The scheme's local day of the block."""
     block: Annotated[int, Field(ge=1, lt=2**53)]
-    block_hash: Hash32
+    block_commitment: Hash32
+    """As in checkpoints: of the block's hash, salted."""
     seq: Count
     """The last transfer that is in the balances."""
     booked_at: Moment
@@ -96,7 +97,8 @@ class ClosingStatement(Model):
     circulation_minor: Amount
     vaults_minor: Amount
     wallets_minor: Amount
-    """Vaults and wallets hold all there is; holds are part of them."""
+    offline_minor: Amount
+    """Vaults, wallets and the escrow behind offline purses hold all there is; holds are part of them."""
     previous: Hash32
     """SHA-256 of the text of the closing before: statements are one chain. Zeros for the first."""
 
@@ -106,7 +108,8 @@ class ClosingStatement(Model):
             raise ValueError("the number of leaves is not that of the accounts' shares")
         if self.circulation_minor != self.issued_minor - self.redeemed_minor:
             raise ValueError("the circulation is not issued - redeemed (I2)")
-        if not self.root_total_minor == self.circulation_minor == self.vaults_minor + self.wallets_minor:
+        held_by_all = self.vaults_minor + self.wallets_minor + self.offline_minor
+        if not self.root_total_minor == self.circulation_minor == held_by_all:
             raise ValueError("the root's total is not the circulation (I2)")
         if (self.closing == 1) != (self.previous == NO_STATEMENT):
             raise ValueError("every closing but the first names the one before")
@@ -243,7 +246,7 @@ def contradiction(first: ClosingStatement, second: ClosingStatement) -> str | No
         return f"two statements for closing {later.closing}" if earlier != later else None
     if later.closing == earlier.closing + 1 and later.previous != earlier.digest:
         return f"closing {later.closing} does not follow this closing {earlier.closing}"
-    if earlier.block == later.block and earlier.block_hash != later.block_hash:
+    if earlier.block == later.block and earlier.block_commitment != later.block_commitment:
         return f"two blocks have the number {later.block}"
     order = ("block", "seq", "booked_at", "accounts", "issued_minor", "redeemed_minor")
     for name in order:

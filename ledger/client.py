@@ -24,6 +24,10 @@ from ledger.balance_proofs import parse_proof as parse_proof
 from ledger.balance_proofs import verify_balance_proof as verify_balance_proof
 from ledger.contract import (
     BINARY_MEDIA_TYPE,
+    AccountChangeRequest,
+    AccountChangeView,
+    AccountCheckRequest,
+    AccountCheckResponse,
     AccountOpening,
     AccountOpeningRequest,
     AccountOpeningResponse,
@@ -34,6 +38,8 @@ from ledger.contract import (
     ClosingView,
     ConsistencyProofView,
     HoldView,
+    IncidentAcknowledgement,
+    IncidentView,
     InclusionProofView,
     LedgerView,
     LogView,
@@ -138,6 +144,12 @@ class LedgerClient:
         answer = self._http.post("/v1/accounts", body, idempotent=True)
         return AccountOpeningResponse.model_validate(answer).results
 
+    def check_accounts(self, accounts: Sequence[int]) -> list[bool]:
+        """Whether each exists, whoever's it is; at most `ACCOUNT_CHECKS_MAX`."""
+        body = AccountCheckRequest(accounts=[ids.AccountNumber(account) for account in accounts])
+        answer = self._http.post("/v1/account-checks", body.model_dump(mode="json"), idempotent=True)
+        return AccountCheckResponse.model_validate(answer).exists
+
     def get_account(self, account: int) -> AccountView:
         return AccountView.model_validate(self._http.get(f"/v1/accounts/{ids.show_account(account)}"))
 
@@ -159,6 +171,22 @@ class LedgerClient:
             if cursor is None:
                 return
 
+    # --- account changes
+
+    def change_account(self, change: str | None, *, consent: str | None = None) -> AccountChangeView:
+        """Class, keys, suspension, closure of an account: see `AccountChangeDocument`. `change` is the participant's
+        signature (None for `object-to-key`, which nobody but the holder signs), `consent` the holder's. Idempotent.
+
+        Refuses: account-not-found, consent-missing, consent-invalid, class-unknown, holder-key-..., key-not-announced,
+        key-recovery-pending (transient), account-not-empty (transient), account-closed, change-exists, ...
+        """
+        body = AccountChangeRequest(change=change, consent=consent).model_dump(mode="json", exclude_none=True)
+        return AccountChangeView.model_validate(self._http.post("/v1/account-changes", body, idempotent=True))
+
+    def get_account_change(self, change: UUID) -> AccountChangeView:
+        path = f"/v1/account-changes/{ids.show('chg', change)}"
+        return AccountChangeView.model_validate(self._http.get(path))
+
     # --- mandates
 
     def propose(self, proposal_token: str) -> MandateView:
@@ -170,7 +198,8 @@ class LedgerClient:
         return MandateView.model_validate(self._http.post(path, {"approval": approval_token}))
 
     def execute(self, mandate: UUID) -> MandateView:
-        """Carries out an approved mandate. Refuses: approvals-missing, mandate-executed, mandate-expired, ..."""
+        """Carries out an approved mandate, signed by an operator or the participant concerned. Refuses:
+        approvals-missing, mandate-executed, mandate-expired, ..."""
         return MandateView.model_validate(self._http.post(f"/v1/mandates/{ids.show('mdt', mandate)}/execute", {}))
 
     def get_mandate(self, mandate: UUID) -> MandateView:
@@ -180,6 +209,17 @@ class LedgerClient:
 
     def log(self) -> LogView:
         return LogView.model_validate(self._http.get("/v1/log"))
+
+    def incidents(self, *, limit: int = 50) -> list[IncidentView]:
+        """Checkpoints that witnesses refused, the newest first."""
+        items = self._http.get("/v1/log/incidents", query={"limit": limit})["items"]
+        return [IncidentView.model_validate(item) for item in items]
+
+    def acknowledge_incident(self, witness: str, block: int, *, reason: str) -> IncidentView:
+        """By an operator, once it is handled. Refuses: incident-not-found, incident-acknowledged."""
+        body = IncidentAcknowledgement(witness=witness, block=block, reason=reason)
+        answer = self._http.post("/v1/log/incidents/acknowledge", body.model_dump(mode="json"), idempotent=True)
+        return IncidentView.model_validate(answer)
 
     def checkpoint(self) -> str:
         """The newest checkpoint, a signed note with its cosignatures (see `kernel.transparency.checkpoints`)."""

@@ -44,9 +44,18 @@ from ledger.domain.vocabulary import TransferRefusal as TransferRefusal
 BATCH_TRANSFERS_MAX = 8192
 """Transfers in one request and in one block: big enough to amortise an fsync, small enough to bound latency."""
 OPENINGS_MAX = 4096
+ACCOUNT_CHECKS_MAX = 1_000
+"""Accounts of one check: a page, within the bound on an ordinary body."""
+_MOMENTS_CACHED_MAX = 4096
 INSTRUCTION_TYP = "jiaozi-instruction+jws"
 MANDATE_TYP = "jiaozi-mandate+jws"
 APPROVAL_TYP = "jiaozi-approval+jws"
+CHANGE_TYP = "jiaozi-account-change+jws"
+CONSENT_TYP = "jiaozi-account-consent+jws"
+HOLDER_KEYS_MAX = 5
+"""Keys of one wallet: one a device."""
+KEY_RECOVERY_SECONDS = 86_400
+"""Of a genesis that does not say otherwise: a day for the holder to hear of it and object."""
 BINARY_MEDIA_TYPE = "application/vnd.jiaozi.transfers"
 """The fixed binary record of a bulk submission: see `ledger.domain.records`."""
 
@@ -81,7 +90,16 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     LedgerRefusal.OUTCOME_UNKNOWN: 503,
     LedgerRefusal.NOT_SEALED: 503,
     LedgerRefusal.CHECKPOINT_NOT_FOUND: 404,
+    LedgerRefusal.INCIDENT_NOT_FOUND: 404,
+    LedgerRefusal.INCIDENT_ACKNOWLEDGED: 409,
     LedgerRefusal.TILE_NOT_FOUND: 404,
+    LedgerRefusal.CHANGE_NOT_FOUND: 404,
+    LedgerRefusal.CHANGE_EXISTS: 409,
+    LedgerRefusal.CONSENT_MISSING: 403,
+    LedgerRefusal.CONSENT_INVALID: 403,
+    LedgerRefusal.KEY_NOT_ANNOUNCED: 409,
+    LedgerRefusal.KEY_RECOVERY_PENDING: 409,
+    LedgerRefusal.ACCOUNT_NOT_EMPTY: 409,
 }
 """One table for single and bulk endpoints; a test holds it total."""
 
@@ -105,7 +123,8 @@ def _show_prefixed(prefix: str) -> PlainSerializer:
 
 
 def _prefixed_schema(prefix: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "examples": [f"{prefix}_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"]})
+    example = f"{prefix}_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"
+    return WithJsonSchema({"type": "string", "pattern": ids.pattern(prefix), "examples": [example]})
 
 
 def _text(value: Any) -> str:
@@ -153,12 +172,13 @@ TransferRef = Annotated[UUID, _parse_prefixed("trf"), _show_prefixed("trf"), _pr
 HoldRef = Annotated[UUID, _parse_prefixed("trf"), _show_prefixed("trf"), _prefixed_schema("trf")]
 """A hold is known by the id of the transfer that placed it."""
 MandateRef = Annotated[UUID, _parse_prefixed("mdt"), _show_prefixed("mdt"), _prefixed_schema("mdt")]
+ChangeRef = Annotated[UUID, _parse_prefixed("chg"), _show_prefixed("chg"), _prefixed_schema("chg")]
 OpeningRef = Annotated[UUID, _parse_prefixed("opn"), _show_prefixed("opn"), _prefixed_schema("opn")]
 AccountRef = Annotated[
     AccountNumber,
     BeforeValidator(_account),
     PlainSerializer(ids.show_account, return_type=str),
-    WithJsonSchema({"type": "string", "examples": [ids.show_account(17)]}),
+    WithJsonSchema({"type": "string", "pattern": ids.ACCOUNT_PATTERN, "examples": [ids.show_account(17)]}),
 ]
 Amount = Annotated[
     int,
@@ -175,12 +195,15 @@ Hash32 = Annotated[
 ]
 Reference = Annotated[UUID, BeforeValidator(_reference), WithJsonSchema({"type": "string", "format": "uuid"})]
 ParticipantRef = Annotated[
-    ParticipantId, _parsed_by(ids.parse_participant), WithJsonSchema({"type": "string", "examples": ["BKCHCNBJ"]})
+    ParticipantId,
+    _parsed_by(ids.parse_participant),
+    WithJsonSchema({"type": "string", "pattern": ids.PARTICIPANT_PATTERN, "examples": ["BKCHCNBJ"]}),
 ]
 
 
+@lru_cache(maxsize=_MOMENTS_CACHED_MAX)
 def show_moment(value: datetime) -> str:
-    """RFC 3339 in UTC with microseconds."""
+    """RFC 3339 in UTC with microseconds. Cached: what is booked together has one time."""
     return value.astimezone(UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
@@ -439,7 +462,7 @@ class AccountOpening(Model):
     """Opens one account. `opening` is client-made and makes the request idempotent."""
 
     opening: OpeningRef
-    kind: Literal[AccountKind.VAULT, AccountKind.WALLET]
+    kind: Literal[AccountKind.VAULT, AccountKind.WALLET, AccountKind.OFFLINE]
     rule_class: Annotated[str, Field(max_length=32)] = "none"
     holder_key: Jwk | None = None
     """Wallets only: the key whose signature the ledger will ask for (I8)."""
@@ -455,6 +478,16 @@ class AccountOpeningRequest(Model):
     openings: Annotated[list[AccountOpening], Field(min_length=1, max_length=OPENINGS_MAX)]
 
 
+class AccountCheckRequest(Model):
+    accounts: Annotated[list[AccountRef], Field(min_length=1, max_length=ACCOUNT_CHECKS_MAX)]
+
+
+class AccountCheckResponse(Model):
+    """`exists[i]`: whether `accounts[i]` of the request is an account. Nothing else is said of others' accounts."""
+
+    exists: list[bool]
+
+
 class AccountOpeningResult(Model):
     opening: OpeningRef
     account: AccountRef | None = None
@@ -467,8 +500,18 @@ class AccountOpeningResponse(Model):
     results: list[AccountOpeningResult]
 
 
+class AnnouncedKeyView(Model):
+    """A key that will be the holder's only one unless a current key objects: see `replace-holder-key`."""
+
+    key: str
+    """RFC 7638 thumbprint."""
+    announced_at: Moment
+    effective_at: Moment
+    """From when on it may replace the lost keys without their consent."""
+
+
 class AccountView(Model):
-    """An account and its balance at `as_of_seq`. available = credits - debits - debits_pending (wallets, vaults)."""
+    """An account and its balance at `as_of_seq`. available = credits - debits - debits_pending (not for issuance)."""
 
     account: AccountRef
     kind: AccountKind
@@ -485,7 +528,10 @@ class AccountView(Model):
     spent_today_minor: Amount
     spent_this_year_minor: Amount
     holder_key: str | None
-    """RFC 7638 thumbprint of the holder's key."""
+    """RFC 7638 thumbprint of the holder's key; of the oldest, where there are several."""
+    holder_keys: list[str] = []
+    """Thumbprints of all of the holder's keys, the oldest first."""
+    announced_key: AnnouncedKeyView | None = None
     as_of_seq: int
     as_of: Moment
 
@@ -514,6 +560,78 @@ class StatementResponse(Model):
     """Balance before the first and after the last line of this page."""
     lines: list[StatementLine]
     next_cursor: str | None
+
+
+# --- account changes -------------------------------------------------------------------------------------------------
+
+
+class SetAccountClass(Model):
+    """Upgrade or downgrade. A balance above the new class's cap may stay; nothing further is credited (I9)."""
+
+    change: Literal["set-rule-class"] = "set-rule-class"
+    account: AccountRef
+    rule_class: Annotated[str, Field(min_length=1, max_length=32)]
+
+
+class HolderKeyChange(Model):
+    """Of a wallet's keys. Adding and removing need a current holder key's consent. `replace-holder-key` makes `key`
+    the only one: with consent at once; without it, if `key` was announced at least `key_recovery_seconds` before (see
+    the ledger) and no current key has objected since. A later announcement takes the place of an earlier one."""
+
+    change: Literal["add-holder-key", "remove-holder-key", "replace-holder-key", "announce-holder-key"]
+    account: AccountRef
+    key: PublicJwk
+
+
+class AccountStanding(Model):
+    """`object-to-key` ends an announcement and is the holder's alone: consent without the participant's signature.
+    `suspend` refuses debits and takes credits until `resume`. `close` is for ever, and needs balance and holds of 0."""
+
+    change: Literal["object-to-key", "suspend", "resume", "close"]
+    account: AccountRef
+
+
+AccountChange = Annotated[SetAccountClass | HolderKeyChange | AccountStanding, Field(discriminator="change")]
+
+
+class AccountChangeDocument(Model):
+    """What the account's participant signs (typ `jiaozi-account-change+jws`) and, where consent is needed, one of the
+    holder's current keys too (typ `jiaozi-account-consent+jws`): the very same canonical JSON. `id` is the client's."""
+
+    id: ChangeRef
+    ledger: Annotated[str, Field(max_length=64)]
+    change: AccountChange
+    valid_until: Moment
+
+    @model_validator(mode="after")
+    def _has_a_clients_id(self) -> Self:
+        if self.id.version != 7:
+            raise ValueError("the id must be a UUIDv7")
+        return self
+
+
+class AccountChangeRequest(Model):
+    """`change`: signed by the participant; absent for `object-to-key` alone. `consent`: signed by a holder's key."""
+
+    change: Token | None = None
+    consent: Token | None = None
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> Self:
+        if self.change is None and self.consent is None:
+            raise ValueError("give change, consent or both")
+        return self
+
+
+class AccountChangeView(Model):
+    """A change that is in the journal. The same request again is answered with the same view."""
+
+    id: ChangeRef
+    change: AccountChange
+    has_consent: bool
+    directive: int
+    """Number of the journal's directive that carries the signatures."""
+    booked_at: Moment
 
 
 # --- mandates --------------------------------------------------------------------------------------------------------
@@ -677,6 +795,7 @@ class LedgerView(Model):
     operators: list[OperatorView]
     approvals_needed: int
     rule_classes: list[RuleClass]
+    key_recovery_seconds: int
     issuance_account: AccountRef
     head_block: int
     head_seq: int
@@ -701,12 +820,39 @@ class LogView(Model):
     """Why it is no longer sealed, or which witness has refused it."""
 
 
+class IncidentView(Model):
+    """A witness refused a checkpoint: it has seen another history of this log than the ledger shows it."""
+
+    witness: str
+    """Its vkey."""
+    block: int
+    """Of the first checkpoint that it refused."""
+    size: int
+    detail: str
+    noticed_at: Moment
+    is_open: bool
+    """The witness has cosigned no later block since."""
+    operator: str | None
+    """Thumbprint of the operator who acknowledged it; until then an open incident fails the ledger's health."""
+    reason: str | None
+    """What the operator found out and did."""
+    acknowledged_at: Moment | None
+
+
+class IncidentAcknowledgement(Model):
+    witness: Annotated[str, Field(min_length=1, max_length=512)]
+    block: Annotated[int, Field(ge=0, lt=2**63)]
+    reason: Annotated[str, Field(min_length=1, max_length=1000)]
+    """For everybody to read, for ever: what was found out and done."""
+
+
 class CheckpointView(Model):
     size: int
     root: Hash32
     block: int
     """The last block whose transfers are in the tree."""
-    block_hash: Hash32
+    block_commitment: Hash32
+    """Of its hash, salted: it binds the ledger to the block and tells nobody what is in it (docs/transparency.md)."""
     sealed_at: Moment
     note: str
     """The signed note, with cosignatures."""
@@ -726,7 +872,7 @@ class ConsistencyProofView(Model):
 
 
 class SupplyView(Model):
-    """I2: issued - redeemed = vaults + wallets, held money included, at `as_of_seq`."""
+    """I2: issued - redeemed = vaults + wallets + offline, held money included, at `as_of_seq`."""
 
     currency: CurrencyCode
     issued_minor: Amount
@@ -734,6 +880,8 @@ class SupplyView(Model):
     circulation_minor: SignedAmount
     vaults_minor: SignedAmount
     wallets_minor: SignedAmount
+    offline_minor: SignedAmount
+    """In the escrow accounts behind offline purses."""
     held_minor: Amount
     """Part of vaults and wallets that is reserved by holds."""
     identity_holds: bool
@@ -744,15 +892,16 @@ class SupplyView(Model):
 
 class BlockView(Model):
     """A block's header; `hash` = SHA-256 of its other members, `previous_hash` chains it. `issued` to `held` are totals
-    in minor units after the block. What may be absent is shown to operators alone: the digests have no salt, and the
-    totals of two blocks tell what was moved between them."""
+    in minor units after the block. What may be absent is shown to operators alone: digests and hashes have no salt, and
+    the totals of two blocks tell what was moved between them. The public has the salted commitment of a block in the
+    checkpoint that names it."""
 
     number: int
     booked_at: Moment
     first_seq: int
     transfer_count: int
-    previous_hash: Hash32
-    hash: Hash32
+    previous_hash: Hash32 | None = None
+    hash: Hash32 | None = None
     epoch: int | None = None
     transfers_digest: Hash32 | None = None
     evidence_digest: Hash32 | None = None
@@ -765,6 +914,7 @@ class BlockView(Model):
     redeemed: Amount | None = None
     vaults: SignedAmount | None = None
     wallets: SignedAmount | None = None
+    offline: SignedAmount | None = None
     held: Amount | None = None
     accounts_digest: Hash32 | None = None
 
@@ -805,6 +955,39 @@ def sign_proposal(proposal: Proposal, *, key: PrivateKey) -> str:
 
 def sign_approval(approval: Approval, *, key: PrivateKey) -> str:
     return jws.sign(_canonical(approval), key, typ=APPROVAL_TYP)
+
+
+def sign_account_change(document: AccountChangeDocument, *, key: PrivateKey) -> str:
+    """The participant's signature."""
+    return jws.sign(_canonical(document), key, typ=CHANGE_TYP)
+
+
+def sign_account_consent(document: AccountChangeDocument, *, key: PrivateKey) -> str:
+    """The holder's, over the same text."""
+    return jws.sign(_canonical(document), key, typ=CONSENT_TYP)
+
+
+def countersign_account_change(consent: str, *, key: PrivateKey) -> str:
+    """The participant's signature over exactly what a consent says. Read it first: `read_account_change`."""
+    return jws.sign(jws.peek_payload(consent), key, typ=CHANGE_TYP)
+
+
+def read_account_change(token: str) -> AccountChangeDocument:
+    """What a change or a consent says, its signature unchecked. Raises: InvalidInstruction."""
+    try:
+        payload = jws.read(token).payload
+        document = AccountChangeDocument.model_validate(strict_json.loads(payload, wire=True))
+        if jws.canonical_json(strict_json.loads(payload)) != payload:
+            raise InvalidInstruction("the payload must be canonical JSON, so that everybody reads the same")
+    except jws.InvalidJws as error:
+        raise InvalidInstruction(error.reason) from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = "/".join(str(part)[:64] for part in first["loc"])
+        raise InvalidInstruction(f"{place}: {first['msg'][:200]}") from None
+    except ProblemError as error:
+        raise InvalidInstruction(f"the payload is no account change: {type(error).__name__}") from None
+    return document
 
 
 def _canonical(document: Model) -> bytes:
@@ -968,3 +1151,5 @@ class Genesis(Model):
     operators: Annotated[list[GenesisOperator], Field(min_length=1, max_length=32)]
     approvals_needed: Annotated[int, Field(ge=1, le=32)]
     rule_classes: Annotated[list[RuleClass], Field(max_length=250)] = []
+    key_recovery_seconds: Annotated[int, Field(ge=0, le=365 * 86_400)] = KEY_RECOVERY_SECONDS
+    """How long a holder's key must have been announced before it replaces lost ones without their consent."""

@@ -32,6 +32,55 @@ def log_key(url: UrlOption = DEFAULT_URL) -> None:
         console.print(client.log().vkey, highlight=False, soft_wrap=True)
 
 
+def incidents(
+    url: UrlOption = DEFAULT_URL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+) -> None:
+    """Show which checkpoints witnesses have refused, and what operators have said of it. Exit 1 if one is not settled.
+
+    A witness refuses a checkpoint that does not contain what it has seen: this ledger is not the one that it was, or
+    the witness is not. Find out which (docs/transparency.md), repair it, and say so with `acknowledge-incident`.
+    """
+    with LedgerClient(url) as client:
+        found = client.incidents()
+    if as_json:
+        console.print_json(json.dumps([item.model_dump(mode="json") for item in found]))
+    for item in () if as_json else found:
+        state = "acknowledged" if item.reason is not None else "OPEN" if item.is_open else "over"
+        lines = [
+            ("incident", f"{state}, noticed {item.noticed_at:%Y-%m-%dT%H:%M:%SZ}"),
+            ("witness", item.witness),
+            ("checkpoint", f"block {item.block}, size {item.size}"),
+            ("detail", item.detail),
+        ]
+        if item.reason is not None:
+            lines += [("reason", item.reason), ("operator", item.operator or "")]
+            lines += [("witness now", "still refuses" if item.is_open else "has cosigned again")]
+        for name, value in lines:
+            console.print(f"{name:<12} {value}", highlight=False, markup=False, soft_wrap=True)
+        console.print()
+    if not found and not as_json:
+        console.print("No witness has ever refused a checkpoint.")
+    if any(item.is_open and item.reason is None for item in found):
+        raise typer.Exit(1)
+
+
+def acknowledge_incident(
+    witness: Annotated[str, typer.Argument(help="The witness's key (vkey), as `incidents` shows it.")],
+    block: Annotated[int, typer.Argument(help="The block of the refused checkpoint.")],
+    reason: Annotated[str, typer.Option("--reason", help="What was found out and done. Public, and kept for ever.")],
+    key: KeyOption,
+    url: UrlOption = DEFAULT_URL,
+) -> None:
+    """Say, as an operator, what an incident was, once it is handled; then /healthz is good again within some seconds.
+
+    It cannot be taken back or changed. The witness goes on refusing until its own operator has looked into it.
+    """
+    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+        client.acknowledge_incident(witness, block, reason=reason)
+    console.print("The incident is acknowledged; the reason is kept and public.")
+
+
 def receipt(
     transfer: Annotated[str, typer.Argument(help="trf_...")],
     file: Annotated[Path, typer.Argument(help="Where to write it; an existing file is not overwritten.")],

@@ -199,19 +199,19 @@ def verify_supply(
         block, supply = opened.checkpoint.extension("block"), opened.checkpoint.extension("supply")
         if block is None or supply is None or len(block) != 2 or len(supply) != 1:
             raise NoteRefused("the checkpoint has no block line or no supply line")
-        block_hash, digest = from_base64(block[1]), from_base64(supply[0])
+        commitment, digest = from_base64(block[1]), from_base64(supply[0])
     except NoteRefused as error:
         raise ReceiptRefused(str(error)) from None
     if digest != sha256(statement).digest():
         raise ReceiptRefused("the supply statement is not the one that the checkpoint signs")
     read = _read(statement, SupplyStatement)
-    if read.seq != opened.checkpoint.size or str(read.block) != block[0] or len(block_hash) != 32:
+    if read.seq != opened.checkpoint.size or str(read.block) != block[0] or len(commitment) != 32:
         raise ReceiptRefused("the supply statement speaks of another block than the checkpoint")
     held_by_all = read.vaults_minor + read.wallets_minor + read.offline_minor
     if not read.issued_minor - read.redeemed_minor == read.circulation_minor == held_by_all:
         raise ReceiptRefused("the supply does not add up (I2): issued - redeemed is not vaults + wallets + offline")
-    if read.vaults_minor < 0 or read.wallets_minor < 0:
-        raise ReceiptRefused("vaults or wallets hold less than nothing")
+    if min(read.vaults_minor, read.wallets_minor, read.offline_minor) < 0:
+        raise ReceiptRefused("vaults, wallets or purses hold less than nothing")
     if read.held_minor > read.vaults_minor + read.wallets_minor:
         raise ReceiptRefused("more is held than there is")
     return VerifiedSupply(read, opened.checkpoint, opened.cosigned)

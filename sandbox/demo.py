@@ -103,10 +103,11 @@ class Demo:
         found: list[tuple[SupplyView, Proof]] = []
         for bank in CENTRAL_BANKS:
             name = ledger_service(bank.ledger)
-            with self._scheme.ledger_client(bank.ledger) as client:
+            with self._scheme.ledger_client(bank.ledger, self._scheme.keys.operator(bank, 0)) as client:
                 head, supply = client.block(), client.supply()
-            # The head that the ledger shows to everybody: a journal whose end was cut off cannot contain it.
-            proof = verify_database(self._scheme.database_url(name), anchor=(head.number, head.hash))
+            # The head that the ledger shows to its operators: a journal whose end was cut off cannot contain it.
+            anchor = (head.number, head.hash) if head.hash is not None else None
+            proof = verify_database(self._scheme.database_url(name), anchor=anchor)
             found.append((supply, proof))
         currencies = tuple(supply.currency for supply, _ in found)
         table = make_table("by replay", *currencies, right=currencies)

@@ -57,7 +57,7 @@ def issue(scheme: Scheme, report: Report, vaults: Vaults, *, clock: Clock) -> No
     before = {bank.ledger: _issued(scheme, bank) for bank in CENTRAL_BANKS}
     amount = major(ISSUED_MAJOR[FIRST.participant], CNY.currency)
     vault = vaults[FIRST.participant][CNY.ledger]
-    with scheme.ledger_client(CNY.ledger) as client:
+    with scheme.ledger_client(CNY.ledger, scheme.keys.operator(CNY, 0)) as client:
         proposal = _proposal(CNY, vault, amount, clock=clock)
         view = client.propose(sign_proposal(proposal, key=scheme.keys.institution(FIRST.participant)))
         report.say(f"{FIRST.name} proposes: issue {amount} into its vault {ids.show_account(vault)}")
@@ -84,7 +84,7 @@ def issue(scheme: Scheme, report: Report, vaults: Vaults, *, clock: Clock) -> No
     for institution in (SECOND, THIRD, FOURTH):
         bank = central_bank(institution.home)
         amount = major(ISSUED_MAJOR[institution.participant], bank.currency)
-        with scheme.ledger_client(bank.ledger) as client:
+        with scheme.ledger_client(bank.ledger, scheme.keys.operator(bank, 0)) as client:
             _issue(client, scheme, bank, vaults[institution.participant][bank.ledger], amount, clock=clock)
         report.say(f"issued in the same way: {amount} to {institution.name}")
     for bank in CENTRAL_BANKS:

@@ -146,7 +146,7 @@ class Scheme:
         # 3.
         for bank in CENTRAL_BANKS:
             tell(f"{bank.ledger}: registering participants by mandate")
-            with self.ledger_client(bank.ledger) as client:
+            with self.ledger_client(bank.ledger, self.keys.operator(bank, 0)) as client:
                 seed.register_participants(client, self.keys, bank, clock=self._clock)
         # 4.
         tell("bridge: starting")

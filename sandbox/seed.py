@@ -122,7 +122,8 @@ def write_json(path: Path, document: object) -> None:
 
 
 def carry_out(client: LedgerClient, keys: Keys, bank: CentralBank, action: Action, *, clock: Clock) -> MandateView:
-    """A mandate in one go: proposed by the first operator, approved by the other two, executed."""
+    """A mandate in one go: proposed by the first operator, approved by the other two, executed. `client` signs for an
+    operator of the ledger."""
     proposal = Proposal(ledger=bank.ledger, mandate=ids.new_uuid7(), action=action, valid_until=clock() + MANDATE_LIFE)
     view = client.propose(sign_proposal(proposal, key=keys.operator(bank, 0)))
     for number in (1, 2):

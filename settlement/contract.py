@@ -86,7 +86,8 @@ def _shown(prefix: str) -> PlainSerializer:
 
 
 def _schema(prefix: str) -> WithJsonSchema:
-    return WithJsonSchema({"type": "string", "examples": [f"{prefix}_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"]})
+    example = f"{prefix}_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"
+    return WithJsonSchema({"type": "string", "pattern": ids.pattern(prefix), "examples": [example]})
 
 
 BatchRef = Annotated[UUID, _parsed("bat"), _shown("bat"), _schema("bat")]

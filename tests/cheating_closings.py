@@ -72,7 +72,7 @@ class CheatingClosing:
         previous: bytes = NO_STATEMENT,
         accounts: int | None = None,
         leave_out: int | None = None,
-        block_hash: bytes = b"\7" * 32,
+        commitment: bytes = b"\7" * 32,
     ) -> CheatingClosing:
         """`claim`: balances that the tree has instead. `accounts`: what the statement says. `leave_out`: an account
         whose leaves are filled with nobody's (account 10**9) zeros, so that their number is right."""
@@ -103,7 +103,7 @@ class CheatingClosing:
             kind=ClosingKind.DAY,
             day=date(2026, 11, 22),
             block=9,
-            block_hash=block_hash,
+            block_commitment=commitment,
             seq=100,
             booked_at=datetime(2026, 11, 22, 15, tzinfo=UTC),
             accounts=counted,
@@ -115,6 +115,7 @@ class CheatingClosing:
             circulation_minor=root.sum,
             vaults_minor=0,
             wallets_minor=root.sum,
+            offline_minor=0,
             previous=previous,
         )
         return CheatingClosing(leaves, levels, statement, sign_statement(statement, name=ORIGIN, key=SIGNING), key)

@@ -1,7 +1,8 @@
 """In-memory stand-ins for other services.
 
 `FakeLedger` answers like a `LedgerClient` of a real ledger: it verifies signatures, books each id at most once, keeps
-balances and class limits, and refuses in the ledger's order of precedence (the part that wallets meet). Faults:
+balances and class limits, changes accounts (`change_account`; a participant's own signature is checked where
+`participant_key` is set), and refuses in the ledger's order of precedence (the part that wallets meet). Faults:
 
     ledger.lose_answers = 1        # the next submission is booked, its answer lost (ServiceUnreachable)
     ledger.unreachable = True      # nothing arrives
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -26,15 +27,27 @@ from kernel.errors import ProblemError, Refusal
 from kernel.ids import AccountNumber
 from ledger.client import LedgerClient
 from ledger.contract import (
+    CHANGE_TYP,
+    CONSENT_TYP,
+    HOLDER_KEYS_MAX,
     INSTRUCTION_TYP,
+    KEY_RECOVERY_SECONDS,
     STATUS_BY_REFUSAL,
+    AccountChangeDocument,
+    AccountChangeView,
     AccountKind,
     AccountOpening,
     AccountOpeningResult,
     AccountStatus,
     AccountView,
+    AnnouncedKeyView,
+    HolderKeyChange,
+    InvalidInstruction,
     LedgerRefusal,
+    ParticipantRole,
+    ParticipantView,
     RuleClass,
+    SetAccountClass,
     SignedInstruction,
     StatementLine,
     StatementResponse,
@@ -46,6 +59,7 @@ from ledger.contract import (
     TransferResult,
     TransferTerms,
     TransferView,
+    read_account_change,
 )
 
 
@@ -55,10 +69,23 @@ class _Account:
     kind: AccountKind
     rule_class: str
     key: PublicKey | None
+    """The oldest of the holder's keys."""
+    more_keys: list[PublicKey] = field(default_factory=list)
+    announced: tuple[PublicKey, datetime] | None = None
+    status: AccountStatus = AccountStatus.ACTIVE
     balance: int = 0
     day: object = None
     spent_day: int = 0
     spent_year: int = 0
+
+    @property
+    def keys(self) -> list[PublicKey]:
+        return [self.key, *self.more_keys] if self.key is not None else []
+
+    def key_of(self, token: str) -> PublicKey | None:
+        """The holder's key that a token names."""
+        kid = jws.peek_header(token).get("kid")
+        return next((key for key in self.keys if key.thumbprint == kid), None)
 
 
 @dataclass
@@ -83,7 +110,11 @@ class FakeLedger(LedgerClient):
         self.accounts: dict[int, _Account] = {}
         self.openings: dict[UUID, int] = {}
         self.booked: dict[UUID, _Booked] = {}
+        self.changes: dict[UUID, tuple[bytes, AccountChangeView]] = {}
+        self.key_recovery_seconds = KEY_RECOVERY_SECONDS
+        self.participant_key: PublicKey | None = None
         self.classes = {rule_class.name: rule_class for rule_class in rule_classes}
+        self.institutions: dict[str, PublicKey] = {}
         self.lose_answers = 0
         self.unreachable = False
         self.before_call: Callable[[str], None] = lambda method: None
@@ -100,6 +131,20 @@ class FakeLedger(LedgerClient):
         return sum(account.balance for account in self.accounts.values())
 
     # --- the client's methods
+
+    def participants(self) -> list[ParticipantView]:
+        self._arrive("participants")
+        return [
+            ParticipantView(
+                participant=participant,
+                name=participant,
+                role=ParticipantRole.INTERMEDIARY,
+                key=key.to_jwk(),
+                quota_minor=0,
+                outstanding_minor=0,
+            )
+            for participant, key in self.institutions.items()
+        ]
 
     def submit(self, items: Sequence[TransferItem], *, expires_at: datetime | None = None) -> list[TransferResult]:
         """Arrives when it is called: a test that delays a copy calls this later, with the copy's own `expires_at`."""
@@ -144,6 +189,10 @@ class FakeLedger(LedgerClient):
         self._answer()
         return results
 
+    def check_accounts(self, accounts: Sequence[int]) -> list[bool]:
+        self._arrive("check_accounts")
+        return [account in self.accounts for account in accounts]
+
     def get_account(self, account: int) -> AccountView:
         self._arrive("get_account")
         if account not in self.accounts:
@@ -154,7 +203,7 @@ class FakeLedger(LedgerClient):
             account=found.number,
             kind=found.kind,
             participant=self.participant,
-            status=AccountStatus.ACTIVE,
+            status=found.status,
             rule_class=found.rule_class,
             currency=self.currency,
             balance_minor=found.balance,
@@ -166,9 +215,45 @@ class FakeLedger(LedgerClient):
             spent_today_minor=found.spent_day,
             spent_this_year_minor=found.spent_year,
             holder_key=found.key.thumbprint if found.key else None,
+            holder_keys=[key.thumbprint for key in found.keys],
+            announced_key=self._announced(found),
             as_of_seq=len(self.booked),
             as_of=self._clock(),
         )
+
+    def change_account(self, change: str | None, *, consent: str | None = None) -> AccountChangeView:
+        self._arrive("change_account")
+        try:
+            document = read_account_change(change or consent or "")
+            if change is not None and self.participant_key is not None:
+                jws.verify(change, self.participant_key, typ=CHANGE_TYP)
+        except (jws.InvalidJws, InvalidInstruction):
+            raise problem(LedgerRefusal.INSTRUCTION_INVALID) from None
+        payload = jws.peek_payload(change or consent or "")
+        if document.id in self.changes:
+            before, view = self.changes[document.id]
+            if before != payload:
+                raise problem(LedgerRefusal.CHANGE_EXISTS)
+            return view
+        refusal = self._change(document, payload, is_signed=change is not None, consent=consent)
+        if refusal is not None:
+            raise problem(refusal)
+        view = AccountChangeView(
+            id=document.id,
+            change=document.change,
+            has_consent=consent is not None,
+            directive=len(self.changes) + 100,
+            booked_at=self._clock(),
+        )
+        self.changes[document.id] = (payload, view)
+        self._answer()
+        return view
+
+    def get_account_change(self, change: UUID) -> AccountChangeView:
+        self._arrive("get_account_change")
+        if change not in self.changes:
+            raise problem(LedgerRefusal.CHANGE_NOT_FOUND)
+        return self.changes[change][1]
 
     def statement(
         self, account: int, *, cursor: str | None = None, limit: int = 1000, newest_first: bool = False
@@ -225,6 +310,88 @@ class FakeLedger(LedgerClient):
             self.openings[opening.opening] = number
         return AccountOpeningResult(opening=opening.opening, account=AccountNumber(self.openings[opening.opening]))
 
+    def _announced(self, account: _Account) -> AnnouncedKeyView | None:
+        if account.announced is None:
+            return None
+        key, at = account.announced
+        effective_at = at + timedelta(seconds=self.key_recovery_seconds)
+        return AnnouncedKeyView(key=key.thumbprint, announced_at=at, effective_at=effective_at)
+
+    def _change(
+        self, document: AccountChangeDocument, payload: bytes, *, is_signed: bool, consent: str | None
+    ) -> Refusal | None:
+        """Carries a change out, or says why not, in the ledger's order."""
+        change, now = document.change, self._clock()
+        if document.ledger != self.name:
+            return LedgerRefusal.WRONG_LEDGER
+        if document.valid_until < now:
+            return LedgerRefusal.INSTRUCTION_EXPIRED
+        if is_signed == (change.change == "object-to-key"):
+            return LedgerRefusal.INSTRUCTION_INVALID
+        account = self.accounts.get(change.account)
+        if account is None:
+            return LedgerRefusal.ACCOUNT_NOT_FOUND
+        if account.status is AccountStatus.CLOSED:
+            return TransferRefusal.ACCOUNT_CLOSED
+        if consent is not None:
+            key = account.key_of(consent)
+            try:
+                if key is None or jws.verify(consent, key, typ=CONSENT_TYP) != payload:
+                    return LedgerRefusal.CONSENT_INVALID
+            except jws.InvalidJws:
+                return LedgerRefusal.CONSENT_INVALID
+        if isinstance(change, SetAccountClass):
+            if change.rule_class not in self.classes:
+                return LedgerRefusal.CLASS_UNKNOWN
+            account.rule_class = change.rule_class
+        elif isinstance(change, HolderKeyChange):
+            return self._change_key(account, change, has_consent=consent is not None)
+        elif change.change == "object-to-key":
+            if account.announced is None:
+                return LedgerRefusal.KEY_NOT_ANNOUNCED
+            account.announced = None
+        elif change.change == "suspend":
+            account.status = AccountStatus.SUSPENDED
+        elif change.change == "resume":
+            account.status = AccountStatus.ACTIVE
+        else:
+            if account.balance:
+                return LedgerRefusal.ACCOUNT_NOT_EMPTY
+            account.status, account.announced = AccountStatus.CLOSED, None
+        return None
+
+    def _change_key(self, account: _Account, change: HolderKeyChange, *, has_consent: bool) -> Refusal | None:
+        if account.kind is not AccountKind.WALLET:
+            return LedgerRefusal.HOLDER_KEY_MISMATCH
+        key, keys = PublicKey.from_jwk(change.key), account.keys
+        is_known = key.thumbprint in [known.thumbprint for known in keys]
+        if not has_consent and change.change in ("add-holder-key", "remove-holder-key"):
+            return LedgerRefusal.CONSENT_MISSING
+        if change.change == "remove-holder-key":
+            if not is_known:
+                return LedgerRefusal.HOLDER_KEY_UNKNOWN
+            if len(keys) == 1:
+                return LedgerRefusal.HOLDER_KEY_LAST
+            keys = [known for known in keys if known.thumbprint != key.thumbprint]
+        elif is_known:
+            return LedgerRefusal.KEY_IN_USE
+        elif change.change == "add-holder-key":
+            if len(keys) == HOLDER_KEYS_MAX:
+                return LedgerRefusal.HOLDER_KEYS_EXCEEDED
+            keys = [*keys, key]
+        elif change.change == "announce-holder-key":
+            account.announced = (key, self._clock())
+            return None
+        else:
+            if not has_consent:
+                if account.announced is None or account.announced[0].thumbprint != key.thumbprint:
+                    return LedgerRefusal.KEY_NOT_ANNOUNCED
+                if self._clock() < account.announced[1] + timedelta(seconds=self.key_recovery_seconds):
+                    return LedgerRefusal.KEY_RECOVERY_PENDING
+            keys, account.announced = [key], None
+        account.key, account.more_keys = keys[0], keys[1:]
+        return None
+
     def _one(self, item: TransferItem) -> TransferResult:
         if item.instruction is None:
             assert item.terms is not None
@@ -254,7 +421,7 @@ class FakeLedger(LedgerClient):
         debit, credit = self.accounts[terms.debit], self.accounts[terms.credit]
         debit.balance -= terms.amount_minor
         credit.balance += terms.amount_minor
-        if terms.kind is TransferKind.PAYMENT:
+        if terms.kind in (TransferKind.PAYMENT, TransferKind.PURSE_FUND):
             debit.spent_day += terms.amount_minor
             debit.spent_year += terms.amount_minor
         balances: dict[int, int] = {terms.debit: debit.balance, terms.credit: credit.balance}
@@ -284,12 +451,16 @@ class FakeLedger(LedgerClient):
             if token is None or debit.key is None:
                 return TransferRefusal.NOT_AUTHORISED
             try:
-                jws.verify(token, debit.key, typ=INSTRUCTION_TYP)
+                jws.verify(token, debit.key_of(token) or debit.key, typ=INSTRUCTION_TYP)
             except jws.InvalidJws:
                 return LedgerRefusal.INSTRUCTION_INVALID
+        if AccountStatus.CLOSED in (debit.status, credit.status):
+            return TransferRefusal.ACCOUNT_CLOSED
+        if debit.status is AccountStatus.SUSPENDED:
+            return TransferRefusal.DEBIT_ACCOUNT_SUSPENDED
         self._roll(debit)
         caps = self.classes.get(debit.rule_class)
-        if caps is not None and terms.kind is TransferKind.PAYMENT:
+        if caps is not None and terms.kind in (TransferKind.PAYMENT, TransferKind.PURSE_FUND):
             if _exceeds(terms.amount_minor, caps.single_max_minor):
                 return TransferRefusal.SINGLE_LIMIT_EXCEEDED
             if _exceeds(debit.spent_day + terms.amount_minor, caps.day_max_minor):

@@ -26,6 +26,8 @@ from kernel.ids import ParticipantId
 from kernel.server import make_server
 from ledger.client import LedgerClient
 from ledger.contract import (
+    AccountChangeDocument,
+    AccountChangeView,
     AccountKind,
     AccountOpening,
     Action,
@@ -37,6 +39,8 @@ from ledger.contract import (
     RegisterParticipantAction,
     TransferKind,
     TransferTerms,
+    sign_account_change,
+    sign_account_consent,
     sign_approval,
     sign_instruction,
     sign_proposal,
@@ -59,6 +63,9 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+KEY_RECOVERY_SECONDS = 2
 
 
 @dataclass
@@ -90,7 +97,7 @@ class LedgerWorld:
 
     def mandate(self, action: Action) -> MandateView:
         """Proposed by operator 0, approved by 1 and 2, executed."""
-        with self.anonymous() as client:
+        with self.operator() as client:
             view = client.propose(sign_proposal(self.proposal(action), key=self.operators[0]))
             self.approve(view, 1)
             self.approve(view, 2)
@@ -148,6 +155,26 @@ class LedgerWorld:
         }
         return TransferTerms.model_validate(members | more)
 
+    def change_document(self, what: str, account: int, *, minutes: int = 5, **members: object) -> AccountChangeDocument:
+        return AccountChangeDocument.model_validate(
+            {
+                "id": ids.new_uuid7(),
+                "ledger": self.ledger,
+                "change": {"change": what, "account": account, **members},
+                "valid_until": system_clock() + timedelta(minutes=minutes),
+            }
+        )
+
+    def change(
+        self, participant: str, what: str, account: int, *, consent: PrivateKey | None = None, **members: object
+    ) -> AccountChangeView:
+        """Signed by the participant, and with the consent of a holder's key."""
+        document = self.change_document(what, account, minutes=5, **members)
+        token = sign_account_change(document, key=self.participants[participant])
+        with self.client(participant) as client:
+            given = sign_account_consent(document, key=consent) if consent is not None else None
+            return client.change_account(token, consent=given)
+
     def instruction(self, terms: TransferTerms, key: PrivateKey, *, ledger: str | None = None, minutes: int = 5) -> str:
         valid_until = system_clock() + timedelta(minutes=minutes)
         return sign_instruction(terms, ledger=ledger or self.ledger, valid_until=valid_until, key=key)
@@ -168,6 +195,7 @@ def write_genesis(path: Path, *, ledger: str, currency: str, operators: list[Pri
         "approvals_needed": 2,
         "operators": [{"name": name, "key": key.public.to_jwk()} for name, key in zip(names, operators, strict=True)],
         "rule_classes": RULE_CLASSES,
+        "key_recovery_seconds": KEY_RECOVERY_SECONDS,
     }
     path.write_text(json.dumps(document))
 

@@ -81,7 +81,9 @@ def picture_of(state: LedgerState) -> dict[str, Any]:
     """Everything in a state that must survive a restart."""
     used = slice(0, state.size)
     return {
-        **{name: getattr(state, name)[used].tolist() for name in (*COLUMNS, "kind", "frozen", "rule_class")},
+        **{name: getattr(state, name)[used].tolist() for name in (*COLUMNS, "kind", "standing", "rule_class")},
+        "keys": [state.holder_keys(number) for number in range(state.size)],
+        "announced": dict(state.announced),
         "participants": [(p.code, p.quota, p.outstanding, p.key_version) for p in state.participants if p],
         "holds": dict(state.holds),
         "totals": (*state.totals, state.next_seq, state.booked_at, state.day, state.year),
@@ -147,6 +149,7 @@ class SequencerWorld:
                 for name, key in zip(("maker", "checker"), self.operators, strict=True)
             ],
             "rule_classes": [{"name": "daily", "day_max_minor": "100", "year_max_minor": "250"}],
+            "key_recovery_seconds": 3600,
         }
         body = jws.canonical_json(document)
         self.sequencer.carry_out(kind="genesis", mandate_id=None, body=body, action=None).result(10)

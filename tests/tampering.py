@@ -46,10 +46,11 @@ class Journal:
     checkpoints: list[tuple[int, bytes, bytes]] = field(default_factory=list)
     """(size, note, supply statement)"""
     range_keys: dict[int, bytes] = field(default_factory=dict)
+    block_salts: dict[int, bytes] = field(default_factory=dict)
 
     def copy(self) -> Journal:
         tables = {table: [dict(row) for row in rows] for table, rows in self.tables.items()}
-        return Journal(tables, list(self.checkpoints), dict(self.range_keys))
+        return Journal(tables, list(self.checkpoints), dict(self.range_keys), dict(self.block_salts))
 
 
 # --- to rows and back ------------------------------------------------------------------------------------------------
@@ -62,6 +63,7 @@ def read(source: Source) -> Journal:
         _read_tables(segment, journal.tables)
         journal.checkpoints += segment.notes()
         journal.range_keys |= {int(row["range"]): row["key"].tobytes() for row in segment.range_keys}
+        journal.block_salts |= {int(row["number"]): row["salt"].tobytes() for row in segment.block_salts}
     return journal
 
 
@@ -157,6 +159,7 @@ def _entry(number: int, sections: Mapping[str, bytes], blocks: list[Row], last: 
         last_directive=0,
         last_account=0,
         last_checkpoint=-1,
+        last_closing=-1,
         blocks=len(blocks),
         transfers=len(sections.get("transfers", b"")) // layout.TRANSFER.itemsize,
         head_hash=head["hash"].hex(),
@@ -218,6 +221,10 @@ def _sections(journal: Journal, after: Any, through: Any) -> dict[str, bytes]:
         [{"size": size, "note_length": len(note), "supply_length": len(text)} for size, note, text in notes],
     )
     found["checkpoint-texts"] = b"".join(note + text for _, note, text in notes)
+    if journal.block_salts:
+        numbers = [row["number"] for row in part("block", "number", 0)]
+        salts = [{"number": number, "salt": journal.block_salts.get(number, bytes(32))} for number in numbers]
+        found["block-salts"] = _records(layout.BLOCK_SALT, salts)
     if after[0] < 0:
         keys = [{"range": number, "key": key} for number, key in sorted(journal.range_keys.items())]
         found["range-keys"] = _records(layout.RANGE_KEY, keys)
@@ -274,7 +281,7 @@ def reseal(journal: Journal, *, totals: bool = True) -> None:
 def block_hash(block: Row) -> bytes:
     integers = [block[name] for name in layout.BLOCK.names or () if name not in (*DIGESTS, "hash")]
     return hashlib.sha256(
-        b"jiaozi-block-v1" + struct.pack(">14q", *integers) + b"".join(block[name] for name in DIGESTS)
+        b"jiaozi-block-v1" + struct.pack(">15q", *integers) + b"".join(block[name] for name in DIGESTS)
     ).digest()
 
 
@@ -321,11 +328,11 @@ def _sha256(parts: Any) -> bytes:
 
 
 class _Supply:
-    """The five totals of headers, as the rows have them, whether they make sense or not."""
+    """The six totals of headers, as the rows have them, whether they make sense or not."""
 
     def __init__(self, journal: Journal) -> None:
         self.kinds = {1: 0} | {row["number"]: row["kind"] for row in journal.tables["account"]}
-        self.totals = dict.fromkeys(("issued", "redeemed", "vaults", "wallets", "held"), 0)
+        self.totals = dict.fromkeys(("issued", "redeemed", "vaults", "wallets", "offline", "held"), 0)
         self.holds: dict[bytes, int] = {}
 
     def after(self, transfers: list[Row]) -> dict[str, int]:
@@ -341,7 +348,7 @@ class _Supply:
             totals["redeemed"] += amount if kind == 1 else 0
             if kind not in (7, 9, 10, 12):
                 for account, delta in ((row["debit"], -amount), (row["credit"], amount)):
-                    name = {1: "vaults", 2: "wallets"}.get(self.kinds.get(account, 3))
+                    name = {1: "vaults", 2: "wallets", 3: "offline"}.get(self.kinds.get(account, 4))
                     if name is not None:
                         totals[name] += delta
         return {name: max(-(2**63), min(value, 2**63 - 1)) for name, value in totals.items()}
@@ -363,6 +370,8 @@ class LogKeys:
 def add_log(journal: Journal, keys: LogKeys, *, every: int = 7) -> None:
     """Checkpoints as the ledger's log makes them, after each `every`-th block that has transfers and the last one."""
     journal.range_keys = {0: hashlib.sha256(b"range 0 of a test").digest()}
+    numbers = [int(block["number"]) for block in journal.tables["block"]]
+    journal.block_salts = {number: hashlib.sha256(b"block %d of a test" % number).digest() for number in numbers}
     journal.checkpoints = []
     leaves = leaf_hashes(journal)
     ledger, currency = ledger_of(journal)
@@ -377,12 +386,17 @@ def add_log(journal: Journal, keys: LogKeys, *, every: int = 7) -> None:
             size,
             tree_root(leaves[:size]),
             (
-                f"block {block['number']} {to_base64(block['hash'])}",
+                f"block {block['number']} {to_base64(block_commitment(journal, block))}",
                 f"supply {to_base64(hashlib.sha256(statement).digest())}",
             ),
         ).text
         note = Note(text, (sign_text(text, name=keys.origin, key=keys.signing),))
         journal.checkpoints.append((size, str(note).encode(), statement))
+
+
+def block_commitment(journal: Journal, block: Row) -> bytes:
+    salt = journal.block_salts[block["number"]]
+    return hashlib.sha256(b"jiaozi-block-commitment-v1" + salt + block["hash"]).digest()
 
 
 def leaf_hashes(journal: Journal) -> list[bytes]:
@@ -419,7 +433,8 @@ def ledger_of(journal: Journal) -> tuple[str, str]:
 
 
 def supply_statement(block: Row, ledger: str, currency: str) -> bytes:
-    amounts = {f"{name}_minor": str(block[name]) for name in ("issued", "redeemed", "vaults", "wallets", "held")}
+    names = ("issued", "redeemed", "vaults", "wallets", "offline", "held")
+    amounts = {f"{name}_minor": str(block[name]) for name in names}
     return jws.canonical_json(
         {
             **amounts,
@@ -429,6 +444,5 @@ def supply_statement(block: Row, ledger: str, currency: str) -> bytes:
             "seq": block["first_seq"] + block["transfer_count"] - 1,
             "booked_at": from_micros(block["booked_at"]).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "circulation_minor": str(block["issued"] - block["redeemed"]),
-            "offline_minor": "0",
         }
     )

@@ -1,6 +1,7 @@
 """A real ledger's journal that has some of everything, for tests of what verifies it.
 
-Issues, payments, chains, holds of every kind and end, tombstones, freezes, legal orders, a rotated key, class caps.
+Issues, payments, chains, holds of every kind and end, tombstones, freezes, legal orders, a rotated key, class caps,
+account changes, purses.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from kernel import ids, migrate
 from kernel.clock import system_clock
 from kernel.crypto.keys import PrivateKey, Suite
 from kernel.postgres import EmbeddedPostgres
+from ledger.client import LedgerClient
 from ledger.contract import (
+    AccountKind,
+    AccountOpening,
     AdjustmentAction,
     FreezeAction,
     RedeemAction,
@@ -27,9 +31,10 @@ from ledger.contract import (
     SetQuotaAction,
     TransferItem,
     TransferResult,
+    sign_account_consent,
 )
 from ledger.engine.sequencer import Sequencer
-from tests.ledger_world import LedgerWorld, make_world, serving
+from tests.ledger_world import KEY_RECOVERY_SECONDS, LedgerWorld, make_world, serving
 
 BANK, OTHER = "BKCHCNBJ", "ICBKCNBJ"
 
@@ -42,6 +47,8 @@ class Scheme:
     seqs: dict[str, int]
     accounts: dict[str, int]
     log_salts: Path
+    keys: dict[str, PrivateKey] = field(default_factory=dict)
+    """Of holders: `wallet`, and `tablet`, which was the same wallet's for a while; of the institution: `bank`."""
 
 
 def make_scheme(postgres: EmbeddedPostgres, directory: Path, *, bulk: int = 100, signed: int = 40) -> Scheme:
@@ -153,6 +160,7 @@ def _live(world: LedgerWorld, scheme: Scheme, *, bulk: int, signed_payments: int
         )
         world.mandate(redeem)
         world.mandate(SetQuotaAction(participant=ids.ParticipantId(BANK), quota_minor=5_000_000))
+        _change_accounts(world, scheme, bank, key, small_key)
         rotated = PrivateKey.generate()
         world.mandate(RotateParticipantKeyAction(participant=ids.ParticipantId(OTHER), key=rotated.public.to_jwk()))
         world.participants[OTHER] = rotated
@@ -160,3 +168,46 @@ def _live(world: LedgerWorld, scheme: Scheme, *, bulk: int, signed_payments: int
         terms = world.terms("payment", other, wallet, 9)
         booked(icbk.submit_instruction(world.instruction(terms, rotated)))
     time.sleep(1.2)  # the hold of 0.7 s expires
+
+
+def _change_accounts(
+    world: LedgerWorld, scheme: Scheme, bank: LedgerClient, key: PrivateKey, small_key: PrivateKey
+) -> None:
+    """Of BANK's accounts: a second device, a key that was lost, suspension, an upgrade, a closure; and a purse."""
+    seqs, accounts = scheme.seqs, scheme.accounts
+    vault, wallet, small, other = (accounts[name] for name in ("vault", "wallet", "small", "other"))
+    tablet, found = PrivateKey.generate(), PrivateKey.generate(Suite.ECDSA_P256_SHA256)
+    scheme.keys |= {"wallet": key, "tablet": tablet, "bank": world.participants[BANK]}
+
+    def signed(kind: str, debit: int, credit: int, amount: int, by: PrivateKey) -> int:
+        return booked(bank.submit_instruction(world.instruction(world.terms(kind, debit, credit, amount), by)))
+
+    world.change(BANK, "add-holder-key", wallet, consent=key, key=tablet.public.to_jwk())
+    seqs["tablet"] = signed("payment", wallet, other, 21, tablet)
+    signed("payment", wallet, other, 22, key)
+    world.change(BANK, "remove-holder-key", wallet, consent=key, key=tablet.public.to_jwk())
+    seqs["late"] = signed("payment", wallet, other, 23, key)
+
+    world.change(BANK, "suspend", small)
+    seqs["suspended"] = booked(bank.transfer(world.terms("exchange-in", vault, small, 60_077)))
+    world.change(BANK, "announce-holder-key", small, key=found.public.to_jwk())
+    objection = sign_account_consent(world.change_document("object-to-key", small), key=small_key)
+    bank.change_account(None, consent=objection)
+    world.change(BANK, "announce-holder-key", small, key=found.public.to_jwk())
+    time.sleep(KEY_RECOVERY_SECONDS + 0.05)
+    world.change(BANK, "replace-holder-key", small, key=found.public.to_jwk())
+    world.change(BANK, "resume", small)
+    world.change(BANK, "set-rule-class", small, rule_class="none")
+    signed("payment", small, other, 60_000, found)  # more than its old class could pay at once
+
+    opening = AccountOpening(opening=ids.new_uuid7(), kind=AccountKind.OFFLINE)
+    escrow = bank.open_accounts([opening])[0].account
+    if escrow is None:
+        raise RuntimeError("the escrow account was not opened")
+    closed = world.open_wallet(BANK, PrivateKey.generate())
+    accounts |= {"escrow": escrow, "closed": closed}
+    world.change(BANK, "close", closed)
+    seqs["after"] = booked(bank.transfer(world.terms("exchange-in", vault, wallet, 13)))
+    seqs["funded"] = signed("purse-fund", wallet, escrow, 200, key)
+    seqs["redeemed"] = booked(bank.transfer(world.terms("purse-redeem", escrow, small, 60)))
+    seqs["lost"] = booked(bank.transfer(world.terms("purse-loss", escrow, vault, 30)))

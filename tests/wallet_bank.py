@@ -41,9 +41,9 @@ class Holder:
 
 
 class Bank:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, pack: str = "ecny-2021-06") -> None:
         self.clock = ManualClock(NOON)
-        self.pack = load_rule_pack("ecny-2021-06")
+        self.pack = load_rule_pack(pack)
         self.ledger = FakeLedger(clock=self.clock, rule_classes=ledger_rule_classes(self.pack))
         self.abroad = FakeLedger(clock=self.clock, name="aed", currency="AED")
         self.core_banking = SandboxCoreBanking(database, clock=self.clock)

@@ -7,6 +7,7 @@ for another's. Destroying one wrapped key forgets one customer.
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import stat
@@ -15,6 +16,8 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from kernel import strict_json
 
@@ -33,6 +36,7 @@ class PersonalDataVault:
         if len(key) != _KEY_BYTES:
             raise ValueError("the service's data key has 32 bytes")
         self._service = AESGCM(key)
+        self._blind = HKDF(SHA256(), 32, salt=None, info=b"jiaozi-blind-index").derive(key)
 
     @staticmethod
     def at(path: Path) -> PersonalDataVault:
@@ -70,6 +74,39 @@ class PersonalDataVault:
             raise PersonalDataUnreadable(f"personal data of customer {customer_id}") from None
         value = strict_json.loads(plain)
         return str(value["name"]), str(value["phone"])
+
+    def seal_document(self, customer_id: UUID, wrapped_key: bytes, plain: bytes, *, label: str) -> bytes:
+        """A further document under the customer's own data key. Raises: PersonalDataUnreadable."""
+        return _encrypt(self._of_customer(customer_id, wrapped_key), plain, label.encode() + b":" + customer_id.bytes)
+
+    def open_document(self, customer_id: UUID, wrapped_key: bytes, sealed: bytes, *, label: str) -> bytes:
+        """Raises: PersonalDataUnreadable."""
+        cipher = self._of_customer(customer_id, wrapped_key)
+        try:
+            return _decrypt(cipher, sealed, label.encode() + b":" + customer_id.bytes)
+        except (InvalidTag, ValueError):
+            raise PersonalDataUnreadable(f"{label} of customer {customer_id}") from None
+
+    def blind_index(self, label: str, text: str) -> bytes:
+        """HMAC-SHA-256 under a key that is derived from the service's: finds equal values, and shows none. 32 bytes."""
+        return hmac.digest(self._blind, f"{label}:{text}".encode(), "sha256")
+
+    def _of_customer(self, customer_id: UUID, wrapped_key: bytes) -> AESGCM:
+        try:
+            return AESGCM(_decrypt(self._service, wrapped_key, b"customer-key:" + customer_id.bytes))
+        except (InvalidTag, ValueError):
+            raise PersonalDataUnreadable(f"the data key of customer {customer_id}") from None
+
+    def seal_secret(self, label: bytes, secret: bytes) -> bytes:
+        """A secret of the service's own, under its key; `label` names the row that it belongs to, and no other."""
+        return _encrypt(self._service, secret, b"secret:" + label)
+
+    def open_secret(self, label: bytes, sealed: bytes) -> bytes:
+        """Raises: PersonalDataUnreadable."""
+        try:
+            return _decrypt(self._service, sealed, b"secret:" + label)
+        except (InvalidTag, ValueError):
+            raise PersonalDataUnreadable("a sealed secret") from None
 
 
 def _encrypt(cipher: AESGCM, plain: bytes, associated: bytes) -> bytes:

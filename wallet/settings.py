@@ -12,6 +12,7 @@ from pydantic_settings import SettingsConfigDict
 from kernel import strict_json
 from kernel.crypto.keys import PublicKey
 from kernel.errors import ProblemError
+from kernel.ids import ParticipantId
 from kernel.postgres import default_data_dir
 from kernel.settings import ServiceSettings
 from ledger.contract import AccountRef, CurrencyCode, Jwk, Model, ParticipantRef
@@ -47,10 +48,22 @@ class WalletSettings(ServiceSettings):
     rule_pack: str = "ecny-2021-06"
     clients_path: Path
     """A JSON file: [{"name", "key": JWK, "role": "channel" | "bridge" | "operator"}]: who may call this API."""
+    peers_path: Path | None = None
+    """A JSON file: [{"participant", "url"}]: other institutions' wallet services, for payment requests and codes."""
+    pin_free_max_minor: Annotated[int, Field(ge=0, lt=2**63)] = 100_000
+    """The most that a payer's code pays without asking its holder again, in minor units."""
     sandbox: bool = False
     """Mounts /v1/simulate/*: deposits from nowhere."""
+    program_templates_path: Path | None = None
+    """A directory of this institution's own program templates, each with its publisher's signature beside it."""
+    program_publishers_path: Path | None = None
+    """A JSON file: [JWK], the public keys of those publishers."""
     recovery_seconds: Annotated[float, Field(ge=0.2, le=3600)] = 5.0
     """How often unfinished sagas are looked for."""
+    webhook_key_path: Path | None = None
+    """The Ed25519 key that signs webhooks; unset = `data_dir/webhook.key`. Made at first start, mode 0600."""
+    worker_seconds: Annotated[float, Field(ge=0.05, le=3600)] = 0.5
+    """How often payrolls, schedules and webhooks are looked after when there was nothing to do."""
     ledger_timeout_seconds: Annotated[float, Field(ge=0.1, le=120)] = 30.0
     log_level: str = "info"
 
@@ -78,6 +91,20 @@ class LedgerEntry(Model):
     """Our account there; unset = opened at first need and remembered."""
 
 
+class PeerEntry(Model):
+    participant: ParticipantRef
+    url: str
+
+
+def read_peers(path: Path) -> dict[ParticipantId, str]:
+    """URLs by participant. Raises: OSError, ValueError."""
+    entries = TypeAdapter(list[PeerEntry]).validate_python(_json_of(path))
+    found = {entry.participant: entry.url for entry in entries}
+    if len(found) != len(entries):
+        raise ValueError(f"{path}: each participant once")
+    return found
+
+
 def read_clients(path: Path) -> dict[str, RegisteredClient]:
     """Clients by the thumbprint of their key. Raises: OSError, ValueError naming what is wrong."""
     clients = TypeAdapter(list[RegisteredClient]).validate_python(_json_of(path))
@@ -85,6 +112,13 @@ def read_clients(path: Path) -> dict[str, RegisteredClient]:
     if len(found) != len(clients):
         raise ValueError(f"{path}: two clients have the same key")
     return found
+
+
+def read_publishers(path: Path | None) -> list[PublicKey]:
+    """Keys of those who sign program templates. Raises: OSError, ValueError."""
+    if path is None:
+        return []
+    return [PublicKey.from_jwk(key) for key in TypeAdapter(list[Jwk]).validate_python(_json_of(path))]
 
 
 def read_ledgers(path: Path) -> list[LedgerEntry]:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from kernel.clock import Clock, system_clock
 from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
-from ledger.api import closing_routes, log_routes
+from ledger.api import account_change_routes, closing_routes, log_routes, statement_routes
 from ledger.api.routes import router, submit_transfers_directly
 from ledger.api.standby import Starting
 from ledger.contract import STATUS_BY_REFUSAL, TransferBatchRequest
@@ -46,9 +46,12 @@ def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: St
         lifespan=lifespan,
         models=[TransferBatchRequest],
         direct={"/v1/transfer-batches": submit_transfers_directly},
+        direct_reads={statement_routes.PATH: statement_routes.get_statement_directly},
         body_limits={"/v1/transfer-batches": BULK_BODY_BYTES_MAX, "/v1/accounts": BULK_BODY_BYTES_MAX},
     )
     app.include_router(router)
+    app.include_router(statement_routes.router)
+    app.include_router(account_change_routes.router)
     app.include_router(closing_routes.router)
     app.include_router(log_routes.router)
     return app

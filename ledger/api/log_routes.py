@@ -7,6 +7,7 @@ bundles (`/tile/entries/...`) would hold the salted transfers themselves, so the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import sqlalchemy as sa
@@ -16,7 +17,7 @@ from kernel import pagination
 from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.http import problems, strict_router
 from kernel.limits import PAGE_ITEMS_DEFAULT, PAGE_ITEMS_MAX
-from kernel.pagination import Page
+from kernel.pagination import Page, PageCursor, PageLimit
 from kernel.transparency.merkle import SIZE_MAX
 from kernel.transparency.tiles import LEVEL_MAX, TILE_WIDTH, TiledTree, entries, parse_tile_index
 from ledger.api.auth import required_caller
@@ -26,12 +27,15 @@ from ledger.contract import (
     STATUS_BY_REFUSAL,
     CheckpointView,
     ConsistencyProofView,
+    IncidentAcknowledgement,
+    IncidentView,
     InclusionProofView,
     LogView,
     LogWitnessView,
 )
 from ledger.domain.vocabulary import LedgerRefusal
-from ledger.log import queries
+from ledger.log import incidents, queries
+from ledger.log.incidents import Incident
 from ledger.log.issue import make_receipt
 from ledger.log.queries import SealedCheckpoint
 from ledger.log.service import WITNESSES_MAX, TransparencyLog
@@ -140,6 +144,63 @@ def get_log(service: Running, log: Log) -> LogView:
 
 
 @router.get(
+    "/v1/log/incidents",
+    operation_id="list_incidents",
+    summary="Which checkpoints witnesses refused, and why",
+    responses=_refusals(RequestRefusal.VALIDATION_FAILED),
+)
+def list_incidents(
+    service: Running, log: Log, cursor: PageCursor = None, limit: PageLimit = PAGE_ITEMS_DEFAULT
+) -> Page[IncidentView]:
+    """The newest first; for everybody, with what operators have said of them."""
+    before: tuple[int, str] | None = None
+    if cursor is not None:
+        block, witness = pagination.decode(cursor, {}, shape=(int, str))
+        before = (int(block), str(witness))
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        found = incidents.list_incidents(connection, before=before, limit=limit + 1)
+    items = [_incident_view(item) for item in found[:limit]]
+    more = len(found) > limit
+    return Page(items=items, next_cursor=pagination.encode([items[-1].block, items[-1].witness], {}) if more else None)
+
+
+@router.post(
+    "/v1/log/incidents/acknowledge",
+    operation_id="acknowledge_incident",
+    summary="Say what an incident was, once it is handled",
+    responses=_refusals(
+        *_SIGNATURE,
+        RequestRefusal.NOT_PERMITTED,
+        LedgerRefusal.INCIDENT_NOT_FOUND,
+        LedgerRefusal.INCIDENT_ACKNOWLEDGED,
+    ),
+)
+def acknowledge_incident(body: IncidentAcknowledgement, caller: Signed, service: Running, log: Log) -> IncidentView:
+    """By an operator, once for each incident, for ever. The ledger's health is good again within some seconds, also
+    while the witness still refuses; it is not when another refuses, or this one after it has cosigned again."""
+    if not caller.is_operator:
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "incidents are acknowledged by operators")
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        found = incidents.acknowledge(
+            connection,
+            body.witness,
+            body.block,
+            operator=caller.thumbprint,
+            reason=body.reason,
+            now=service.clock(),
+        )
+    if found is None:
+        raise ProblemError(LedgerRefusal.INCIDENT_NOT_FOUND)
+    if (found.operator, found.reason) != (caller.thumbprint, body.reason):
+        raise ProblemError(LedgerRefusal.INCIDENT_ACKNOWLEDGED)
+    return _incident_view(found)
+
+
+def _incident_view(item: Incident) -> IncidentView:
+    return IncidentView(**asdict(item))
+
+
+@router.get(
     "/v1/log/checkpoints",
     operation_id="list_checkpoints",
     summary="Checkpoints, the newest first",
@@ -180,7 +241,7 @@ def _checkpoint_views(connection: sa.Connection, found: Sequence[SealedCheckpoin
             size=item.size,
             root=item.root,
             block=item.block,
-            block_hash=item.block_hash,
+            block_commitment=item.block_commitment,
             sealed_at=item.sealed_at,
             note=note,
         )

@@ -25,6 +25,8 @@ from ledger.contract import (
     BATCH_TRANSFERS_MAX,
     BINARY_MEDIA_TYPE,
     STATUS_BY_REFUSAL,
+    AccountCheckRequest,
+    AccountCheckResponse,
     AccountOpeningRequest,
     AccountOpeningResponse,
     AccountView,
@@ -39,7 +41,6 @@ from ledger.contract import (
     ParticipantView,
     ProposalRequest,
     RuleClass,
-    StatementResponse,
     SupplyView,
     TransferBatchRequest,
     TransferBatchResponse,
@@ -172,7 +173,10 @@ async def _submit_binary(body: bytes, caller: Caller | None, service: Service) -
 
 
 _BINARY_KINDS = np.zeros(len(TRANSFER_KINDS) + 1, np.bool_)
-for _kind in (TransferKind.PAYMENT, TransferKind.REFUND, TransferKind.INTEREST, TransferKind.EXCHANGE_IN):
+for _kind in (
+    *(TransferKind.PAYMENT, TransferKind.REFUND, TransferKind.INTEREST, TransferKind.EXCHANGE_IN),
+    *(TransferKind.PURSE_REDEEM, TransferKind.PURSE_LOSS),
+):
     _BINARY_KINDS[KIND_CODE[_kind]] = True
 
 
@@ -285,6 +289,18 @@ def open_accounts(body: AccountOpeningRequest, caller: Signed, service: Running)
     return AccountOpeningResponse(results=service.accounts.open(body.openings, caller=caller))
 
 
+@router.post(
+    "/v1/account-checks",
+    operation_id="check_accounts",
+    summary="Whether accounts exist, one answer each",
+    tags=["accounts"],
+    responses=_refusals(*_SIGNATURE),
+)
+def check_accounts(body: AccountCheckRequest, caller: Signed, service: Running) -> AccountCheckResponse:
+    """For a payer's institution before it sends a payroll: numbers that nobody has are found without paying."""
+    return AccountCheckResponse(exists=service.accounts.exist(body.accounts))
+
+
 @router.get(
     "/v1/accounts/{account}",
     operation_id="get_account",
@@ -295,27 +311,6 @@ def open_accounts(body: AccountOpeningRequest, caller: Signed, service: Running)
 def get_account(account: Annotated[str, Path(max_length=32)], caller: Signed, service: Running) -> AccountView:
     """Balance and status as of the last block, for the account's participant and for operators."""
     return service.accounts.view(_account(account), caller=caller)
-
-
-@router.get(
-    "/v1/accounts/{account}/statement",
-    operation_id="get_statement",
-    summary="Booked lines with the running balance",
-    tags=["accounts"],
-    responses=_refusals(*_SIGNATURE, LedgerRefusal.ACCOUNT_NOT_FOUND),
-)
-def get_statement(
-    account: Annotated[str, Path(max_length=32)],
-    caller: Signed,
-    service: Running,
-    cursor: Annotated[str | None, Query(max_length=1024)] = None,
-    limit: Annotated[int, Query(ge=1, le=PAGE_ITEMS_MAX)] = PAGE_ITEMS_DEFAULT,
-    newest_first: bool = False,
-) -> StatementResponse:
-    """Booked lines with the running balance, a page at a time."""
-    return service.accounts.statement(
-        _account(account), caller=caller, cursor=cursor, limit=limit, newest_first=newest_first
-    )
 
 
 # --- mandates
@@ -369,6 +364,7 @@ def approve_mandate(
     summary="Carry out an approved mandate, once",
     tags=["mandates"],
     responses=_refusals(
+        *_SIGNATURE,
         LedgerRefusal.MANDATE_NOT_FOUND,
         LedgerRefusal.MANDATE_EXECUTED,
         LedgerRefusal.MANDATE_EXPIRED,
@@ -384,9 +380,11 @@ def approve_mandate(
         TransferRefusal.INSUFFICIENT_FUNDS,
     ),
 )
-def execute_mandate(mandate: Annotated[str, Path(max_length=64)], service: Running) -> MandateView:
-    """Carry out a mandate that enough operators have approved. It acts once."""
-    return service.mandates.execute(_parsed("mdt", mandate))
+def execute_mandate(mandate: Annotated[str, Path(max_length=64)], caller: Signed, service: Running) -> MandateView:
+    """Carry out a mandate that enough operators have approved. It acts once. For operators, its maker, and the
+    participant whose vault, registration, key or quota it is about; to others it is answered like one that does not
+    exist."""
+    return service.mandates.execute(caller, _parsed("mdt", mandate))
 
 
 @router.get(
@@ -441,6 +439,7 @@ def get_ledger(service: Running) -> LedgerView:
         operators=[_operator_view(operator.name, operator.key) for operator in state.operators],
         approvals_needed=state.approvals_needed,
         rule_classes=[_class_view(caps) for caps in state.classes],
+        key_recovery_seconds=state.key_recovery_seconds,
         issuance_account=ids.AccountNumber(ISSUANCE_ACCOUNT),
         head_block=head.number if head is not None else 0,
         head_seq=head.first_seq + head.transfer_count - 1 if head is not None else 0,
@@ -494,7 +493,7 @@ def list_participants(service: Running) -> Page[ParticipantView]:
 
 @router.get("/v1/supply", operation_id="get_supply", summary="The supply identity (I2)", tags=["ledger"])
 def get_supply(service: Running) -> SupplyView:
-    """I2: issued - redeemed = vaults + wallets, held money included."""
+    """I2: issued - redeemed = vaults + wallets + offline, held money included."""
     return service.accounts.supply()
 
 
@@ -509,9 +508,9 @@ def get_supply(service: Running) -> SupplyView:
 def get_block(
     number: Annotated[str, Path(pattern=r"^(latest|[1-9][0-9]{0,17})$")], caller: MaybeSigned, service: Running
 ) -> BlockView:
-    """A block's header, or the latest. Anybody, and any participant, sees where it stands in the chain; its digests
-    and totals, by which one who knows a transfer's id could guess the rest of it, are for operators' signed requests.
-    The signed supply is at /v1/log/supply."""
+    """A block's header, or the latest. Anybody, and any participant, sees when it was booked and how many transfers it
+    has; its hash, digests and totals, by which one who knows a transfer's id could guess the rest of it, are for
+    operators' signed requests. The signed supply is at /v1/log/supply."""
     if number == "latest":
         found = service.sequencer.current_head()
     else:

@@ -28,6 +28,7 @@ from ledger.log.service import TransparencyLog, start_log
 from ledger.settings import LedgerSettings
 from ledger.store.history import History
 from ledger.store.tables import request_nonce
+from ledger.usecases.account_changes import AccountChanges
 from ledger.usecases.accounts import Accounts
 from ledger.usecases.closings import Closings
 from ledger.usecases.keyring import Keyring
@@ -57,14 +58,17 @@ class Service:
     submitter: Submitter
     mandates: Mandates
     accounts: Accounts
+    account_changes: AccountChanges
     closings: Closings
     log: TransparencyLog | None
     """None where settings have switched it off."""
 
     @property
     def failure(self) -> str | None:
-        """Why the ledger no longer writes, why its log no longer stands, or its closings; None = all is well."""
-        return self.sequencer.failure or (self.log.failure if self.log is not None else None) or self.closings.failure
+        """Why the ledger no longer writes, why its log no longer stands, its closings or its histories; None = all is
+        well."""
+        log_failure = self.log.failure if self.log is not None else None
+        return self.sequencer.failure or log_failure or self.closings.failure or self.history.failure
 
     def close(self) -> None:
         """Stop writing, after what was taken is durable, and leave no process behind."""
@@ -193,6 +197,9 @@ def _start_on(
         history=history,
         accounts=Accounts(
             sequencer, keyring, database, history, state=state, answer_seconds_max=settings.answer_seconds_max
+        ),
+        account_changes=AccountChanges(
+            sequencer, keyring, database, state=state, clock=clock, answer_seconds_max=settings.answer_seconds_max
         ),
         closings=closings,
         log=log,

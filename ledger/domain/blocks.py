@@ -47,13 +47,16 @@ class Directive:
     number: int
     kind: str
     mandate_id: bytes | None
+    """Or what stands for an account change's id: no id orders anything twice."""
     body: bytes
+    booked_at: int = 0
+    """Microseconds since 1970; 0 where it is not in the journal yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockHeader:
-    """`issued` to `held` are totals in minor units after the block (I2): issued and redeemed ever, balances of vaults
-    and of wallets, and what open holds reserve of them."""
+    """`issued` to `held` are totals in minor units after the block (I2): issued and redeemed ever, balances of vaults,
+    of wallets and of the escrow behind offline purses, and what open holds reserve of them."""
 
     number: int
     epoch: int
@@ -71,6 +74,7 @@ class BlockHeader:
     redeemed: int
     vaults: int
     wallets: int
+    offline: int
     held: int
     accounts_digest: bytes
     previous_hash: bytes
@@ -92,6 +96,7 @@ class BlockHeader:
             self.redeemed,
             self.vaults,
             self.wallets,
+            self.offline,
             self.held,
         )
         digests = (
@@ -101,7 +106,7 @@ class BlockHeader:
             self.accounts_digest,
             self.previous_hash,
         )
-        return hashlib.sha256(b"jiaozi-block-v1" + struct.pack(">14q", *integers) + b"".join(digests)).digest()
+        return hashlib.sha256(b"jiaozi-block-v1" + struct.pack(">15q", *integers) + b"".join(digests)).digest()
 
 
 def digest_evidence(items: Sequence[Evidence]) -> bytes:

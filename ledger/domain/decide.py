@@ -24,14 +24,17 @@ import numpy.typing as npt
 from kernel.money import AMOUNT_MINOR_MAX
 from ledger.domain.records import FLAG_LINKED, JOURNAL, Authority, Batch, Extra, Records, uuid_bytes
 from ledger.domain.state import (
+    CLOSED,
     CREDITS_PENDING,
     CREDITS_POSTED,
     DEBITS_PENDING,
     DEBITS_POSTED,
+    FROZEN,
     ISSUANCE_ACCOUNT,
     NO_CAP,
     SPENT_DAY,
     SPENT_YEAR,
+    SUSPENDED,
     Effects,
     Hold,
     HoldEnd,
@@ -57,15 +60,18 @@ PLAIN_AMOUNT_MAX = 2**49
 TOTAL_PLAIN_MAX = 2**62
 
 _K = KIND_CODE
-_SPENDING = {TransferKind.PAYMENT, TransferKind.REFUND, TransferKind.HOLD}
-"""Kinds that count towards the payer's caps for one payment, a day and a year (I9). A refund counts too: a payment
-must not escape the caps by its name."""
+_SPENDING = {TransferKind.PAYMENT, TransferKind.REFUND, TransferKind.HOLD, TransferKind.PURSE_FUND}
+"""Kinds that count towards the payer's caps for one payment, a day and a year (I9). A refund counts too, and what loads
+a purse: a payment must not escape the caps by its name."""
 _PLAIN_KINDS = (
     TransferKind.PAYMENT,
     TransferKind.REFUND,
     TransferKind.INTEREST,
     TransferKind.EXCHANGE_IN,
     TransferKind.EXCHANGE_OUT,
+    TransferKind.PURSE_FUND,
+    TransferKind.PURSE_REDEEM,
+    TransferKind.PURSE_LOSS,
 )
 _HOLDERS = (AccountKind.VAULT, AccountKind.WALLET)
 _JOINS: dict[TransferKind, set[tuple[AccountKind, AccountKind]]] = {
@@ -78,17 +84,27 @@ _JOINS: dict[TransferKind, set[tuple[AccountKind, AccountKind]]] = {
     TransferKind.INTEREST: {(AccountKind.VAULT, AccountKind.WALLET)},
     TransferKind.HOLD: {(debit, credit) for debit in _HOLDERS for credit in _HOLDERS},
     TransferKind.ADJUSTMENT: {(debit, credit) for debit in _HOLDERS for credit in _HOLDERS},
+    TransferKind.PURSE_FUND: {(AccountKind.WALLET, AccountKind.OFFLINE)},
+    TransferKind.PURSE_REDEEM: {(AccountKind.OFFLINE, AccountKind.WALLET)},
+    TransferKind.PURSE_LOSS: {(AccountKind.VAULT, AccountKind.OFFLINE), (AccountKind.OFFLINE, AccountKind.VAULT)},
 }
 """Which kinds of accounts a kind of transfer joins. Post, void and expire take their accounts from their hold."""
 
-JOINS = np.zeros((len(TRANSFER_KINDS), 3, 3), np.bool_)
+JOINS = np.zeros((len(TRANSFER_KINDS), len(ACCOUNT_KIND_CODE), len(ACCOUNT_KIND_CODE)), np.bool_)
 for _kind, _pairs in _JOINS.items():
     for _debit, _credit in _pairs:
         JOINS[_K[_kind], ACCOUNT_KIND_CODE[_debit], ACCOUNT_KIND_CODE[_credit]] = True
 SPENDING = np.array([kind in _SPENDING for kind in TRANSFER_KINDS], np.bool_)
 PLAIN = np.array([kind in _PLAIN_KINDS for kind in TRANSFER_KINDS], np.bool_)
-SAME_PARTICIPANT = np.array([kind in (TransferKind.EXCHANGE_IN, TransferKind.EXCHANGE_OUT) for kind in TRANSFER_KINDS])
-_VAULT = ACCOUNT_KIND_CODE[AccountKind.VAULT]
+_SAME_PARTICIPANT = {
+    TransferKind.EXCHANGE_IN,
+    TransferKind.EXCHANGE_OUT,
+    TransferKind.PURSE_FUND,
+    TransferKind.PURSE_LOSS,
+}
+"""Both accounts are of one participant. A purse's money is redeemed for payees at others too."""
+SAME_PARTICIPANT = np.array([kind in _SAME_PARTICIPANT for kind in TRANSFER_KINDS], np.bool_)
+_WALLET = ACCOUNT_KIND_CODE[AccountKind.WALLET]
 _ISSUANCE = ACCOUNT_KIND_CODE[AccountKind.ISSUANCE]
 _ENDS = (TransferKind.POST, TransferKind.VOID, TransferKind.EXPIRE)
 
@@ -224,17 +240,27 @@ def _static_codes(
     payer, payee = np.where(debit_exists, debit, 0), np.where(credit_exists, credit, 0)
     debit_kind, credit_kind = state.kind[payer], state.kind[payee]
     owner = state.participant[payer]
-    is_vault = debit_kind == _VAULT
-    by_institution = (batch.authority == Authority.INSTITUTION) & is_vault & (batch.submitter == owner)
-    key_version = np.where(is_vault, state.participant_key_version[owner], state.key_version[payer])
-    by_owner = (batch.authority == Authority.OWNER) & (batch.key_version == key_version)
+    is_institutions = debit_kind != _WALLET  # what joins the issuance account is no plain kind
+    by_institution = (batch.authority == Authority.INSTITUTION) & is_institutions & (batch.submitter == owner)
+    key_version = np.where(is_institutions, state.participant_key_version[owner], state.key_version[payer])
+    is_owners = batch.authority == Authority.OWNER
+    by_owner = is_owners & (batch.key_version == key_version)
+    if np.count_nonzero(by_owner) != np.count_nonzero(is_owners):  # signed with another of the holder's keys?
+        others = np.flatnonzero(is_owners & ~by_owner)
+        versions = batch.key_version[others]
+        current = (state.device_versions[state.devices[payer[others]]] == versions[:, None]).any(axis=1)
+        by_owner[others] = current & (versions > 0)
     joined = JOINS[kind, debit_kind, credit_kind] & (~SAME_PARTICIPANT[kind] | (owner == state.participant[payee]))
     single_max = state.class_caps[state.rule_class[payer], 1]
 
     codes = np.zeros(len(batch), np.int16)
     codes[SPENDING[kind] & (amount > single_max)] = REFUSAL_CODE[TransferRefusal.SINGLE_LIMIT_EXCEEDED]
-    codes[state.frozen[payee]] = REFUSAL_CODE[TransferRefusal.CREDIT_ACCOUNT_FROZEN]
-    codes[state.frozen[payer]] = REFUSAL_CODE[TransferRefusal.DEBIT_ACCOUNT_FROZEN]
+    payer_standing, payee_standing = state.standing[payer], state.standing[payee]
+    if payer_standing.any() or payee_standing.any():
+        codes[payee_standing & FROZEN != 0] = REFUSAL_CODE[TransferRefusal.CREDIT_ACCOUNT_FROZEN]
+        codes[payer_standing & FROZEN != 0] = REFUSAL_CODE[TransferRefusal.DEBIT_ACCOUNT_FROZEN]
+        codes[payer_standing & SUSPENDED != 0] = REFUSAL_CODE[TransferRefusal.DEBIT_ACCOUNT_SUSPENDED]
+        codes[(payer_standing | payee_standing) & CLOSED != 0] = REFUSAL_CODE[TransferRefusal.ACCOUNT_CLOSED]
     codes[~(by_institution | by_owner)] = REFUSAL_CODE[TransferRefusal.NOT_AUTHORISED]
     codes[~joined] = REFUSAL_CODE[TransferRefusal.KIND_NOT_ALLOWED]
     codes[~credit_exists] = REFUSAL_CODE[TransferRefusal.CREDIT_ACCOUNT_UNKNOWN]
@@ -463,10 +489,15 @@ class _Ordered:
             refusal = self._check_hold_terms(item)
             if refusal is not None:
                 return refusal
-        if kind is not TransferKind.ADJUSTMENT:  # a legal order also reaches frozen accounts
-            if state.frozen[item.debit]:
+        payer_standing, payee_standing = int(state.standing[item.debit]), int(state.standing[item.credit])
+        if (payer_standing | payee_standing) & CLOSED:
+            return TransferRefusal.ACCOUNT_CLOSED
+        if kind is not TransferKind.ADJUSTMENT:  # a legal order also reaches suspended and frozen accounts
+            if payer_standing & SUSPENDED:
+                return TransferRefusal.DEBIT_ACCOUNT_SUSPENDED
+            if payer_standing & FROZEN:
                 return TransferRefusal.DEBIT_ACCOUNT_FROZEN
-            if state.frozen[item.credit]:
+            if payee_standing & FROZEN:
                 return TransferRefusal.CREDIT_ACCOUNT_FROZEN
         if kind is TransferKind.ISSUE and self._outstanding(payee_owner) + item.amount > self._quota(payee_owner):
             return TransferRefusal.QUOTA_EXCEEDED
@@ -510,16 +541,17 @@ class _Ordered:
         return None
 
     def _is_authorised(self, item: _Item) -> bool:
-        """I8: a wallet moves on its holder's signature, a vault on its institution's, else on a mandate."""
+        """I8: a wallet moves on its holder's signature, a vault or escrow on its institution's, else on a mandate."""
         state = self.state
         if item.kind in (TransferKind.ISSUE, TransferKind.REDEEM, TransferKind.ADJUSTMENT):
             return item.authority == Authority.MANDATE
         owner = int(state.participant[item.debit])
-        is_vault = state.kind[item.debit] == _VAULT
+        is_institutions = state.kind[item.debit] != _WALLET
         if item.authority == Authority.OWNER:
-            version = state.participant_key_version[owner] if is_vault else state.key_version[item.debit]
-            return item.key_version == int(version)
-        return bool(item.authority == Authority.INSTITUTION and is_vault and item.submitter == owner)
+            if is_institutions:
+                return item.key_version == int(state.participant_key_version[owner])
+            return state.has_key_version(item.debit, item.key_version)
+        return bool(item.authority == Authority.INSTITUTION and is_institutions and item.submitter == owner)
 
     # --- holds
 

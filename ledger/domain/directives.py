@@ -1,12 +1,11 @@
-"""Directives: genesis, and what M of N operators ordered. `check` asks, `apply` does; transfers they imply are
-decided by `ledger.domain.decide` like any other, with the authority MANDATE.
+"""Directives: genesis, what M of N operators ordered, and changes of accounts (`account_changes`). `check` asks,
+`apply` does; transfers they imply are decided by `ledger.domain.decide` like any other, with the authority MANDATE.
 
 An action is the JSON object of `ledger.contract.Action`, already validated for shape.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,8 @@ from uuid import UUID
 from kernel.crypto import jws
 from kernel.ids import parse, parse_account
 from kernel.money import parse_minor
-from ledger.domain.state import ISSUANCE_ACCOUNT, NO_CAP, LedgerState, Operator, RuleCaps
+from ledger.domain import account_changes
+from ledger.domain.state import FROZEN, ISSUANCE_ACCOUNT, NO_CAP, LedgerState, Operator, RuleCaps
 from ledger.domain.vocabulary import AccountKind, LedgerRefusal, ParticipantRole
 
 TRANSFER_ACTIONS = ("issue", "redeem", "adjustment")
@@ -66,11 +66,14 @@ def _check_key(state: LedgerState, key: Mapping[str, str]) -> LedgerRefusal | No
     return LedgerRefusal.KEY_IN_USE if canonical in taken else None
 
 
-def apply(state: LedgerState, body: bytes) -> None:
+def apply(state: LedgerState, body: bytes, *, number: int, booked_at: int) -> None:
     """Apply a directive that the journal has. Its kind says how the action is found."""
     document = json.loads(body)
     if document["kind"] == "genesis":
         _apply_genesis(state, document)
+        return
+    if document["kind"] == account_changes.KIND:
+        account_changes.apply(state, change_of(document), directive=number, booked_at=booked_at)
         return
     _apply_action(state, action_of(document))
 
@@ -81,9 +84,17 @@ def action_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
     return action
 
 
+def change_of(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The change inside an account-change's directive: what its participant signed, or the holder alone."""
+    signed = document["change"] if "change" in document else document["consent"]
+    change: Mapping[str, Any] = json.loads(jws.peek_payload(signed))["change"]
+    return change
+
+
 def _apply_genesis(state: LedgerState, document: Mapping[str, Any]) -> None:
     state.ledger, state.currency = document["ledger"], document["currency"]
     state.approvals_needed = document["approvals_needed"]
+    state.key_recovery_seconds = document["key_recovery_seconds"]
     state.operators = [Operator(item["name"], jws.canonical_json(item["key"])) for item in document["operators"]]
     state.institutions_version += 1
     state.set_class(RuleCaps("none"))
@@ -110,7 +121,7 @@ def _apply_action(state: LedgerState, action: Mapping[str, Any]) -> None:
         case "set-quota":
             state.participant_by_code[action["participant"]].quota = parse_minor(action["quota_minor"])
         case "freeze" | "unfreeze":
-            state.frozen[parse_account(action["account"])] = action["action"] == "freeze"
+            state.set_standing(parse_account(action["account"]), FROZEN, action["action"] == "freeze")
         case "set-rule-class":
             state.set_class(caps_of(action["rule_class"]))
         case "issue" | "redeem" | "adjustment":
@@ -145,15 +156,3 @@ def transfer_of(action: Mapping[str, Any]) -> tuple[UUID, int, int, int]:
             return transfer, parse_account(action["debit"]), parse_account(action["credit"]), amount
         case other:
             raise ValueError(f"{other!r} moves no money")
-
-
-def key_bytes(jwk: Mapping[str, str]) -> bytes:
-    """A holder's public key as stored with its account: suite byte, then Ed25519 key or compressed P-256 point."""
-    if jwk["kty"] == "OKP":
-        return b"\x01" + _decode(jwk["x"])
-    x, y = _decode(jwk["x"]), _decode(jwk["y"])
-    return b"\x02" + bytes([2 + (y[-1] & 1)]) + x
-
-
-def _decode(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

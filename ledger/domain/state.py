@@ -33,6 +33,10 @@ HOLDER_KEY_BYTES = 34
 """One byte for the suite and the key: 32 bytes (Ed25519) or a compressed point of 33 (P-256)."""
 PAGE_ACCOUNTS = 32
 """Accounts whose totals a snapshot writes together: 1,536 bytes, one row that PostgreSQL keeps in line."""
+HOLDER_KEYS_MAX = 5
+"""Of one wallet: the first lies with its account, four more in a row of their own."""
+FROZEN, SUSPENDED, CLOSED = 1, 2, 4
+"""Bits of an account's standing: by a legal order; by its participant; for ever."""
 ENDED_HOLDS_KEPT = 200_000
 """Ended holds kept in memory for retries; older ones are looked up in the journal."""
 
@@ -61,6 +65,13 @@ class Participant:
     key_version: int
     quota: int
     outstanding: int = 0
+
+
+class AnnouncedKey(NamedTuple):
+    key: bytes
+    """As `keys.key_bytes` has it."""
+    announced_at: int
+    """Microseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +109,15 @@ class HoldEnd(StrEnum):
 
 
 class Totals(NamedTuple):
-    """What the whole currency adds up to, in minor units. I2: issued - redeemed = vaults + wallets."""
+    """What the whole currency adds up to, in minor units. I2: issued - redeemed = vaults + wallets + offline."""
 
     issued: int
     redeemed: int
     vaults: int
     """Balances of all vaults, held money included."""
     wallets: int
+    offline: int
+    """Balances of the escrow accounts behind offline purses."""
     held: int
     """Part of vaults and wallets that open holds reserve."""
 
@@ -154,15 +167,16 @@ _ACCOUNT = np.dtype(
         ("scratch", "i8"),
         ("participant", "i4"),
         ("key_version", "i4"),
+        ("devices", "i4"),
         ("kind", "u1"),
-        ("frozen", "?"),
+        ("standing", "u1"),
         ("rule_class", "u1"),
     ],
     align=True,
 )
 """72 bytes; a holder's key lies apart, for only signatures need it."""
 COLUMNS = ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "spent_day", "spent_year")
-_VAULT, _WALLET = ACCOUNT_KIND_CODE[AccountKind.VAULT], ACCOUNT_KIND_CODE[AccountKind.WALLET]
+_VAULT, _WALLET, _OFFLINE = (ACCOUNT_KIND_CODE[kind] for kind in tuple(AccountKind)[1:])
 DEBITS_POSTED, CREDITS_POSTED, DEBITS_PENDING, CREDITS_PENDING, SPENT_DAY, SPENT_YEAR = range(6)
 
 
@@ -173,6 +187,12 @@ class LedgerState:
         self.time_zone = time_zone
         self.size = 1
         self.holder_key: npt.NDArray[np.void] = np.zeros(0, f"V{HOLDER_KEY_BYTES}")
+        self.device_keys: npt.NDArray[np.void] = np.zeros((16, HOLDER_KEYS_MAX - 1), f"V{HOLDER_KEY_BYTES}")
+        self.device_versions: npt.NDArray[np.int32] = np.zeros((16, HOLDER_KEYS_MAX - 1), np.int32)
+        """Further keys of wallets with several, by the row that `devices` names; version 0 = no key. Row 0 is empty."""
+        self.device_rows = 1
+        self.announced: dict[int, AnnouncedKey] = {}
+        """Account -> the key that will replace lost ones unless a current key objects."""
         self.changed_page: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         """Which pages of PAGE_ACCOUNTS accounts have changed since the last snapshot."""
         self._lay_out(np.zeros(1024, _ACCOUNT))
@@ -187,13 +207,14 @@ class LedgerState:
         """Moves whenever a participant's or operator's key does."""
         self.operators: list[Operator] = []
         self.approvals_needed = 0
+        self.key_recovery_seconds = 0
         self.ledger = ""
         self.currency = ""
 
         self.holds: dict[bytes, Hold] = {}
         self.ended_holds: OrderedDict[bytes, HoldEnd] = OrderedDict()
         self.tombstones: set[tuple[bytes, bytes]] = set()
-        self.totals = Totals(0, 0, 0, 0, 0)
+        self.totals = Totals(0, 0, 0, 0, 0, 0)
         self.next_seq = 1
         self.booked_at = 0
         self.day = 0
@@ -262,10 +283,14 @@ class LedgerState:
         self.scratch: Int64s = accounts["scratch"]
         """Sums of one batch by account; all zero between batches."""
         self.kind: npt.NDArray[np.uint8] = accounts["kind"]
-        self.frozen: npt.NDArray[np.bool_] = accounts["frozen"]
+        self.standing: npt.NDArray[np.uint8] = accounts["standing"]
+        """Bits of FROZEN, SUSPENDED, CLOSED."""
         self.rule_class: npt.NDArray[np.uint8] = accounts["rule_class"]
         self.participant: npt.NDArray[np.int32] = accounts["participant"]
         self.key_version: npt.NDArray[np.int32] = accounts["key_version"]
+        """Of the first key: 1 as opened, else the number of the directive that brought the key. 0 = no key."""
+        self.devices: npt.NDArray[np.int32] = accounts["devices"]
+        """Row of the further keys; 0 = there are none."""
         keys = np.zeros(len(accounts), f"V{HOLDER_KEY_BYTES}")
         keys[: len(self.holder_key)] = self.holder_key
         changed = np.zeros(len(accounts) // PAGE_ACCOUNTS, np.bool_)
@@ -280,6 +305,73 @@ class LedgerState:
 
     def available(self, account: int) -> int:
         return self.balance(account) - int(self.debits_pending[account])
+
+    def set_standing(self, account: int, bit: int, is_set: bool) -> None:
+        self.standing[account] = int(self.standing[account]) & ~bit | (bit if is_set else 0)
+
+    # --- holder keys. Verifier threads read them meanwhile, the version and then the key; here the key is written and
+    # then its version. So they may see a new key with a version that is gone, which books nothing; never the contrary.
+
+    def holder_keys(self, account: int) -> list[tuple[int, bytes]]:
+        """(version, key padded with zeros) of a wallet's keys; empty for an account without."""
+        found = []
+        version = int(self.key_version[account])
+        if version:
+            found.append((version, self.holder_key[account].tobytes()))
+        row = int(self.devices[account])
+        if row:
+            versions = self.device_versions[row].tolist()
+            keys = self.device_keys[row]
+            found += [(other, keys[slot].tobytes()) for slot, other in enumerate(versions) if other]
+        return sorted(found) if len(found) > 1 else found
+
+    def has_key_version(self, account: int, version: int) -> bool:
+        """Is the key of this version one of the account's now? A version is never given twice."""
+        if version <= 0:
+            return False
+        return version == self.key_version[account] or version in self.device_versions[self.devices[account]].tolist()
+
+    def add_key(self, account: int, key: bytes, *, version: int) -> None:
+        """Raises ValueError if there is no room."""
+        row = int(self.devices[account])
+        if not row:
+            row = self._new_device_row()
+            self.devices[account] = row
+        free = np.flatnonzero(self.device_versions[row] == 0)
+        if not len(free):
+            raise ValueError(f"account {account} has all the keys it may have")
+        self.device_keys[row, free[0]] = key.ljust(HOLDER_KEY_BYTES, b"\0")
+        self.device_versions[row, free[0]] = version
+
+    def remove_key(self, account: int, version: int) -> None:
+        """Raises ValueError if it is the last, or not there."""
+        row = int(self.devices[account])
+        used = np.flatnonzero(self.device_versions[row])
+        if version != self.key_version[account]:
+            if version <= 0 or version not in self.device_versions[row].tolist():
+                raise ValueError(f"account {account} has no key of version {version}")
+            self.device_versions[row, self.device_versions[row] == version] = 0
+            return
+        if not len(used):
+            raise ValueError(f"account {account} has only this key")
+        heir = used[np.argmin(self.device_versions[row, used])]
+        self.holder_key[account] = self.device_keys[row, heir]
+        self.key_version[account] = self.device_versions[row, heir]
+        self.device_versions[row, heir] = 0
+
+    def replace_keys(self, account: int, key: bytes, *, version: int) -> None:
+        """One key in the place of all."""
+        self.device_versions[self.devices[account]] = 0
+        self.holder_key[account] = key.ljust(HOLDER_KEY_BYTES, b"\0")
+        self.key_version[account] = version
+
+    def _new_device_row(self) -> int:
+        if self.device_rows == len(self.device_versions):
+            # keys before versions: who has read the longer versions finds the longer keys
+            self.device_keys = np.concatenate([self.device_keys, np.zeros_like(self.device_keys)])
+            self.device_versions = np.concatenate([self.device_versions, np.zeros_like(self.device_versions)])
+        self.device_rows += 1
+        return self.device_rows - 1
 
     # --- rule classes and participants
 
@@ -388,11 +480,11 @@ class LedgerState:
     def totals_after(self, effects: Effects) -> Totals:
         """The totals once these effects are applied."""
         held = 0
-        by_kind = [0, 0, 0]
+        by_kind = [0] * len(ACCOUNT_KIND_CODE)
         debit_kind, credit_kind = self.kind[effects.debit], self.kind[effects.credit]
         crosses = debit_kind != credit_kind
         if crosses.any():
-            for kind in (_VAULT, _WALLET):
+            for kind in (_VAULT, _WALLET, _OFFLINE):
                 gained = effects.amount[crosses & (credit_kind == kind)].sum()
                 lost = effects.amount[crosses & (debit_kind == kind)].sum()
                 by_kind[kind] += int(gained) - int(lost)
@@ -404,6 +496,7 @@ class LedgerState:
             self.totals.redeemed + effects.redeemed,
             self.totals.vaults + by_kind[_VAULT],
             self.totals.wallets + by_kind[_WALLET],
+            self.totals.offline + by_kind[_OFFLINE],
             self.totals.held + held,
         )
 
@@ -421,8 +514,9 @@ class LedgerState:
         if int(balances.sum()) != 0:
             return "I1: debits and credits do not add up"
         kinds = self.kind[used]
-        by_kind = (int(balances[kinds == _VAULT].sum()), int(balances[kinds == _WALLET].sum()))
-        if by_kind != (self.totals.vaults, self.totals.wallets) or sum(by_kind) != self.circulation():
+        by_kind = tuple(int(balances[kinds == kind].sum()) for kind in (_VAULT, _WALLET, _OFFLINE))
+        said = (self.totals.vaults, self.totals.wallets, self.totals.offline)
+        if by_kind != said or sum(by_kind) != self.circulation():
             return "I2: issued - redeemed is not the sum of the holders' balances"
         if bool(((balances - pending)[holders] < 0).any()):
             return "I3: a holder's available balance is below zero"

@@ -17,11 +17,18 @@ class AccountKind(StrEnum):
     """A participant's own currency; debited on the participant's signature."""
     WALLET = "wallet"
     """A holder's currency: a direct claim on the central bank, debited only on the holder's signature (I8)."""
+    OFFLINE = "offline"
+    """A participant's escrow behind the offline purses of its holders: what purses hold is held here meanwhile."""
 
 
 class AccountStatus(StrEnum):
     ACTIVE = "active"
     FROZEN = "frozen"
+    """By a legal order: neither debited nor credited."""
+    SUSPENDED = "suspended"
+    """By its participant, while a holder's devices are lost: credited, not debited."""
+    CLOSED = "closed"
+    """For ever: nothing books on it."""
 
 
 class TransferKind(StrEnum):
@@ -39,6 +46,12 @@ class TransferKind(StrEnum):
     ADJUSTMENT = "adjustment"
     TOMBSTONE = "tombstone"
     """The void of a hold that never arrived: it moves nothing and keeps a late hold of that id out."""
+    PURSE_FUND = "purse-fund"
+    """From a wallet into its institution's escrow, signed by the holder: what an offline purse is loaded with."""
+    PURSE_REDEEM = "purse-redeem"
+    """From the escrow to whoever was paid offline, by the institution whose purse it was."""
+    PURSE_LOSS = "purse-loss"
+    """Between an institution's vault and its escrow: a double spend made good, an expired purse's rest taken back."""
 
 
 class ParticipantRole(StrEnum):
@@ -67,6 +80,8 @@ class TransferRefusal(Refusal):
     HOLD_SECRET_WRONG = "hold-secret-wrong", False, "The secret is not the pre-image of the hold's hash."
     HOLD_AMOUNT_EXCEEDED = "hold-amount-exceeded", False, "A post may not exceed its hold (conditional: posts whole)."
     HOLD_TERMS_INVALID = "hold-terms-invalid", False, "A hold needs either a future expiry or both hashes."
+    ACCOUNT_CLOSED = "account-closed", False, "The account is closed: nothing books on it any more."
+    DEBIT_ACCOUNT_SUSPENDED = "debit-account-suspended", True, "The debit account is suspended by its institution."
     DEBIT_ACCOUNT_FROZEN = "debit-account-frozen", True, "The debit account is frozen by a legal order."
     CREDIT_ACCOUNT_FROZEN = "credit-account-frozen", True, "The credit account is frozen by a legal order."
     QUOTA_EXCEEDED = "quota-exceeded", True, "The issue would exceed the intermediary's quota."
@@ -111,7 +126,19 @@ class LedgerRefusal(Refusal):
     OUTCOME_UNKNOWN = "outcome-unknown", True, "The journal could not confirm the outcome; retry with the same ids."
     NOT_SEALED = "not-sealed", True, "The log has no such checkpoint yet; ask again in a second."
     CHECKPOINT_NOT_FOUND = "checkpoint-not-found", False, "The log has no checkpoint of this size."
+    INCIDENT_NOT_FOUND = "incident-not-found", False, "The log has no such incident."
+    INCIDENT_ACKNOWLEDGED = "incident-acknowledged", False, "The incident was acknowledged with another reason."
     TILE_NOT_FOUND = "tile-not-found", True, "The log has no such tile, or not yet so wide."
+    CHANGE_NOT_FOUND = "change-not-found", True, "There is no such account change."
+    CHANGE_EXISTS = "change-exists", False, "Another account change has this id."
+    CONSENT_MISSING = "consent-missing", False, "The change needs the consent of a current holder key."
+    CONSENT_INVALID = "consent-invalid", False, "The consent is not a current holder key's over the same change."
+    HOLDER_KEY_UNKNOWN = "holder-key-unknown", False, "The key is none of the account's holder keys."
+    HOLDER_KEYS_EXCEEDED = "holder-keys-exceeded", False, "An account has at most five holder keys."
+    HOLDER_KEY_LAST = "holder-key-last", False, "The last holder key is not removed; replace it."
+    KEY_NOT_ANNOUNCED = "key-not-announced", False, "No announcement of this key stands: announce it, or get consent."
+    KEY_RECOVERY_PENDING = "key-recovery-pending", True, "The announced key's waiting time has not passed."
+    ACCOUNT_NOT_EMPTY = "account-not-empty", True, "Only an account without balance and open holds is closed."
 
 
 ACCOUNT_KINDS = tuple(AccountKind)

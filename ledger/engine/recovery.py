@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 
 from kernel.errors import InvariantBroken
-from ledger.domain import directives
+from ledger.domain import account_changes, directives
 from ledger.domain.blocks import GENESIS_HASH, BlockHeader
 from ledger.domain.decide import PLAIN_AMOUNT_MAX, SPENDING
 from ledger.domain.records import Records, uuid_bytes
@@ -58,12 +58,12 @@ def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
         return LedgerState(time_zone=ZoneInfo("UTC")), None
     genesis = json.loads(found[0].body)
     state = LedgerState(time_zone=ZoneInfo(genesis["time_zone"]))
-    freezes = []
+    of_accounts = []
     for directive in found:
-        if directive.kind in ("freeze", "unfreeze"):
-            freezes.append(directive)  # their accounts are opened first
+        if directive.kind in ("freeze", "unfreeze", account_changes.KIND):
+            of_accounts.append(directive)  # their accounts are opened first
         else:
-            directives.apply(state, directive.body)
+            directives.apply(state, directive.body, number=directive.number, booked_at=directive.booked_at)
     state.reserve(journal.last_account() + SPARE_ACCOUNTS)
     for page in journal.accounts([caps.name for caps in state.classes]):
         first, size = state.size, len(page)
@@ -78,8 +78,8 @@ def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
             holder_key=page["key"],
             has_key=page["key_size"] > 0,
         )
-    for directive in freezes:
-        directives.apply(state, directive.body)
+    for directive in of_accounts:
+        directives.apply(state, directive.body, number=directive.number, booked_at=directive.booked_at)
 
     head = _load_snapshot(state, journal)
     for header, transfers, terms in _blocks_after(journal, head.number if head is not None else 0):
@@ -93,7 +93,7 @@ def recover(journal: Journal) -> tuple[LedgerState, BlockHeader | None]:
         state.roll_to(header.booked_at)
         effects = effects_of(state, transfers, terms)
         state.absorb(effects, transfer_count=len(transfers), booked_at=header.booked_at)
-        if state.totals != (header.issued, header.redeemed, header.vaults, header.wallets, header.held):
+        if state.totals != _totals_of(header):
             raise BlockMismatch(f"block {header.number}: its totals are not those of its transfers")
         head = header
     broken = state.broken_invariant()
@@ -123,9 +123,13 @@ def _load_snapshot(state: LedgerState, journal: Journal) -> BlockHeader | None:
     for hold in journal.open_holds():
         state.holds[hold.id] = hold
     state.day, state.year = state.local_date(head.booked_at)
-    state.totals = Totals(head.issued, head.redeemed, head.vaults, head.wallets, head.held)
+    state.totals = _totals_of(head)
     state.next_seq, state.booked_at = seq + 1, head.booked_at
     return head
+
+
+def _totals_of(header: BlockHeader) -> Totals:
+    return Totals(header.issued, header.redeemed, header.vaults, header.wallets, header.offline, header.held)
 
 
 def _blocks_after(

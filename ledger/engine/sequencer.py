@@ -43,7 +43,7 @@ from kernel.database import Database, OutcomeUnknown
 from kernel.errors import InvariantBroken, ProblemError, RequestRefusal
 from kernel.ids import derive_uuid8
 from kernel.postgres import EmbeddedPostgresError
-from ledger.domain import directives
+from ledger.domain import account_changes, directives
 from ledger.domain.blocks import (
     EVIDENCE_HOLD_TERMS,
     EVIDENCE_TOMBSTONE,
@@ -70,16 +70,13 @@ from ledger.domain.vocabulary import (
 from ledger.engine.followers import CommittedBlock, Follower
 from ledger.engine.lease import LEASE_SECONDS, Lease
 from ledger.engine.recovery import recover
+from ledger.engine.snapshots import Snapshots
 from ledger.store.journal import Block, BlockMismatch, Deposed, DuplicateId, Journal, transfer_rows
 
 BLOCK_TRANSFERS_MAX = 8192
 """One fsync for so many; also the largest request."""
 QUEUE_OPERATIONS_MAX = 10_000
 """Requests that may wait; beyond it a request is refused at once instead of waiting for ever."""
-SNAPSHOT_BLOCKS = 5_000
-SNAPSHOT_TRANSFERS = 1_000_000
-"""Replay after a crash is bounded by both; a ledger of more accounts than that replays as many transfers as it has
-accounts, or its snapshots would cost more than its transfers."""
 RECONNECT_PAUSE_SECONDS_MAX = 0.5
 EXPIRY_RETRY_MICROS = 1_000_000
 """A due hold whose expiry could not be booked waits so long for the next try."""
@@ -128,6 +125,10 @@ class _Openings:
     future: Future[list[OpenedAccount | None]]
 
 
+Check = Callable[[LedgerState, int], LedgerRefusal | TransferRefusal | None]
+"""Would it be refused, booked at this time (microseconds)?"""
+
+
 @dataclass(slots=True)
 class _Order:
     """A directive to carry out; `transfer` is what it books, if it moves money."""
@@ -137,6 +138,8 @@ class _Order:
     body: bytes
     action: Mapping[str, Any] | None
     future: Future[tuple[int, LedgerRefusal | TransferRefusal | None]]
+    check: Check | None = None
+    """Of an account's change, which is no action."""
 
 
 @dataclass(slots=True)
@@ -218,11 +221,8 @@ class Sequencer:
         self._head: BlockHeader | None = None
         self._next_directive = 1
         self._mandates: dict[bytes, int] = {}
-        self._holds_written: set[bytes] | None = set()
-        """Holds in the table `open_hold`; None = to be read, because a snapshot's outcome is unknown."""
+        self._snapshots = Snapshots(self._journal_for_snapshots)
         self._expiries: list[tuple[int, bytes]] = []
-        self._blocks_since_snapshot = 0
-        self._transfers_since_snapshot = 0
         self._deposed = threading.Event()
         self.failure: str | None = None
         """Why it no longer writes, if so."""
@@ -286,6 +286,15 @@ class Sequencer:
         self._put(_Order(kind, mandate_id, body, action, future))
         return future
 
+    def change_account(
+        self, *, change_id: bytes, body: bytes, check: Check
+    ) -> Future[tuple[int, LedgerRefusal | TransferRefusal | None]]:
+        """Journal an account's change, unless `check` refuses it. Returns its directive's number, or the refusal; for
+        an id that the journal has, the number of what it did, whatever the body."""
+        future: Future[tuple[int, LedgerRefusal | TransferRefusal | None]] = Future()
+        self._put(_Order(account_changes.KIND, change_id, body, None, future, check))
+        return future
+
     def read(self, read: Callable[[LedgerState], T]) -> Future[T]:
         """Run a function on the state between two blocks. It must be quick and return plain values."""
         future: Future[T] = Future()
@@ -325,6 +334,10 @@ class Sequencer:
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
+
+    @property
+    def is_writing_snapshot(self) -> bool:
+        return self._snapshots.is_under_way
 
     @property
     def is_deposed(self) -> bool:
@@ -370,12 +383,13 @@ class Sequencer:
                     break
                 operation, carried = (carried or self._next()), None
                 if operation is None:
+                    self._look_after_snapshots()
                     continue
                 group: list[_Operation] = [operation]
                 if isinstance(operation, _Transfers):
                     carried = self._merge(group)
                 self._serve(group)
-                self._snapshot_if_due()
+                self._look_after_snapshots()
                 if self.failure is not None:
                     break
         except BaseException as error:
@@ -475,6 +489,7 @@ class Sequencer:
                 self._write_snapshot()
         except (Deposed, InvariantBroken, SequencerUnavailable, OutcomeUnknown, psycopg.Error) as error:
             log.warning("no snapshot on the way out: %s", error)
+        self._snapshots.close()
         self._writer.shutdown()
         self._connections.close()
         if self.failure is not None:
@@ -685,10 +700,15 @@ class Sequencer:
     def _carry_out(self, order: _Order) -> tuple[int, LedgerRefusal | TransferRefusal | None]:
         state = self._state
         directive = Directive(self._next_directive, order.kind, order.mandate_id, order.body)
+        booked_at = self._now()
+        done = self._mandates.get(order.mandate_id or b"")
+        if done is not None:  # it was carried out, and the answer lost
+            return done, None
+        if order.check is not None:
+            refused = order.check(state, booked_at)
+            if refused is not None:
+                return 0, refused
         if order.action is not None:
-            done = self._mandates.get(order.mandate_id or b"")
-            if done is not None:  # it was carried out, and the answer lost
-                return done, None
             refusal = directives.check(state, order.action)
             if refusal is not None:
                 return 0, refusal
@@ -700,7 +720,6 @@ class Sequencer:
                     return 0, TransferRefusal.ID_ALREADY_USED  # another mandate has issued under this transfer id
                 self._next_directive += 1
                 return directive.number, None
-        booked_at = self._now()
         with self._lock:
             state.roll_to(booked_at)
         block = self._seal(booked_at, orders=[directive])
@@ -710,7 +729,7 @@ class Sequencer:
             self._recover()
             return directive.number, None
         with self._memory_follows(block):
-            directives.apply(state, order.body)
+            directives.apply(state, order.body, number=directive.number, booked_at=booked_at)
             self._next_directive += 1
             self._after_block(block, 0)
         return directive.number, None
@@ -876,8 +895,7 @@ class Sequencer:
         for directive in block.directives:
             if directive.mandate_id is not None:
                 self._mandates[directive.mandate_id] = directive.number
-        self._blocks_since_snapshot += 1
-        self._transfers_since_snapshot += transfer_count
+        self._snapshots.booked(transfer_count)
 
     def _tell_followers(self, block: Block) -> None:
         """Before the head moves: who asks for the history through the head must find it."""
@@ -894,23 +912,35 @@ class Sequencer:
             except Exception:  # it finds what it missed in the journal
                 log.exception("a follower failed at block %d", block.header.number)
 
-    def _snapshot_if_due(self) -> None:
+    def _look_after_snapshots(self) -> None:
         """After the answers are out: what a snapshot meets must not be told to a client whose transfers are booked."""
-        transfers_max = max(SNAPSHOT_TRANSFERS, self._state.size)
-        is_due = self._blocks_since_snapshot >= SNAPSHOT_BLOCKS or self._transfers_since_snapshot >= transfers_max
-        if not is_due or self.failure is not None:
+        is_due = self._snapshots.is_due(self._state)
+        if self.failure is not None or not (is_due or self._snapshots.is_written):
             return
-        self._settle()
-        if self.failure is not None:
-            return
+        if is_due:
+            self._settle()  # copied between two blocks, the last of which is durable
+        if self.failure is None:
+            self._snapshot(wait=not is_due)
+
+    def _snapshot(self, *, wait: bool) -> None:
+        """Begin one, or wait for the one under way. It only shortens recovery: the blocks stand without it."""
         try:
-            self._write_snapshot()
+            if wait:
+                self._snapshots.settle(self._state)
+            elif self._head is not None:
+                self._snapshots.begin(self._state, self._head, self._journal)
         except (Deposed, InvariantBroken) as error:
             self._halt(error)
         except (OutcomeUnknown, SequencerUnavailable, psycopg.Error) as error:
-            log.warning("snapshot put off: %s", error)  # it only shortens recovery: the blocks stand
-            self._holds_written = None  # it may be there all the same
-            self._blocks_since_snapshot = self._transfers_since_snapshot = 0
+            log.warning("snapshot put off: %s", error)
+
+    @contextmanager
+    def _journal_for_snapshots(self) -> Iterator[Journal]:
+        """A connection of its own, under the same lease."""
+        with self._database.raw(isolation="READ COMMITTED") as connection:
+            journal = Journal(connection, holder=self._journal.holder, epoch=self._journal.epoch)
+            journal.name_session(self._lease.session_name)
+            yield journal
 
     def _depose(self, reason: str) -> None:
         """From the lease's thread, also while nothing is to be done."""
@@ -928,23 +958,11 @@ class Sequencer:
         log.critical("the ledger stopped writing: %s", self.failure)
 
     def _write_snapshot(self) -> None:
-        if self._head is None:
-            return
-        if self._state.local_date(self._head.booked_at) != (self._state.day, self._state.year):
-            return  # a new day has begun with a refusal: what was spent the day before is the journal's, not memory's
-        broken = self._state.broken_invariant()
-        if broken is not None:
-            raise InvariantBroken(broken[:2], broken)
-        if self._holds_written is None:
-            self._holds_written = {hold.id for hold in self._journal_call(lambda journal: journal.open_holds())}
-        try:
-            self._holds_written = self._journal.write_snapshot(
-                self._state, block=self._head.number, holds_written=self._holds_written
-            )
-        except errors.CheckViolation as error:
-            # The database's own copy of a money rule disagrees with the engine: stop, do not argue.
-            raise InvariantBroken(str(error.diag.constraint_name), "a CHECK refused the balances") from error
-        self._blocks_since_snapshot = self._transfers_since_snapshot = 0
+        """On the way out: the one under way, and then the last."""
+        self._snapshot(wait=True)
+        if self.failure is None:
+            self._snapshot(wait=False)
+            self._snapshot(wait=True)
 
     def _recover(self) -> None:
         began = time.monotonic()
@@ -954,10 +972,7 @@ class Sequencer:
         found = self._journal.directives()
         self._next_directive = len(found) + 1
         self._mandates = {item.mandate_id: item.number for item in found if item.mandate_id is not None}
-        self._holds_written = {hold.id for hold in self._journal.open_holds()}
-        snapshot = self._journal.snapshot()
-        self._blocks_since_snapshot = (self._head.number if self._head else 0) - (snapshot[0] if snapshot else 0)
-        self._transfers_since_snapshot = self._state.next_seq - 1 - (snapshot[1] if snapshot else 0)
+        self._snapshots.recovered(state, head, self._journal)
         self._expiries = [(hold.expires_at, hold.id) for hold in self._state.holds.values() if hold.expires_at]
         heapq.heapify(self._expiries)
         log.info(

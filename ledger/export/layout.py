@@ -43,6 +43,7 @@ BLOCK = np.dtype(
         ("redeemed", ">i8"),
         ("vaults", ">i8"),
         ("wallets", ">i8"),
+        ("offline", ">i8"),
         ("held", ">i8"),
         ("transfers_digest", _DIGEST),
         ("evidence_digest", _DIGEST),
@@ -52,7 +53,7 @@ BLOCK = np.dtype(
         ("hash", _DIGEST),
     ]
 )
-"""A block's header, 304 bytes: `hash` is SHA-256 of `jiaozi-block-v1` and the 272 bytes before it."""
+"""A block's header, 312 bytes: `hash` is SHA-256 of `jiaozi-block-v1` and the 280 bytes before it."""
 BLOCK_HASHED_BYTES = BLOCK.itemsize - DIGEST_BYTES
 
 TRANSFER = np.dtype(
@@ -126,6 +127,15 @@ CHECKPOINT = np.dtype([("size", ">i8"), ("note_length", ">u4"), ("supply_length"
 RANGE_KEY = np.dtype([("range", ">u8"), ("key", _DIGEST)])
 """The key of the salts of transfers seq = range * 2^20 + 1 to (range + 1) * 2^20."""
 
+BLOCK_SALT = np.dtype([("number", ">i8"), ("salt", _DIGEST)])
+"""What opens the commitment to a block's hash in checkpoints and closing statements: one for each block, or none."""
+
+CLOSING = np.dtype([("number", ">i8"), ("has_key", "u1"), ("key", _DIGEST), ("note_length", ">u4"), ("leaves", ">i8")])
+"""In `closing-texts`: the signed statement. In `closing-leaves`: the leaves of the tree as the ledger keeps them, 17
+bytes each, in tree order. `key`: what order, salts and shares of this closing's leaves follow from; zero if the
+exporter had no salt file."""
+CLOSING_LEAF_BYTES = 17
+
 SECTIONS: dict[str, np.dtype[Any] | None] = {
     "blocks": BLOCK,
     "transfers": TRANSFER,
@@ -140,6 +150,10 @@ SECTIONS: dict[str, np.dtype[Any] | None] = {
     "checkpoints": CHECKPOINT,
     "checkpoint-texts": None,
     "range-keys": RANGE_KEY,
+    "block-salts": BLOCK_SALT,
+    "closings": CLOSING,
+    "closing-texts": None,
+    "closing-leaves": None,
 }
 """The files of a segment; one that would be empty is not there. None = bytes whose lengths another file has."""
 
@@ -165,6 +179,8 @@ class SegmentEntry:
     last_account: int
     last_checkpoint: int
     """The last block under a checkpoint so far; 0 = none."""
+    last_closing: int
+    """Number of the last closing so far; 0 = none."""
     blocks: int
     transfers: int
     head_hash: str
@@ -198,7 +214,7 @@ class Manifest:
 
 
 _ENTRY_INTEGERS = (
-    *("last_block", "last_seq", "last_directive", "last_account", "last_checkpoint"),
+    *("last_block", "last_seq", "last_directive", "last_account", "last_checkpoint", "last_closing"),
     *("blocks", "transfers"),
 )
 

@@ -52,6 +52,7 @@ class Position:
     account: int = 0
     checkpoint: int = 0
     """Block of the last one."""
+    closing: int = 0
 
     @property
     def is_start(self) -> bool:
@@ -289,8 +290,8 @@ def _code(value: int) -> int:
 
 _BLOCKS = (
     "SELECT number, epoch, booked_at, first_seq, transfer_count, first_directive, directive_count, first_account,"
-    " account_count, issued, redeemed, vaults, wallets, held, transfers_digest, evidence_digest, directives_digest,"
-    " accounts_digest, previous_hash, hash FROM block WHERE number > %s ORDER BY number LIMIT %s"
+    " account_count, issued, redeemed, vaults, wallets, offline, held, transfers_digest, evidence_digest,"
+    " directives_digest, accounts_digest, previous_hash, hash FROM block WHERE number > %s ORDER BY number LIMIT %s"
 )
 _TRANSFERS = (
     "COPY (SELECT id, seq, kind, debit_account, credit_account, amount_minor,"

@@ -24,7 +24,7 @@ import numpy as np
 import psycopg
 
 from ledger.export import layout
-from ledger.export.layout import MANIFEST, FileEntry, Manifest, SegmentEntry, segment_name
+from ledger.export.layout import MANIFEST, ExportUnreadable, FileEntry, Manifest, SegmentEntry, segment_name
 from ledger.export.log import LogSource, NoLog
 from ledger.export.source import GROUP_TRANSFERS, Group, JournalSource, Position
 
@@ -127,6 +127,7 @@ class ExportDirectory:
             last.last_directive,
             last.last_account,
             last.last_checkpoint,
+            last.last_closing,
         )
 
     def add_segment(
@@ -145,6 +146,7 @@ class ExportDirectory:
                     break
             after = segment.position or before
             checkpoint = segment.add_log(log, before, after, is_end=is_end)
+            closing = segment.add_closings(log, before, after, is_end=is_end)
         if not segment.files:
             shutil.rmtree(partial)
             return None
@@ -155,6 +157,7 @@ class ExportDirectory:
             last_directive=after.directive,
             last_account=after.account,
             last_checkpoint=checkpoint,
+            last_closing=closing,
             blocks=segment.blocks,
             transfers=segment.transfers,
             head_hash=after.block_hash.hex(),
@@ -249,7 +252,35 @@ class _Segment:
             if key is None:
                 break
             self.append("range-keys", _pack(layout.RANGE_KEY, (number, key)))
+        self._add_block_salts(log, before, after)
         return block
+
+    def _add_block_salts(self, log: LogSource, before: Position, after: Position) -> None:
+        salts = [(number, log.block_salt(number)) for number in range(before.block + 1, after.block + 1)]
+        if salts and salts[0][1] is not None:
+            self.append("block-salts", np.array(salts, layout.BLOCK_SALT).tobytes())
+
+    def add_closings(self, log: LogSource, before: Position, after: Position, *, is_end: bool) -> int:
+        """Closings of blocks that this export has; at the journal's end all that there are. Returns the last number.
+
+        When the segment is full the rest go into the next ones: leaves are many, and a file's size is bounded.
+        """
+        number = before.closing
+        for closing in log.closings(after=number, through=INT64_MAX if is_end else after.block):
+            number = closing.number
+            count = 0
+            for leaves in closing.leaves():
+                self.append("closing-leaves", leaves)
+                count += len(leaves)
+            if count % layout.CLOSING_LEAF_BYTES:
+                raise ExportUnreadable(f"closing {number} keeps {count} bytes of leaves: the last one is cut")
+            key = (closing.key is not None, closing.key or bytes(layout.DIGEST_BYTES))
+            record = (number, *key, len(closing.note), count // layout.CLOSING_LEAF_BYTES)
+            self.append("closings", _pack(layout.CLOSING, record))
+            self.append("closing-texts", closing.note)
+            if self.size >= SEGMENT_BYTES:
+                break
+        return number
 
     def append(self, name: str, data: bytes) -> None:
         if not data:

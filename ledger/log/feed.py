@@ -35,13 +35,16 @@ RESTART_SECONDS = 1.0
 ALIVE_SECONDS = 1.0
 """How often an idle ledger looks whether the sealer's process still lives."""
 RESTARTS_BEFORE_FAILURE = 5
+HUNG_SECONDS_MAX = 90.0
+"""A sealer's process whose own thread has not moved for so long hangs, though it lives: it is killed and started
+again. Longer than anything that it waits for: a server in crash recovery (60 s), a statement (30 s)."""
 STOP_SECONDS_MAX = 5.0
 """For the last checkpoint on the way out: a standby waits so long at most."""
 EXIT_REFUSED = 3
 """The sealer's exit status when it must not be started again."""
-_INTEGERS = struct.Struct(">14q")
 _DIGESTS = ("transfers_digest", "evidence_digest", "directives_digest", "accounts_digest", "previous_hash")
 _INTEGER_FIELDS = tuple(name for name in BlockHeader.__slots__ if name not in _DIGESTS)
+_INTEGERS = struct.Struct(f">{len(_INTEGER_FIELDS)}q")
 _ITEM = struct.Struct(">q16sBI")
 
 log = logging.getLogger("jiaozi.ledger.log")
@@ -72,6 +75,8 @@ class LogFeed:
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
         self._pump = threading.Thread(target=self._run, name="log feed", daemon=True)
+        self._watch = threading.Thread(target=self._watch_over, name="log watch", daemon=True)
+        self._heard_at = 0.0
         self._restarts = 0
         self.failure: str | None = None
         """Why the log does not go on, or which witness has refused it."""
@@ -82,6 +87,7 @@ class LogFeed:
     def start(self, task: LogTask) -> None:
         self._task = task
         self._pump.start()
+        self._watch.start()
 
     def follow(self, block: CommittedBlock) -> None:
         """A `Follower`: takes no time, raises nothing."""
@@ -115,6 +121,16 @@ class LogFeed:
             log.warning("the sealer was stopped before its last checkpoint; the next start makes it")
             process.kill()
             process.wait()
+
+    def _watch_over(self) -> None:
+        """A process that hangs is made one that has died, which the pump starts again. In a thread of its own, for the
+        pump itself waits when a process takes nothing from its pipe."""
+        while not self._stopping.wait(ALIVE_SECONDS):
+            process, silent = self._process, time.monotonic() - self._heard_at
+            if process is not None and process.poll() is None and silent > HUNG_SECONDS_MAX:
+                log.warning("the log's sealer has said nothing for %d s: it is killed", silent)
+                process.kill()
+                self._heard_at = time.monotonic()
 
     # --- the pump
 
@@ -164,6 +180,7 @@ class LogFeed:
         process = subprocess.Popen(
             [sys.executable, "-m", "ledger.log.process"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
+        self._heard_at = time.monotonic()
         self._process = process
         if process.stdin is None or process.stdout is None or self._task is None:
             raise RuntimeError("the sealer has no pipe")
@@ -179,9 +196,12 @@ class LogFeed:
 
     def _listen(self, pipe: IO[bytes]) -> None:
         """Status lines of the sealer's process."""
+        beats: int | None = None
         with pipe:
             for line in pipe:
                 status: dict[str, Any] = json.loads(line)
+                if status.get("beats") != beats:  # other lines come from its threads that talk to witnesses
+                    beats, self._heard_at = status.get("beats"), time.monotonic()
                 self.failure = status["failure"]
                 if status["block"] > self._sealed_block:
                     self._sealed_block = status["block"]
@@ -211,7 +231,7 @@ def read_frame(pipe: IO[bytes]) -> bytes | None:
 
 
 def pack_block(block: CommittedBlock) -> tuple[bytes, bytes, bytes]:
-    """Header (14 integers of 8 bytes, 5 digests of 32), records, evidence items (seq, id, kind, length, body)."""
+    """Header (integers of 8 bytes, then 5 digests of 32), records, evidence items (seq, id, kind, length, body)."""
     header = block.header
     integers = _INTEGERS.pack(*(getattr(header, name) for name in _INTEGER_FIELDS))
     digests = b"".join(getattr(header, name) for name in _DIGESTS)

@@ -7,6 +7,12 @@
 
 AES on distinct numbers is a pseudorandom permutation: 128 bits nobody can guess from the transfer, at one call for a
 whole range. Range keys are what an auditor's export carries; the master leaves the ledger never.
+
+Blocks are committed to in the same way (decision 11): a block's hash covers digests of private rows that have no salt,
+so what the public sees of it is
+
+    commitment    = SHA-256("jiaozi-block-commitment-v1" || block salt (32) || block hash (32))
+    block salt(n) = HMAC-SHA256(master, "jiaozi-block-salt-v1" || u64 of n)
 """
 
 from __future__ import annotations
@@ -15,11 +21,13 @@ import hashlib
 import hmac
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from kernel.transparency import sum_tree
 from kernel.transparency.merkle import HASH_BYTES
 from kernel.transparency.tiles import hash_rows
 from ledger.domain.blocks import Evidence, digest_evidence
@@ -43,6 +51,32 @@ def leaf_input(salt: bytes, record: bytes, evidence_digest: bytes | None) -> byt
 def range_key(master: bytes, number: int) -> bytes:
     """The salts' key of transfers with (seq - 1) >> 20 = number."""
     return hmac.digest(master, b"jiaozi-log-salt-v1" + struct.pack(">Q", number), "sha256")
+
+
+def block_salt(master: bytes, number: int) -> bytes:
+    """Of one block's commitment: 32 bytes that open this block's and no other."""
+    return hmac.digest(master, b"jiaozi-block-salt-v1" + struct.pack(">Q", number), "sha256")
+
+
+def block_commitment(master: bytes, number: int, block_hash: bytes) -> bytes:
+    """What checkpoints and closing statements say of a block in public."""
+    return hashlib.sha256(b"jiaozi-block-commitment-v1" + block_salt(master, number) + block_hash).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class MasterSalts:
+    """What an auditor's export is given of the master (`ledger.export.log.LogSalts`)."""
+
+    master: bytes = field(repr=False)
+
+    def range_key(self, number: int) -> bytes:
+        return range_key(self.master, number)
+
+    def block_salt(self, number: int) -> bytes:
+        return block_salt(self.master, number)
+
+    def closing_key(self, number: int) -> bytes:
+        return sum_tree.closing_key(self.master, number)
 
 
 def salt_check(master: bytes) -> bytes:

@@ -1,8 +1,8 @@
 """The sealer's process, `python -m ledger.log.process`: hashing that the ledger's own process has no time for.
 
-It reads its task and then blocks from standard input, says on standard output how it fares (one JSON object a line),
-and ends when the input ends, after a last checkpoint. It may be killed at any moment: what is committed is true, the
-rest is made anew from the journal.
+It reads its task and then blocks from standard input, says on standard output how it fares (one JSON object a line, at
+least each second while it works, so that one that hangs is noticed), and ends when the input ends, after a last
+checkpoint. It may be killed at any moment: what is committed is true, the rest is made anew from the journal.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ledger.log.witnesses import WitnessPusher
 
 QUEUE_BLOCKS_MAX = 8
+BEAT_SECONDS = 1.0
+"""How often the ledger is told that the sealer's own thread still works (`feed.HUNG_SECONDS_MAX`)."""
 IDLE_SECONDS = 1.0
 """How often the journal is looked at when nothing is handed over: a block may have been dropped."""
 RETRY_SECONDS_FIRST = 0.1
@@ -53,6 +55,7 @@ class Process:
         self._block = 0
         self._failure: str | None = None
         self._refusals: dict[str, str] = {}
+        self._beats, self._beat_at = 0, -BEAT_SECONDS
         self._seal_seconds = task.seal_seconds
         self._database = Database(
             task.database_url, application_name=f"jiaozi-log {task.holder[:40]}", pool_size=POOL_SIZE
@@ -76,6 +79,7 @@ class Process:
             pusher.start()
         pause, attempts = RETRY_SECONDS_FIRST, 0
         while True:
+            self._beat()
             try:
                 self._sealed(self._sealer.open())
                 pause = RETRY_SECONDS_FIRST
@@ -97,6 +101,7 @@ class Process:
         next_seal = 0.0
         self._catch_up()
         while True:
+            self._beat()
             if self._sealer.has_unsealed and time.monotonic() >= next_seal:
                 next_seal = time.monotonic() + self._seal_seconds
                 self._sealed(self._sealer.seal())
@@ -118,6 +123,7 @@ class Process:
     def _catch_up(self) -> None:
         began = time.monotonic()
         while self._sealer.catch_up():
+            self._beat()
             if time.monotonic() - began >= self._seal_seconds:
                 began = time.monotonic()
                 self._sealed(self._sealer.seal())
@@ -131,6 +137,13 @@ class Process:
             self._blocks.put(None)
 
     # --- how it fares
+
+    def _beat(self) -> None:
+        """From the thread that seals, between two of its steps: another thread would beat for a dead one too."""
+        now = time.monotonic()
+        if now - self._beat_at >= BEAT_SECONDS:
+            self._beat_at, self._beats = now, self._beats + 1
+            self._tell()
 
     def _sealed(self, sealed: Sealed | None) -> None:
         if sealed is None:
@@ -156,7 +169,8 @@ class Process:
     def _tell(self) -> None:
         with self._lock:
             failure = self._failure or next(iter(self._refusals.values()), None)
-            self._answers.write(json.dumps({"block": self._block, "failure": failure}) + "\n")
+            status = {"block": self._block, "failure": failure, "beats": self._beats}
+            self._answers.write(json.dumps(status) + "\n")
             self._answers.flush()
 
 

@@ -31,7 +31,7 @@ class SealedCheckpoint:
     block: int
     size: int
     root: bytes
-    block_hash: bytes
+    block_commitment: bytes
     supply: bytes
     note: str
     sealed_at: datetime

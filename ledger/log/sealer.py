@@ -41,7 +41,7 @@ from ledger.domain.state import Hold
 from ledger.engine.followers import CommittedBlock
 from ledger.log import queries
 from ledger.log.keys import LogKeys
-from ledger.log.leaves import evidence_digests, leaf_hashes, transfers_digest
+from ledger.log.leaves import block_commitment, evidence_digests, leaf_hashes, transfers_digest
 from ledger.log.queries import SealedCheckpoint
 from ledger.log.supply import checkpoint_of, supply_statement
 from ledger.store.journal import BLOCK_COLUMNS, BlockMismatch, Deposed, Journal, header_of
@@ -157,7 +157,7 @@ class Sealer:
         if header is None:
             raise LogBroken(f"{where} names block {last.block}, which the journal does not have")
         statement = supply_statement(header, ledger=self._ledger, currency=self._currency)
-        due = checkpoint_of(header, origin=self._keys.origin, root=sealed.root, statement=statement)
+        due = self._checkpoint(header, sealed.root, statement)
         if due != sealed or statement != last.supply or last.size != sealed.size:
             raise LogBroken(f"{where} does not say what the journal says: block {last.block} is another one")
         return header
@@ -257,7 +257,8 @@ class Sealer:
             return None
         size, root = self._tree.size, self._tree.root()
         statement = supply_statement(header, ledger=self._ledger, currency=self._currency)
-        text = checkpoint_of(header, origin=self._keys.origin, root=root, statement=statement).text
+        commitment = block_commitment(self._keys.master, header.number, header.hash)
+        text = self._checkpoint(header, root, statement).text
         note = str(Note(text, (sign_text(text, name=self._keys.origin, key=self._keys.signing),)))
         fresh = size - max(self._sealed_size, size // TILE_WIDTH * TILE_WIDTH, 0)
         partial = self._tree.partial(0)
@@ -268,12 +269,13 @@ class Sealer:
             self._copy_tiles(cursor)
             cursor.execute(
                 "WITH fenced AS (UPDATE lease SET renewed_at = renewed_at WHERE id = 1 AND node = %s RETURNING 1)"
-                " INSERT INTO log_checkpoint (block, previous_block, size, previous_size, root, block_hash, tail,"
-                " supply, note, sealed_at) SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
+                " INSERT INTO log_checkpoint (block, previous_block, size, previous_size, root,"
+                " block_commitment, tail, supply, note, sealed_at)"
+                " SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
                 (
                     self._holder,
                     *(header.number, self._sealed_block, size, self._sealed_size),
-                    *(root, header.hash, tail, statement, note, self._clock()),
+                    *(root, commitment, tail, statement, note, self._clock()),
                 ),
             )
             if cursor.rowcount != 1:
@@ -282,6 +284,10 @@ class Sealer:
             connection.commit()
         self._tiles, self._sealed_size, self._sealed_block = [], size, header.number
         return Sealed(size, header.number, note)
+
+    def _checkpoint(self, header: BlockHeader, root: bytes, statement: bytes) -> Checkpoint:
+        keys = self._keys
+        return checkpoint_of(header, origin=keys.origin, root=root, statement=statement, master=keys.master)
 
     def _copy_tiles(self, cursor: psycopg.Cursor[Any]) -> None:
         if not self._tiles:

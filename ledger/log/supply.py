@@ -12,9 +12,7 @@ from kernel.crypto import jws
 from kernel.transparency.checkpoints import Checkpoint
 from kernel.transparency.notes import to_base64
 from ledger.domain.blocks import BlockHeader
-
-OFFLINE_MINOR = 0
-"""No purse can be loaded on this ledger yet, so nothing is offline."""
+from ledger.log.leaves import block_commitment
 
 
 def supply_statement(header: BlockHeader, *, ledger: str, currency: str) -> bytes:
@@ -32,15 +30,15 @@ def supply_statement(header: BlockHeader, *, ledger: str, currency: str) -> byte
             "vaults_minor": str(header.vaults),
             "wallets_minor": str(header.wallets),
             "held_minor": str(header.held),
-            "offline_minor": str(OFFLINE_MINOR),
+            "offline_minor": str(header.offline),
         }
     )
 
 
-def checkpoint_of(header: BlockHeader, *, origin: str, root: bytes, statement: bytes) -> Checkpoint:
-    """The checkpoint of the tree after a block: its size is the block's last seq."""
+def checkpoint_of(header: BlockHeader, *, origin: str, root: bytes, statement: bytes, master: bytes) -> Checkpoint:
+    """The checkpoint of the tree after a block: its size is the block's last seq. `master`: of the log's salts."""
     extensions = (
-        f"block {header.number} {to_base64(header.hash)}",
+        f"block {header.number} {to_base64(block_commitment(master, header.number, header.hash))}",
         f"supply {to_base64(sha256(statement).digest())}",
     )
     return Checkpoint(origin, header.first_seq + header.transfer_count - 1, root, extensions)

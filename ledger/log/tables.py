@@ -41,7 +41,7 @@ log_checkpoint = sa.Table(
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("previous_size", sa.BigInteger, nullable=False),
     sa.Column("root", sa.LargeBinary, nullable=False),
-    sa.Column("block_hash", sa.LargeBinary, nullable=False),
+    sa.Column("block_commitment", sa.LargeBinary, nullable=False),
     sa.Column("tail", sa.LargeBinary, nullable=False),
     sa.Column("supply", sa.LargeBinary, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
@@ -82,3 +82,16 @@ log_incident = sa.Table(
     sa.PrimaryKeyConstraint("witness", "block", name="log_incident_pkey"),
 )
 """Which checkpoint a witness refused as inconsistent with what it had seen: a person must find out why."""
+
+log_acknowledgement = sa.Table(
+    "log_acknowledgement",
+    metadata,
+    sa.Column("witness", sa.Text, nullable=False),
+    sa.Column("block", sa.BigInteger, nullable=False),
+    sa.Column("operator", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("acknowledged_at", _time, nullable=False),
+    sa.PrimaryKeyConstraint("witness", "block", name="log_acknowledgement_pkey"),
+    sa.CheckConstraint("length(reason) BETWEEN 1 AND 1000", name="log_acknowledgement_says_why"),
+)
+"""What an operator (key thumbprint) found out about an incident, once for each, for ever."""

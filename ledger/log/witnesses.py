@@ -2,8 +2,8 @@
 
 C2SP tlog-witness. A witness that is away or slow is shown the newest checkpoint when it is back: those between are
 covered by it. One that refuses a checkpoint as inconsistent (422; 409 at the very size it has cosigned last) has seen
-another history of this log: that is written down
-(`log_incident`), said by the ledger's health, and stays said until that witness cosigns again.
+another history of this log: that is an incident (`incidents`),
+said by the ledger's health until that witness cosigns again or an operator has acknowledged it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ from kernel.database import Database, OutcomeUnknown
 from kernel.transparency.checkpoints import SIZE_MEDIA_TYPE
 from kernel.transparency.notes import Note, NoteRefused, Signature, VerifierKey, open_note, parse_signatures, to_base64
 from kernel.transparency.tiles import TiledTree
-from ledger.log import queries
+from ledger.log import incidents, queries
 from ledger.log.sealer import Sealed
-from ledger.log.tables import log_cosignature, log_incident
+from ledger.log.tables import log_cosignature
 
 ANSWER_SECONDS_MAX = 10.0
 ANSWER_BYTES_MAX = 64 * 1024
 RETRY_SECONDS_FIRST = 1.0
 RETRY_SECONDS_MAX = 30.0
+REFUSED_RETRY_SECONDS_MAX = 5.0
+"""A witness that refuses is asked more often: an acknowledgement, or its repair, is to be seen soon."""
 CONFLICTS_MAX = 3
 _SIZE_LINE = re.compile(rb"(0|[1-9][0-9]{0,18})\n?")
 
@@ -106,9 +108,10 @@ class WitnessPusher:
                 continue
             except WitnessRefused as error:
                 reason = f"witness refused: fork ({self._key.name}: {error})"
-                log.critical("%s", reason)
-                self._tell(self._key.name, reason)
-                self._record(sealed, str(error))
+                is_acknowledged = self._note(sealed, str(error))
+                log.log(logging.WARNING if is_acknowledged else logging.CRITICAL, "%s", reason)
+                self._tell(self._key.name, None if is_acknowledged else reason)
+                pause = min(pause, REFUSED_RETRY_SECONDS_MAX / 2)
             except (WitnessAway, SQLAlchemyError, psycopg.Error, OutcomeUnknown, LookupError) as error:
                 log.warning("witness %s: %s", self._key.name, str(error).splitlines()[0] if str(error) else error)
             except Exception:
@@ -201,11 +204,19 @@ class WitnessPusher:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             connection.execute(insert(log_cosignature).values(**row).on_conflict_do_nothing())
 
-    def _record(self, sealed: Sealed, detail: str) -> None:
-        place = {"witness": str(self._key), "block": sealed.block, "size": sealed.size}
-        row = {**place, "detail": detail, "noticed_at": self._clock()}
+    def _note(self, sealed: Sealed, detail: str) -> bool:
+        """Write the refusal down. Has an operator acknowledged the incident that it belongs to?"""
         try:
             with self._database.transaction(isolation="READ COMMITTED") as connection:
-                connection.execute(insert(log_incident).values(**row).on_conflict_do_nothing())
+                incident = incidents.note_refusal(
+                    connection,
+                    str(self._key),
+                    block=sealed.block,
+                    size=sealed.size,
+                    detail=detail,
+                    now=self._clock(),
+                )
         except (SQLAlchemyError, psycopg.Error, OutcomeUnknown) as error:
             log.warning("the incident could not be written down: %s", error)
+            return False
+        return incident is not None and incident.reason is not None

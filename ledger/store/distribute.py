@@ -64,6 +64,7 @@ PLACEMENTS: Mapping[str, Placement] = {
             "directive",
             "history_run",
             "lease",
+            "log_acknowledgement",
             "log_checkpoint",
             "log_cosignature",
             "log_identity",

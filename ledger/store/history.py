@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,6 @@ from uuid import UUID
 import numpy as np
 import numpy.typing as npt
 import psycopg
-import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from kernel.database import CheckedConnection, Database, OutcomeUnknown, is_duplicate_key
@@ -35,6 +35,8 @@ PAGE_ENTRIES = 60
 """1,920 bytes: a row that PostgreSQL keeps in line, four to a page of its own."""
 RUNS_AT_ONCE = 32
 RETRY_SECONDS = 1.0
+FAILING_SECONDS_MAX = 30.0
+"""A database that is away for less is no failure of the history: it goes on by itself."""
 READ_SECONDS_MAX = 5.0
 """A reader waits so long for the tail after a start."""
 PENDING_TRANSFERS_MAX = 2**21
@@ -114,14 +116,28 @@ class History:
         self._run_transfers = run_transfers
         self._tail: _Tail | None = None
         """None while the journal is being read; what is booked meanwhile waits in `_pending`."""
+        self._has_workers: bool | None = None
         self._pending: list[Records] = []
         self._changed = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
+        self._failing_since: float | None = None
+        self._trouble = ""
+        self._is_usual = True
 
     def start(self) -> None:
         """In the background: read what is booked and not sealed, then seal. `find` waits for the reading."""
         self._thread.start()
+
+    @property
+    def failure(self) -> str | None:
+        """Why accounts' histories do not go on, for /healthz; None = they do, or the database is away for a moment."""
+        if self._thread.ident is not None and not self._thread.is_alive() and not self._stopping:
+            return "histories have stopped: restart the ledger"
+        since = self._failing_since
+        if since is None or (self._is_usual and time.monotonic() - since < FAILING_SECONDS_MAX):
+            return None
+        return f"histories are not indexed: {self._trouble}"
 
     def stop(self) -> None:
         with self._changed:
@@ -158,7 +174,7 @@ class History:
 
     def find(
         self,
-        connection: sa.Connection,
+        connection: psycopg.Connection[Any],
         account: int,
         *,
         after_seq: int,
@@ -175,12 +191,25 @@ class History:
         if newest_first:
             found = newest[: -limit - 1 : -1]
             if len(found) < limit and sealed_through > after_seq:
-                found += _newest_sealed(connection, account, after_seq, sealed_through, limit - len(found))
+                found += _newest_sealed(
+                    connection,
+                    account,
+                    after_seq,
+                    sealed_through,
+                    limit - len(found),
+                    is_distributed=self._is_distributed(connection),
+                )
             return found
         found = (
             _oldest_sealed(connection, account, after_seq, sealed_through, limit) if sealed_through > after_seq else []
         )
         return found + newest[: limit - len(found)]
+
+    def _is_distributed(self, connection: psycopg.Connection[Any]) -> bool:
+        """Asked once: `jiaozi-ledger distribute` is for a ledger that is not running."""
+        if self._has_workers is None:
+            self._has_workers = _is_distributed(connection)
+        return self._has_workers
 
     def _current_tail(self) -> _Tail:
         with self._changed:
@@ -218,8 +247,12 @@ class History:
                         self._begin(self._read_tail(connection))
                     while not self._stopping and self._is_due():
                         self._seal(connection)
+                self._failing_since = None
             except Exception as error:  # the ledger books all the same, and what is not sealed stays in memory
                 is_usual = isinstance(error, (psycopg.Error, SQLAlchemyError, OutcomeUnknown))
+                self._is_usual, self._trouble = is_usual, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                if self._failing_since is None:
+                    self._failing_since = time.monotonic()
                 log.warning("history is indexed later: %s", error, exc_info=None if is_usual else error)
                 with self._changed:
                     self._changed.wait_for(lambda: self._stopping, timeout=RETRY_SECONDS)
@@ -303,51 +336,56 @@ def _sealed_through(connection: CheckedConnection) -> int:
 # --- sealed runs
 
 
-_NEWEST = sa.text(
-    "SELECT r.first_seq AS run, p.body FROM"
-    " (SELECT first_seq FROM history_run WHERE first_seq <= :before ORDER BY first_seq DESC LIMIT :runs) r"
+_NEWEST = (
+    "SELECT r.first_seq, p.body FROM"
+    " (SELECT first_seq FROM history_run WHERE first_seq <= %(before)s ORDER BY first_seq DESC LIMIT %(runs)s) r"
     " LEFT JOIN LATERAL (SELECT body FROM history_page WHERE run = r.first_seq"
-    " AND (first_account, first_seq) <= (:account, :through) ORDER BY first_account DESC, first_seq DESC LIMIT 1) p"
+    " AND (first_account, first_seq) <= (%(account)s, %(through)s)"
+    " ORDER BY first_account DESC, first_seq DESC LIMIT 1) p"
     " ON true ORDER BY r.first_seq DESC"
 )
-_RUNS_BEFORE = sa.text(
-    "SELECT first_seq FROM history_run WHERE first_seq <= :before ORDER BY first_seq DESC LIMIT :runs"
-)
+_RUNS_BEFORE = "SELECT first_seq FROM history_run WHERE first_seq <= %(before)s ORDER BY first_seq DESC LIMIT %(runs)s"
 _NEWEST_PAGE = (
-    "(SELECT run, body FROM history_page WHERE run = :run_{} AND (first_account, first_seq) <= (:account, :through)"
+    "(SELECT run, body FROM history_page WHERE run = {}"
+    " AND (first_account, first_seq) <= (%(account)s, %(through)s)"
     " ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
 )
-_DISTRIBUTED = sa.text("SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'history_page'::regclass)")
-_NEWEST_OF_RUN = sa.text(
-    "SELECT body FROM history_page WHERE run = :run AND (first_account, first_seq) <= (:account, :through)"
-    " ORDER BY first_account DESC, first_seq DESC LIMIT :pages"
+_HAS_CITUS = "SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
+_DISTRIBUTED = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'history_page'::regclass)"
+_NEWEST_OF_RUN = (
+    "SELECT body FROM history_page WHERE run = %(run)s AND (first_account, first_seq) <= (%(account)s, %(through)s)"
+    " ORDER BY first_account DESC, first_seq DESC LIMIT %(pages)s"
 )
-_RUNS_FROM = sa.text(
-    "SELECT first_seq, last_seq FROM history_run WHERE last_seq > :after ORDER BY first_seq LIMIT :runs"
-)
-_OLDEST_OF_RUN = sa.text(
-    "(SELECT first_account, first_seq, body FROM history_page WHERE run = :run"
-    " AND (first_account, first_seq) <= (:account, :after) ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
-    " UNION ALL (SELECT first_account, first_seq, body FROM history_page WHERE run = :run"
-    " AND (first_account, first_seq) > (:account, :after) AND first_account <= :account"
-    " ORDER BY first_account, first_seq LIMIT :pages) ORDER BY 1, 2"
+_RUNS_FROM = "SELECT first_seq, last_seq FROM history_run WHERE last_seq > %(after)s ORDER BY first_seq LIMIT %(runs)s"
+_OLDEST_OF_RUN = (
+    "(SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
+    " AND (first_account, first_seq) <= (%(account)s, %(after)s) ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
+    " UNION ALL (SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
+    " AND (first_account, first_seq) > (%(account)s, %(after)s) AND first_account <= %(account)s"
+    " ORDER BY first_account, first_seq LIMIT %(pages)s) ORDER BY 1, 2"
 )
 
 
 def _newest_sealed(
-    connection: sa.Connection, account: int, after_seq: int, through_seq: int, limit: int
+    connection: psycopg.Connection[Any],
+    account: int,
+    after_seq: int,
+    through_seq: int,
+    limit: int,
+    *,
+    is_distributed: bool,
 ) -> list[Entry]:
     found: list[Entry] = []
     before = through_seq
     while len(found) < limit and before > after_seq:
         parameters = {"before": before, "runs": RUNS_AT_ONCE, "account": account, "through": through_seq}
-        runs = _newest_pages(connection, parameters)
+        runs = _newest_pages(connection, parameters, is_distributed=is_distributed)
         for run, body in runs:
             bodies: Sequence[bytes] = [body] if body is not None else []
             if body is not None and _first_account(body) == account:  # there may be more of it on the page before
                 pages = (limit - len(found)) // PAGE_ENTRIES + 2
                 deeper = {"run": run, "account": account, "through": through_seq, "pages": pages}
-                bodies = list(connection.execute(_NEWEST_OF_RUN, deeper).scalars())
+                bodies = [page for (page,) in connection.execute(_NEWEST_OF_RUN, deeper, prepare=True, binary=True)]
             for page in bodies:
                 found.extend(reversed(list(_entries(page, account, after_seq, through_seq))))
             if len(found) >= limit:
@@ -358,48 +396,46 @@ def _newest_sealed(
     return found[:limit]
 
 
-def _newest_pages(connection: sa.Connection, parameters: Mapping[str, int]) -> Sequence[tuple[int, bytes | None]]:
+def _newest_pages(
+    connection: psycopg.Connection[Any], parameters: Mapping[str, int], *, is_distributed: bool
+) -> Sequence[tuple[int, bytes | None]]:
     """Of each run, the newest first, the page on which the account's newest entry stands if it has one."""
-    if not _is_distributed(connection):
-        return [(int(run), body) for run, body in connection.execute(_NEWEST, parameters)]
-    runs = [int(row.first_seq) for row in connection.execute(_RUNS_BEFORE, parameters)]
+    if not is_distributed:
+        return list(connection.execute(_NEWEST, parameters, prepare=True, binary=True))
+    runs = [int(run) for (run,) in connection.execute(_RUNS_BEFORE, parameters)]
     if not runs:
         return []
-    pages = sa.text(" UNION ALL ".join(_NEWEST_PAGE.format(place) for place in range(len(runs))))
-    places = {f"run_{place}": run for place, run in enumerate(runs)}
-    found = {int(run): bytes(body) for run, body in connection.execute(pages, {**parameters, **places})}
+    pages = " UNION ALL ".join(_NEWEST_PAGE.format(run) for run in runs)
+    found = {int(run): bytes(body) for run, body in connection.execute(pages, parameters, binary=True)}
     return [(run, found.get(run)) for run in runs]
 
 
-def _is_distributed(connection: sa.Connection) -> bool:
+def _is_distributed(connection: psycopg.Connection[Any]) -> bool:
     """Whether `history_page` is spread over the workers of a Citus cluster, which plans no LATERAL over it."""
-    known = connection.info.get("history_page is distributed")
-    if known is None:
-        has_citus = (
-            connection.execute(sa.text("SELECT to_regclass('pg_catalog.pg_dist_partition')")).scalar() is not None
-        )
-        known = has_citus and connection.execute(_DISTRIBUTED).scalar_one()
-        connection.info["history_page is distributed"] = known
-    return bool(known)
+    has_citus = connection.execute(_HAS_CITUS).fetchone()
+    if has_citus is None or not has_citus[0]:
+        return False
+    found = connection.execute(_DISTRIBUTED).fetchone()
+    return found is not None and bool(found[0])
 
 
 def _oldest_sealed(
-    connection: sa.Connection, account: int, after_seq: int, through_seq: int, limit: int
+    connection: psycopg.Connection[Any], account: int, after_seq: int, through_seq: int, limit: int
 ) -> list[Entry]:
     found: list[Entry] = []
     after = after_seq
     while len(found) < limit:
-        runs = connection.execute(_RUNS_FROM, {"after": after, "runs": RUNS_AT_ONCE}).all()
+        runs = connection.execute(_RUNS_FROM, {"after": after, "runs": RUNS_AT_ONCE}, prepare=True).fetchall()
         for run, _ in runs:
             if len(found) >= limit or run > through_seq:
                 return found[:limit]
             pages = (limit - len(found)) // PAGE_ENTRIES + 2
             parameters = {"run": run, "account": account, "after": after_seq + 1, "pages": pages}
-            for row in connection.execute(_OLDEST_OF_RUN, parameters):
-                found.extend(_entries(row.body, account, after_seq, through_seq))
+            for _, _, body in connection.execute(_OLDEST_OF_RUN, parameters, prepare=True, binary=True):
+                found.extend(_entries(body, account, after_seq, through_seq))
         if not runs:
             break
-        after = int(runs[-1].last_seq)
+        after = int(runs[-1][1])
     return found[:limit]
 
 

@@ -40,7 +40,8 @@ from ledger.store.copying import PG_EPOCH_MICROS, CopyLayout, PackedLayout, copy
 
 TAIL_PAGE = 200_000
 """Rows a recovery reads at a time."""
-SNAPSHOT_PAGES = 20_000
+SNAPSHOT_PAGES = 4_000
+"""Pages a statement: six megabytes, written long before the statement's time is up."""
 """Pages of balances written or read at a time: 31 MB."""
 
 
@@ -75,6 +76,39 @@ class Tail:
 
     transfers: Records
     holds: dict[bytes, tuple[bytes | None, bytes | None, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of what changed in the state up to a block, and what of it is to be written."""
+
+    block: int
+    seq: int
+    pages: Sequence[tuple[npt.NDArray[np.intp], bytes]]
+    """Page numbers and their rows of `balance_page`."""
+    outstanding: Sequence[tuple[int, int]]
+    holds_new: Sequence[Hold]
+    holds_gone: set[bytes]
+    holds_now: set[bytes]
+
+
+def take_snapshot(state: LedgerState, *, block: int, holds_written: set[bytes]) -> Snapshot:
+    """Copy the pages that changed since the last snapshot, which are then no longer marked. `state` is that after
+    `block`; `holds_written` are the open holds that the last snapshot has written."""
+    changed = np.flatnonzero(state.changed_page[: -(-state.size // PAGE_ACCOUNTS)])
+    parts = [changed[start : start + SNAPSHOT_PAGES] for start in range(0, len(changed), SNAPSHOT_PAGES)]
+    now = set(state.holds)
+    snapshot = Snapshot(
+        block=block,
+        seq=state.next_seq - 1,
+        pages=[(part, _page_rows(state, part)) for part in parts],
+        outstanding=[(each.number, each.outstanding) for each in state.participants if each is not None],
+        holds_new=[state.holds[hold] for hold in now - holds_written],
+        holds_gone=holds_written - now,
+        holds_now=now,
+    )
+    state.changed_page[:] = False
+    return snapshot
 
 
 class Journal:
@@ -166,8 +200,8 @@ class Journal:
             "WITH fenced AS (UPDATE lease SET renewed_at = clock_timestamp() WHERE id = 1 AND epoch = %s RETURNING 1)"
             " INSERT INTO block (number, epoch, booked_at, first_seq, transfer_count, transfers_digest,"
             " evidence_digest, first_directive, directive_count, directives_digest, first_account, account_count,"
-            " issued, redeemed, vaults, wallets, held, accounts_digest, previous_hash, hash)"
-            " SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
+            " issued, redeemed, vaults, wallets, offline, held, accounts_digest, previous_hash, hash)"
+            " SELECT %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM fenced",
             (
                 self.epoch,
                 header.number,
@@ -186,6 +220,7 @@ class Journal:
                 header.redeemed,
                 header.vaults,
                 header.wallets,
+                header.offline,
                 header.held,
                 header.accounts_digest,
                 header.previous_hash,
@@ -234,30 +269,24 @@ class Journal:
                 ),
             )
 
-    def write_snapshot(self, state: LedgerState, *, block: int, holds_written: set[bytes]) -> set[bytes]:
-        """Bring the balance tables to the state after `block`, in one transaction. Returns the holds now written.
-
-        Only pages of accounts that changed since the last snapshot are written; recovery replays the journal after it.
-        """
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Bring the balance tables to the state that was copied, in one transaction. Raises Deposed."""
         connection = self._connection
-        pages = np.flatnonzero(state.changed_page[: -(-state.size // PAGE_ACCOUNTS)])
-        now_open = set(state.holds)
         try:
             with connection.cursor() as cursor:
-                for start in range(0, len(pages), SNAPSHOT_PAGES):
-                    part = pages[start : start + SNAPSHOT_PAGES]
+                for numbers, rows in snapshot.pages:
                     # The range, too: for a long list alone the planner reads the whole table.
                     cursor.execute(
                         "DELETE FROM balance_page WHERE page BETWEEN %s AND %s AND page = ANY(%s)",
-                        (int(part[0]), int(part[-1]), part.tolist()),
+                        (int(numbers[0]), int(numbers[-1]), numbers.tolist()),
                     )
-                    copy_in(cursor, "balance_page (page, least_available, body)", _page_rows(state, part))
+                    copy_in(cursor, "balance_page (page, least_available, body)", rows)
                 cursor.executemany(
                     "INSERT INTO participant_balance VALUES (%s, %s)"
                     " ON CONFLICT (participant) DO UPDATE SET outstanding = EXCLUDED.outstanding",
-                    [(p.number, p.outstanding) for p in state.participants if p is not None],
+                    snapshot.outstanding,
                 )
-                gone = [UUID(bytes=hold) for hold in holds_written - now_open]
+                gone = [UUID(bytes=hold) for hold in snapshot.holds_gone]
                 if gone:
                     cursor.execute("DELETE FROM open_hold WHERE hold_id = ANY(%s)", (gone,))
                 _copy_rows(
@@ -265,13 +294,13 @@ class Journal:
                     "open_hold (hold_id, debit_account, credit_account, amount_minor, commit_hash, abort_hash,"
                     " expires_at, counted, day, year)",
                     ("uuid", "int8", "int8", "int8", "bytea", "bytea", "int8", "bool", "int4", "int4"),
-                    (_hold_row(state.holds[hold]) for hold in now_open - holds_written),
+                    (_hold_row(hold) for hold in snapshot.holds_new),
                 )
                 cursor.execute(
                     "WITH fenced AS (UPDATE lease SET renewed_at = clock_timestamp() WHERE id = 1 AND epoch = %s"
                     " RETURNING 1) INSERT INTO snapshot (id, block, seq) SELECT 1, %s, %s FROM fenced"
                     " ON CONFLICT (id) DO UPDATE SET block = EXCLUDED.block, seq = EXCLUDED.seq",
-                    (self.epoch, block, state.next_seq - 1),
+                    (self.epoch, snapshot.block, snapshot.seq),
                 )
                 if cursor.rowcount != 1:
                     raise Deposed(f"epoch {self.epoch} lost the lease")
@@ -280,8 +309,6 @@ class Journal:
             if not connection.closed:
                 connection.rollback()
             raise
-        state.changed_page[:] = False
-        return now_open
 
     # --- reading back
 
@@ -345,8 +372,11 @@ class Journal:
         return {row[1].bytes: OpenedAccount(row[0], row[1].bytes, *row[2:]) for row in rows}
 
     def directives(self) -> list[Directive]:
-        rows = self._all("SELECT number, kind, mandate_id, body FROM directive ORDER BY number", None)
-        return [Directive(row[0], row[1], row[2].bytes if row[2] else None, row[3]) for row in rows]
+        rows = self._all("SELECT number, kind, mandate_id, body, booked_at FROM directive ORDER BY number", None)
+        return [
+            Directive(number, kind, mandate.bytes if mandate else None, body, to_micros(booked_at))
+            for number, kind, mandate, body, booked_at in rows
+        ]
 
     def last_account(self) -> int:
         """The newest account's number, 0 before the first."""
@@ -432,8 +462,8 @@ class Journal:
 
 BLOCK_COLUMNS = (
     "number, epoch, booked_at, first_seq, transfer_count, transfers_digest, evidence_digest, first_directive, "
-    "directive_count, directives_digest, first_account, account_count, issued, redeemed, vaults, wallets, held, "
-    "accounts_digest, previous_hash, hash"
+    "directive_count, directives_digest, first_account, account_count, issued, redeemed, vaults, wallets, offline, "
+    "held, accounts_digest, previous_hash, hash"
 )
 
 

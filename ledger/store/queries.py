@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
 from ledger.domain.blocks import BlockHeader
 from ledger.store.history import Entry
@@ -19,8 +19,8 @@ from ledger.store.tables import block, evidence, hold_event, hold_tombstone, tra
 
 @dataclass(frozen=True, slots=True)
 class BookedTransfer:
-    seq: int
     id: UUID
+    seq: int
     kind: int
     debit: int
     credit: int
@@ -43,7 +43,10 @@ class HoldRecord:
     is_tombstoned: bool
 
 
-_UUIDS = postgresql.ARRAY(postgresql.UUID(as_uuid=True))
+_TRANSFERS = (
+    "SELECT id, seq, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter, booked_at"
+    " FROM transfer WHERE id = ANY(%s::uuid[])"
+)
 _TRANSFER = sa.select(
     transfer.c.seq,
     transfer.c.id,
@@ -99,10 +102,10 @@ def find_hold(connection: sa.Connection, hold_id: UUID) -> HoldRecord | None:
     )
 
 
-def find_transfers(connection: sa.Connection, entries: Sequence[Entry]) -> list[BookedTransfer]:
+def find_transfers(connection: psycopg.Connection[Any], entries: Sequence[Entry]) -> list[BookedTransfer]:
     """The transfers that a history names, in its order. Raises BlockMismatch if the journal has one no more."""
-    rows = connection.execute(_TRANSFER.where(transfer.c.id == sa.any_(sa.literal([e.id for e in entries], _UUIDS))))
-    found = {row.id: BookedTransfer(**row._mapping) for row in rows}
+    wanted = "{" + ",".join([str(entry.id) for entry in entries]) + "}"
+    found = {row[0]: BookedTransfer(*row) for row in connection.execute(_TRANSFERS, (wanted,), prepare=True)}
     missing = next((entry for entry in entries if entry.id not in found), None)
     if missing is not None:
         raise BlockMismatch(f"seq {missing.seq} is in the history of an account and not in the journal")

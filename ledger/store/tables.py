@@ -47,12 +47,13 @@ block = sa.Table(
     sa.Column("redeemed", sa.BigInteger, nullable=False),
     sa.Column("vaults", sa.BigInteger, nullable=False),
     sa.Column("wallets", sa.BigInteger, nullable=False),
+    sa.Column("offline", sa.BigInteger, nullable=False),
     sa.Column("held", sa.BigInteger, nullable=False),
     sa.Column("accounts_digest", sa.LargeBinary, nullable=False),
     sa.Column("previous_hash", sa.LargeBinary, nullable=False),
     sa.Column("hash", sa.LargeBinary, nullable=False),
     sa.CheckConstraint("transfer_count >= 0 AND directive_count >= 0 AND account_count >= 0", name="block_counts"),
-    sa.CheckConstraint("issued - redeemed = vaults + wallets AND held >= 0", name="block_i2"),
+    sa.CheckConstraint("issued - redeemed = vaults + wallets + offline AND held >= 0", name="block_i2"),
 )
 
 transfer = sa.Table(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
 from typing import TypeVar
 
 from kernel import pagination
@@ -17,18 +18,17 @@ from ledger.contract import (
     AccountOpening,
     AccountOpeningResult,
     AccountView,
-    StatementLine,
-    StatementResponse,
+    AnnouncedKeyView,
     SupplyView,
 )
+from ledger.domain.account_changes import effective_at
 from ledger.domain.blocks import OpenedAccount
-from ledger.domain.directives import key_bytes
-from ledger.domain.state import LedgerState
+from ledger.domain.keys import key_bytes
+from ledger.domain.state import CLOSED, FROZEN, SUSPENDED, LedgerState
 from ledger.domain.vocabulary import (
     ACCOUNT_KIND_CODE,
     ACCOUNT_KINDS,
     KIND_CODE,
-    TRANSFER_KINDS,
     AccountKind,
     AccountStatus,
     LedgerRefusal,
@@ -39,6 +39,7 @@ from ledger.domain.vocabulary import (
 from ledger.engine.sequencer import Sequencer, SequencerUnavailable
 from ledger.store import queries
 from ledger.store.history import History
+from ledger.store.queries import BookedTransfer
 from ledger.usecases.keyring import Caller, Keyring, decode_holder_key
 
 T = TypeVar("T")
@@ -46,6 +47,26 @@ UNPOSTED_CODES = frozenset(
     KIND_CODE[kind] for kind in (TransferKind.HOLD, TransferKind.VOID, TransferKind.EXPIRE, TransferKind.TOMBSTONE)
 )
 """Kinds that do not move the posted balance."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatementRow:
+    """A line of a statement. `moved`: in the posted balance, 0 for a hold or its end; `balance`: after this line."""
+
+    booked: BookedTransfer
+    is_debit: bool
+    moved: int
+    balance: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatementPage:
+    account: int
+    currency: str
+    opening_balance: int
+    closing_balance: int
+    lines: Sequence[StatementRow]
+    next_cursor: str | None
 
 
 class Accounts:
@@ -111,7 +132,7 @@ class Accounts:
         if item.rule_class not in self._state.class_by_name:
             return LedgerRefusal.CLASS_UNKNOWN, None
         is_wallet = item.kind is AccountKind.WALLET
-        if is_wallet and role is not ParticipantRole.INTERMEDIARY:
+        if item.kind is not AccountKind.VAULT and role is not ParticipantRole.INTERMEDIARY:
             return LedgerRefusal.ROLE_NOT_ALLOWED, None
         if is_wallet != (item.holder_key is not None):
             return LedgerRefusal.HOLDER_KEY_MISMATCH, None
@@ -132,12 +153,12 @@ class Accounts:
         now = self._sequencer.account_now(account)
         participant = state.participants[int(state.participant[account])]
         kind = ACCOUNT_KINDS[int(state.kind[account])]
-        has_key = kind is AccountKind.WALLET
+        keys = self._keyring.holder_thumbprints(account)
         return AccountView(
             account=AccountNumber(account),
             kind=kind,
             participant=ParticipantId(participant.code) if participant is not None else None,
-            status=AccountStatus.FROZEN if state.frozen[account] else AccountStatus.ACTIVE,
+            status=_status(int(state.standing[account])),
             rule_class=state.classes[int(state.rule_class[account])].name,
             currency=state.currency,
             balance_minor=now.balance,
@@ -148,9 +169,26 @@ class Accounts:
             credits_pending_minor=now.credits_pending,
             spent_today_minor=now.spent_day,
             spent_this_year_minor=now.spent_year,
-            holder_key=decode_holder_key(state.holder_key[account].tobytes()).thumbprint if has_key else None,
+            holder_key=keys[0] if keys else None,
+            holder_keys=keys,
+            announced_key=self._announced(account),
             as_of_seq=now.seq,
             as_of=from_micros(now.booked_at),
+        )
+
+    def exist(self, accounts: Sequence[int]) -> list[bool]:
+        """Whether each is an account. No more than the refusal credit-account-unknown tells any payer anyway."""
+        state = self._state
+        return [state.exists(account) for account in accounts]
+
+    def _announced(self, account: int) -> AnnouncedKeyView | None:
+        announced = self._state.announced.get(account)
+        if announced is None:
+            return None
+        return AnnouncedKeyView(
+            key=decode_holder_key(announced.key).thumbprint,
+            announced_at=from_micros(announced.announced_at),
+            effective_at=from_micros(effective_at(self._state, announced)),
         )
 
     def _check_may_read(self, state: LedgerState, account: int, caller: Caller) -> None:
@@ -162,7 +200,7 @@ class Accounts:
 
     def statement(
         self, account: int, *, caller: Caller, cursor: str | None, limit: int, newest_first: bool
-    ) -> StatementResponse:
+    ) -> StatementPage:
         """A page of booked lines with the running balance, exact at each line."""
         filters = {"account": account, "newest_first": newest_first}
 
@@ -178,12 +216,13 @@ class Accounts:
             after, through = (0, at - 1) if newest_first else (at, through)
         elif not newest_first:
             balance = 0
-        with self._database.transaction(isolation="READ COMMITTED") as connection:
+        # Each statement for itself: what is booked never changes, and `through` bounds what is seen.
+        with self._database.session(is_lazy=True) as connection:
             entries = self._history.find(
                 connection, account, after_seq=after, through_seq=through, limit=limit + 1, newest_first=newest_first
             )
             rows = queries.find_transfers(connection, entries)
-        lines: list[StatementLine] = []
+        lines: list[StatementRow] = []
         first = balance
         for row in rows[:limit]:
             is_debit = row.debit == account
@@ -191,31 +230,13 @@ class Accounts:
             signed = -moved if is_debit else moved
             if not newest_first:
                 balance += signed
-            lines.append(
-                StatementLine(
-                    seq=row.seq,
-                    transfer=row.id,
-                    kind=TRANSFER_KINDS[row.kind],
-                    direction="debit" if is_debit else "credit",
-                    amount_minor=moved,
-                    counterparty=AccountNumber(row.credit if is_debit else row.debit),
-                    reference=row.reference,
-                    booked_at=row.booked_at,
-                    balance_minor=balance,
-                )
-            )
+            lines.append(StatementRow(row, is_debit, moved, balance))
             if newest_first:
                 balance -= signed
         has_more = len(rows) > limit
         opening, closing = (balance, first) if newest_first else (first, balance)
-        return StatementResponse(
-            account=AccountNumber(account),
-            currency=self._state.currency,
-            opening_balance_minor=opening,
-            closing_balance_minor=closing,
-            lines=lines,
-            next_cursor=pagination.encode([lines[-1].seq, balance], filters) if has_more else None,
-        )
+        next_cursor = pagination.encode([lines[-1].booked.seq, balance], filters) if has_more else None
+        return StatementPage(account, self._state.currency, opening, closing, lines, next_cursor)
 
     def supply(self) -> SupplyView:
         """I2 as the newest block's header states it: its totals are hashed with it, and checked by the verifier."""
@@ -230,8 +251,9 @@ class Accounts:
             circulation_minor=circulation,
             vaults_minor=head.vaults,
             wallets_minor=head.wallets,
+            offline_minor=head.offline,
             held_minor=head.held,
-            identity_holds=circulation == head.vaults + head.wallets,
+            identity_holds=circulation == head.vaults + head.wallets + head.offline,
             as_of_block=head.number,
             as_of_seq=head.first_seq + head.transfer_count - 1,
             as_of=from_micros(head.booked_at),
@@ -244,3 +266,12 @@ class Accounts:
             raise ProblemError(LedgerRefusal.OUTCOME_UNKNOWN, "retry with the same ids") from None
         except SequencerUnavailable as error:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the ledger is not serving; retry") from error
+
+
+def _status(standing: int) -> AccountStatus:
+    """The strongest of what holds: a suspended account that is frozen too is shown frozen."""
+    if standing & CLOSED:
+        return AccountStatus.CLOSED
+    if standing & FROZEN:
+        return AccountStatus.FROZEN
+    return AccountStatus.SUSPENDED if standing & SUSPENDED else AccountStatus.ACTIVE

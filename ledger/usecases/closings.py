@@ -50,6 +50,7 @@ from ledger.domain.state import LedgerState
 from ledger.domain.vocabulary import KIND_CODE, LedgerRefusal, TransferKind
 from ledger.engine.sequencer import Sequencer, SequencerUnavailable
 from ledger.log.keys import LogKeys
+from ledger.log.leaves import block_commitment
 from ledger.store import closings as store
 from ledger.store import queries
 from ledger.store.closings import ClosingRecord
@@ -61,6 +62,8 @@ LOOK_SECONDS = 1.0
 RETRY_SECONDS = 15.0
 """After a closing that failed."""
 READ_SECONDS_MAX = 60.0
+PROCESS_SECONDS_MAX = 3_600.0
+"""For one tree: eighty times what ten million accounts take. A process that hangs is killed, its closing made anew."""
 UNDO_PAGE = 200_000
 """Transfers taken back at a time: 8 MB."""
 DIRECTORIES_KEPT = 4
@@ -248,8 +251,8 @@ class Closings:
         with self._lock:
             orders = list(self._orders)
         head = self._sequencer.head
-        if not orders or head is None:
-            return
+        if not orders or head is None or self._local_day(head) != self._nothing_due_on:
+            return  # a day ended in this moment: it is closed first, so that no closing is of an earlier block
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             last = store.last_closing(connection)
         is_current = last is not None and last.block == head.number
@@ -284,7 +287,8 @@ class Closings:
         self._take_back(balances, last_seq, through)
         holders = header.first_account + header.account_count - FIRST_HOLDER_ACCOUNT
         balances, younger = balances[: max(holders, 0)], balances[max(holders, 0) :]
-        is_whole = int(balances.sum()) == header.vaults + header.wallets == header.issued - header.redeemed
+        held_by_all = header.vaults + header.wallets + header.offline
+        is_whole = int(balances.sum()) == held_by_all == header.issued - header.redeemed
         if not is_whole or bool(younger.any()) or int(balances.min(initial=0)) < 0:
             raise InvariantBroken("I2", f"the balances at block {target} are not what its header says")
         number = last.number + 1 if last is not None else 1
@@ -298,7 +302,7 @@ class Closings:
                 kind=kind,
                 day=self._local_day(header),
                 block=header.number,
-                block_hash=header.hash,
+                block_commitment=block_commitment(keys.master, header.number, header.hash),
                 seq=last_seq,
                 booked_at=from_micros(header.booked_at),
                 accounts=len(balances),
@@ -310,6 +314,7 @@ class Closings:
                 circulation_minor=header.issued - header.redeemed,
                 vaults_minor=header.vaults,
                 wallets_minor=header.wallets,
+                offline_minor=header.offline,
                 previous=previous,
             )
             note = sign_statement(statement, name=keys.origin, key=keys.signing)
@@ -354,6 +359,9 @@ class Closings:
                 stdout=subprocess.PIPE,
             )
         process = self._process
+        watch = threading.Timer(PROCESS_SECONDS_MAX, process.kill)
+        watch.daemon = True
+        watch.start()
         try:
             if process.stdin is None or process.stdout is None:
                 raise ClosingFailed("the process has no pipes")
@@ -369,6 +377,7 @@ class Closings:
                 raise ClosingFailed("the closing was not stored")
             return record
         finally:
+            watch.cancel()
             with self._lock:
                 self._process = None
             process.kill()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
 from ledger.domain.state import LedgerState, Participant
 from ledger.domain.vocabulary import ACCOUNT_KIND_CODE, AccountKind
@@ -51,7 +53,7 @@ class Keyring:
         found: dict[str, tuple[Caller, PublicKey]] = {}
         for participant in list(self._state.participants):
             if participant is not None:
-                key_version = participant.key_version  # before the key: see `owner_key`
+                key_version = participant.key_version  # before the key: see `signing_key`
                 key = self._institution_key(participant.key)
                 found[key.thumbprint] = Caller(key.thumbprint, participant.number, key_version, False), key
         for operator in self._state.operators:
@@ -62,8 +64,10 @@ class Keyring:
     def operator_thumbprints(self) -> set[str]:
         return {self._institution_key(operator.key).thumbprint for operator in self._state.operators}
 
-    def owner_key(self, account: int) -> tuple[PublicKey, int] | None:
-        """The key that must sign for an account, and its version; None where no signature would do."""
+    def signing_key(self, account: int, token: jws.Unverified, *, typ: str) -> tuple[PublicKey, int] | None:
+        """The key that must have signed a token for an account, and its version; None where no signature would do. A
+        holder with several devices names the key in the token's `kid`; one that names none of them gets the oldest,
+        with which the token will not verify."""
         state = self._state
         if not state.exists(account):
             return None
@@ -77,9 +81,28 @@ class Keyring:
             version = participant.key_version
             return self._institution_key(participant.key), version
         if kind == _WALLET:
-            version = int(state.key_version[account])
-            return self._holder_key(state.holder_key[account].tobytes()), version
+            if not state.devices[account]:
+                version = int(state.key_version[account])  # before the key, as above
+                return self._holder_key(state.holder_key[account].tobytes()), version
+            return self._device_key(account, token, typ)
         return None
+
+    def holder_thumbprints(self, account: int) -> list[str]:
+        """Of a wallet's keys, the oldest first."""
+        return [self._holder_key(key).thumbprint for _, key in self._state.holder_keys(account)]
+
+    def _device_key(self, account: int, token: jws.Unverified, typ: str) -> tuple[PublicKey, int] | None:
+        for _ in range(2):  # once more, for keys change places while one of them is removed
+            keys = [(self._holder_key(key), version) for version, key in self._state.holder_keys(account)]
+            for key, version in keys:
+                if jws.is_headed_for(token, key.thumbprint, typ=typ):
+                    return key, version
+            with suppress(jws.InvalidJws):
+                kid = jws.peek_header(token.token).get("kid")
+                for key, version in keys:
+                    if key.thumbprint == kid:
+                        return key, version
+        return keys[0] if keys else None
 
     def participant(self, number: int) -> Participant | None:
         participants = self._state.participants
@@ -101,7 +124,7 @@ class Keyring:
 
 
 def decode_holder_key(stored: bytes) -> PublicKey:
-    """The key behind the bytes that `ledger.domain.directives.key_bytes` made (padding allowed)."""
+    """The key behind the bytes that `ledger.domain.keys.key_bytes` made (padding allowed)."""
     if stored[0] == 1:
         return PublicKey(ed25519.Ed25519PublicKey.from_public_bytes(stored[1:33]))
     return PublicKey(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), stored[1:34]))

@@ -2,8 +2,9 @@
 
 1. *Propose*: the maker (an intermediary that asks, or an operator) signs the exact action.
 2. *Approve*: operators other than the maker sign the proposal's hash; each counts once.
-3. *Execute*: with M approvals the sequencer books the action and, in the same block, a directive that carries the
-   proposal and the approvals as signed, so that anybody can check afterwards who ordered it.
+3. *Execute*: with M approvals an operator, or the participant concerned, says when: the sequencer books the action
+   and, in the same block, a directive that carries the proposal and the approvals as signed, so that anybody can check
+   afterwards who ordered it.
 """
 
 from __future__ import annotations
@@ -127,11 +128,12 @@ class Mandates:
                 raise ProblemError(LedgerRefusal.ALREADY_APPROVED)
         return self.view(mandate_id)
 
-    def execute(self, mandate_id: UUID) -> MandateView:
-        """Carry out an approved mandate, once. Needs no signature of its own: the approvals are what counts."""
+    def execute(self, caller: Caller, mandate_id: UUID) -> MandateView:
+        """Carry out an approved mandate, once. The approvals say that it may be done, the caller that it is done now:
+        an operator, its maker or the participant concerned. To others it does not exist, as in `view_for`."""
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             row = store.find_mandate(connection, mandate_id)
-            if row is None:
+            if row is None or not self._may_see(caller, row.maker, _proposal_of(row).action):
                 raise ProblemError(LedgerRefusal.MANDATE_NOT_FOUND)
             if row.status == MandateStatus.EXECUTED or store.directive_of(connection, mandate_id) is not None:
                 raise ProblemError(LedgerRefusal.MANDATE_EXECUTED)
@@ -174,7 +176,7 @@ class Mandates:
     def view_for(self, caller: Caller, mandate_id: UUID) -> MandateView:
         """For operators and the participant concerned; to others it is answered like one that does not exist."""
         view = self.view(mandate_id)
-        if not (caller.is_operator or view.maker == caller.thumbprint or self._concerns(view.action, caller)):
+        if not self._may_see(caller, view.maker, view.action):
             raise ProblemError(LedgerRefusal.MANDATE_NOT_FOUND)
         return view
 
@@ -195,7 +197,7 @@ class Mandates:
             return [self._view(row, [operator for operator, _ in store.approvals(connection, row.id)]) for row in rows]
 
     def _view(self, row: MandateRow, approvers: list[str]) -> MandateView:
-        proposal = Proposal.model_validate(json.loads(jws.peek_payload(row.proposal)))
+        proposal = _proposal_of(row)
         return MandateView(
             mandate=row.id,
             status=MandateStatus(row.status),
@@ -212,6 +214,9 @@ class Mandates:
 
     def _operators(self) -> set[str]:
         return self._keyring.operator_thumbprints()
+
+    def _may_see(self, caller: Caller, maker: str, action: Action) -> bool:
+        return caller.is_operator or maker == caller.thumbprint or self._concerns(action, caller)
 
     def _concerns(self, action: Action, caller: Caller) -> bool:
         if isinstance(action, RegisterParticipantAction | RotateParticipantKeyAction | SetQuotaAction):
@@ -237,6 +242,11 @@ class Mandates:
             return found[0], payload
         except (jws.InvalidJws, ValueError, TypeError, RecursionError) as error:
             raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, f"not a valid signed document: {error}") from None
+
+
+def _proposal_of(row: MandateRow) -> Proposal:
+    """As its maker signed it; the signature was checked before it was stored."""
+    return Proposal.model_validate(json.loads(jws.peek_payload(row.proposal)))
 
 
 def _first(error: ValidationError) -> str:

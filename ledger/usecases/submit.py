@@ -246,7 +246,7 @@ class Submitter:
         invalid = LedgerRefusal.INSTRUCTION_INVALID
         if read.debit is None:
             return Refused(number, shown, invalid, "an instruction names the debit account", linked)
-        owner = self._keyring.owner_key(read.debit)
+        owner = self._keyring.signing_key(read.debit, read.unverified, typ=INSTRUCTION_TYP)
         if owner is None:
             return Refused(number, shown, TransferRefusal.DEBIT_ACCOUNT_UNKNOWN, "", linked)
         try:

@@ -1,4 +1,4 @@
-"""Every account's running totals, kept anew by the verifier: arrays by account number, 90 bytes an account."""
+"""Every account's running totals, kept anew by the verifier: arrays by account number, 92 bytes an account."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ledger.verifier.layout import ISSUANCE
+from ledger.verifier.layout import ISSUANCE, WALLET
 
 TOTALS = ("debits_posted", "credits_posted", "debits_pending", "credits_pending", "spent_day", "spent_year")
 DEBITS_POSTED, CREDITS_POSTED, DEBITS_PENDING, CREDITS_PENDING, SPENT_DAY, SPENT_YEAR = range(6)
-NOBODY = 3
+NOBODY = 4
 """The kind of an account number that was never opened."""
 TOTAL_MAX = 2**63 - 1
 KEY_BYTES = 34
@@ -33,6 +33,12 @@ class Accounts:
         self.participant: npt.NDArray[np.int32] = np.zeros(1024, np.int32)
         self.rule_class: npt.NDArray[np.uint16] = np.zeros(1024, np.uint16)
         self.frozen: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        self.suspended: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        self.closed: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        self.more_keys: dict[int, list[bytes]] = {}
+        """Account -> its keys but the first, where a wallet has several."""
+        self.announced: dict[int, tuple[bytes, int]] = {}
+        """Account -> the key that may replace lost ones, and when it was announced (microseconds)."""
         self.key: npt.NDArray[np.void] = np.zeros(1024, f"V{KEY_BYTES}")
         self.paid: npt.NDArray[np.int64] = np.zeros(1024, np.int64)
         self.received: npt.NDArray[np.int64] = np.zeros(1024, np.int64)
@@ -73,6 +79,7 @@ class Accounts:
             grown(self.rule_class),
         )
         self.frozen, self.key = grown(self.frozen), grown(self.key)
+        self.suspended, self.closed = grown(self.suspended), grown(self.closed)
         self.paid, self.received = grown(self.paid), grown(self.received)
         self.kind[self.size :] = NOBODY
 
@@ -96,9 +103,23 @@ class Accounts:
         return self.balance(account) - self.total(DEBITS_PENDING, account)
 
     def holder_key(self, account: int) -> bytes:
-        """Suite byte and key, as opened."""
+        """Suite byte and key: the first, where there are several."""
         raw = bytes(self.key[account].tobytes())
         return raw[:33] if raw[:1] == b"\x01" else raw
+
+    def holder_keys(self, account: int) -> list[bytes]:
+        """All of a wallet's keys."""
+        if self.kind[account] != WALLET:
+            return []
+        return [self.holder_key(account), *self.more_keys.get(account, ())]
+
+    def set_keys(self, account: int, keys: list[bytes]) -> None:
+        """At least one."""
+        self.key[account] = np.void(keys[0].ljust(KEY_BYTES, b"\0"))
+        if len(keys) > 1:
+            self.more_keys[account] = keys[1:]
+        else:
+            self.more_keys.pop(account, None)
 
     def sums(self) -> tuple[dict[int, int], int]:
         """(balances by kind of account, pending debits), added up anew."""

@@ -21,7 +21,7 @@ from kernel.clock import from_micros
 from kernel.crypto.keys import PublicKey
 from kernel.ids import derive_uuid8, parse, parse_account, show
 from kernel.money import AMOUNT_MINOR_MAX, parse_minor
-from ledger.verifier import documents
+from ledger.verifier import changes, documents
 from ledger.verifier.accounts import (
     CREDITS_PENDING,
     CREDITS_POSTED,
@@ -36,11 +36,8 @@ from ledger.verifier.documents import InstructionCheck, Mandate, Terms, Unproven
 from ledger.verifier.layout import (
     ADJUSTMENT,
     ENDS,
-    EXCHANGE_IN,
-    EXCHANGE_OUT,
     EXPIRE,
     HOLD,
-    HOLDERS,
     INSTRUCTION,
     ISSUANCE,
     ISSUANCE_ACCOUNT,
@@ -49,8 +46,11 @@ from ledger.verifier.layout import (
     KINDS,
     MANDATE,
     MANDATED,
+    OFFLINE,
+    OPENED,
     POST,
     REDEEM,
+    SAME_OWNER,
     SECRET,
     SPENDING,
     TOMBSTONE_KIND,
@@ -162,6 +162,7 @@ class Book:
         """Every key that ever could propose: a participant may have rotated its key since it proposed."""
         self.maker_of: dict[str, int] = {}
         self.approvals_needed = 0
+        self.key_recovery_seconds = 0
         self.class_code: dict[str, int] = {"none": 0}
         self.caps: list[Caps] = [Caps()]
         self.mandates: set[UUID] = set()
@@ -201,6 +202,9 @@ class Book:
             if number == 1:
                 self._genesis(kind, mandate_id, body)
                 return None
+            if kind == changes.KIND:
+                self._change(mandate_id, body)
+                return None
             mandate = documents.verify_mandate(
                 body,
                 ledger=self.report.ledger,
@@ -231,6 +235,7 @@ class Book:
         self._day_ends_at = -(2**63)
         self.begin(self.booked_at)
         self.approvals_needed = document["approvals_needed"]
+        self.key_recovery_seconds = int(document["key_recovery_seconds"])
         for operator in document["operators"]:
             key = PublicKey.from_jwk(operator["key"])
             self.operators[key.thumbprint] = key
@@ -238,6 +243,30 @@ class Book:
         for rule_class in document["rule_classes"]:
             self._set_class(rule_class)
         self.accounts.open(kind=ISSUANCE, participant=0, rule_class=0)
+
+    def _change(self, order_id: bytes | None, body: bytes) -> None:
+        change = changes.read_change(
+            body,
+            ledger=self.report.ledger,
+            booked_at=self.booked_at,
+            accounts=self.accounts,
+            institution_key={number: participant.key for number, participant in self.participants.items()},
+        )
+        wanted = changes.order_id(change.id)
+        if order_id != wanted:
+            raise Unproven("its row names another change than its document")
+        if UUID(bytes=wanted) in self.mandates:
+            raise Unproven("its id has changed an account before")
+        self.mandates.add(UUID(bytes=wanted))
+        changes.apply(
+            change,
+            self.accounts,
+            class_code=self.class_code,
+            booked_at=self.booked_at,
+            key_recovery_seconds=self.key_recovery_seconds,
+        )
+        self.report.proved["account changes"] += 1
+        self.report.proved["consents of holders"] += change.has_consent
 
     def _check_mandate(self, kind: str, mandate_id: bytes | None, mandate: Mandate) -> None:
         action = mandate.action
@@ -304,10 +333,10 @@ class Book:
         """The next account. What cannot be is reported, and the account opened so that the numbers stay right."""
         owner = self.participants.get(participant)
         code = self.class_code.get(rule_class.decode("utf-8", "replace"))
-        if owner is None or code is None or kind not in HOLDERS:
+        if owner is None or code is None or kind not in OPENED:
             self.complain("I8", None, f"account {number} is of no known participant, class or kind")
-        elif kind == WALLET and owner.role != "intermediary":
-            self.complain("I8", None, f"account {number} is a wallet at a {owner.role} participant")
+        elif kind != VAULT and owner.role != "intermediary":
+            self.complain("I8", None, f"account {number} is no vault, at a {owner.role} participant")
         if kind == WALLET:
             try:
                 documents.holder_key(key or b"")
@@ -317,7 +346,7 @@ class Book:
             self.complain("I8", None, f"account {number} is no wallet and has a holder's key")
         kept = key if key is not None and len(key) <= 34 else None
         self.accounts.open(
-            kind=kind if kind in HOLDERS else VAULT, participant=participant, rule_class=code or 0, key=kept
+            kind=kind if kind in OPENED else VAULT, participant=participant, rule_class=code or 0, key=kept
         )
 
     def open_page(self, kinds: npt.NDArray[Any], participants: npt.NDArray[Any], name: bytes, keys: Any | None) -> bool:
@@ -346,7 +375,7 @@ class Book:
         if row.kind == TOMBSTONE_KIND:
             self._entomb(row, attached)
             return
-        if row.kind > TOMBSTONE_KIND:
+        if row.kind >= len(KINDS):
             self.complain("I1", row.seq, f"no kind of transfer has the code {row.kind}")
             return
         accounts = self.accounts
@@ -371,14 +400,18 @@ class Book:
         accounts, kind = self.accounts, row.kind
         debit_kind, credit_kind = int(accounts.kind[row.debit]), int(accounts.kind[row.credit])
         payer_owner, payee_owner = int(accounts.participant[row.debit]), int(accounts.participant[row.credit])
-        same_owner = kind not in (EXCHANGE_IN, EXCHANGE_OUT) or payer_owner == payee_owner
+        same_owner = kind not in SAME_OWNER or payer_owner == payee_owner
         if (debit_kind, credit_kind) not in JOINS[kind] or not same_owner:
             self.complain("I1", row.seq, f"{KINDS[kind]} does not join accounts {row.debit} and {row.credit}")
         self._check_authority(row, attached, ordered)
         if SECRET in attached.evidence:
             self.complain("I8", row.seq, f"a secret kept with a {KINDS[kind]}, which takes none")
+        if accounts.closed[row.debit] or accounts.closed[row.credit]:
+            self.complain("freeze", row.seq, "it moves money of or to a closed account")
         if kind == ADJUSTMENT:
             return
+        if accounts.suspended[row.debit]:
+            self.complain("freeze", row.seq, "it moves money of a suspended account")
         if accounts.frozen[row.debit] or accounts.frozen[row.credit]:
             self.complain("freeze", row.seq, "it moves money of or to a frozen account")
         if kind == ISSUE:
@@ -421,22 +454,29 @@ class Book:
             self._check_instruction(row, attached, token, row.debit)
         elif is_wallet:
             self.complain("I8", row.seq, f"wallet {row.debit} is debited without its holder's instruction")
-        elif self.accounts.kind[row.debit] == VAULT and row.submitter == owner:
+        elif self.accounts.kind[row.debit] in (VAULT, OFFLINE) and row.submitter == owner:
             self.report.proved["vault debits by their institution"] += 1
         else:
             self.complain("I8", row.seq, f"account {row.debit} is debited by participant {row.submitter}")
 
-    def owner_key(self, account: int) -> bytes | None:
-        """The key whose signature moves an account: its holder's, or its institution's as of now."""
+    def owner_key(self, account: int, token: bytes) -> bytes | None:
+        """The key whose signature moves an account: its holder's (with several devices the one that the token names),
+        or its institution's as of now."""
         if self.accounts.kind[account] == WALLET:
-            return self.accounts.holder_key(account)
+            first = self.accounts.holder_key(account)
+            if account not in self.accounts.more_keys:
+                return first
+            try:
+                return documents.named_key(token.decode("ascii"), self.accounts.holder_keys(account)) or first
+            except ValueError:  # no token at all: with any key it does not verify
+                return first
         participant = self.participants.get(int(self.accounts.participant[account]))
         return participant.key if participant is not None else None
 
     def _check_instruction(
         self, row: TransferRow, attached: Attached, token: bytes, account: int, *, is_end: bool = False
     ) -> None:
-        key = self.owner_key(account)
+        key = self.owner_key(account, token)
         if key is None:
             self.complain("I8", row.seq, f"account {account} has no key that could have signed")
             return
@@ -500,6 +540,8 @@ class Book:
                 supply.vaults += delta
             elif accounts.kind[account] == WALLET:
                 supply.wallets += delta
+            elif accounts.kind[account] == OFFLINE:
+                supply.offline += delta
 
     # --- holds
 
@@ -540,6 +582,8 @@ class Book:
             if row.kind == POST:
                 self._post(row.debit, row.credit, row.amount)
             return
+        if self.accounts.closed[row.debit] or self.accounts.closed[row.credit]:
+            self.complain("freeze", row.seq, "it moves money of or to a closed account")
         if (row.debit, row.credit) != (hold.debit, hold.credit):
             self.complain("I6", row.seq, "it names other accounts than its hold")
         whole = row.kind != POST or hold.commit_hash is not None
@@ -630,10 +674,11 @@ class Book:
         """I2, I1 and I6 once more, every account added up anew."""
         supply = self.supply
         balances, pending = self.accounts.sums()
-        if (supply.vaults, supply.wallets) != (balances[VAULT], balances[WALLET]):
+        by_kind = (balances[VAULT], balances[WALLET], balances[OFFLINE])
+        if (supply.vaults, supply.wallets, supply.offline) != by_kind:
             self.complain("I2", None, "the running totals are not the sums of the balances")
-        if supply.vaults + supply.wallets != supply.circulation or -balances[ISSUANCE] != supply.circulation:
-            self.complain("I2", None, "issued - redeemed = vaults + wallets does not hold in the end")
+        if sum(by_kind) != supply.circulation or -balances[ISSUANCE] != supply.circulation:
+            self.complain("I2", None, "issued - redeemed = vaults + wallets + offline does not hold in the end")
         if pending != supply.held or pending != sum(hold.amount for hold in self.holds.values()):
             self.complain("I6", None, "the accounts' pending totals are not the sum of the open holds")
 

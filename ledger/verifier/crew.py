@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ledger.verifier import identifiers, merkle
+from ledger.verifier.closings import TreeTask, tree_problems
 from ledger.verifier.documents import InstructionCheck, InstructionVerifier
 from ledger.verifier.merkle import SpanResult, SpanTask
 from ledger.verifier.source import Source, file_problem
@@ -55,6 +56,9 @@ class Crew:
 
     def hash_span(self, task: SpanTask) -> Future[SpanResult]:
         return self._do(_hash_span, lambda: merkle.hash_span(self._source, task), task)
+
+    def make_tree(self, task: TreeTask) -> Future[list[str]]:
+        return self._do(tree_problems, lambda: tree_problems(task), task)
 
     def check_files(self, segment: int) -> Future[str | None]:
         return self._do(_check_files, lambda: file_problem(self._source, segment), segment)

@@ -20,13 +20,13 @@ from psycopg import IsolationLevel, sql
 
 from kernel.ids import show
 from ledger.export.layout import ExportUnreadable, SegmentEntry
-from ledger.export.log import DatabaseLog, RangeKeys, no_range_keys
+from ledger.export.log import NO_SALTS, DatabaseLog, LogSalts
 from ledger.export.source import JournalSource, conninfo
 from ledger.export.writer import SEGMENT_TRANSFERS, ExportDirectory
 from ledger.verifier.accounts import TOTALS
 from ledger.verifier.book import Book
 from ledger.verifier.report import Finding, Report
-from ledger.verifier.source import DirectorySource
+from ledger.verifier.source import DirectorySource, KeptClosing
 from ledger.verifier.verify import ALONE_BYTES, NOTHING_KNOWN, Known, Progress, Verification
 
 _PAGE_ACCOUNTS = 32
@@ -40,7 +40,7 @@ def verify_database(
     progress: Progress | None = None,
     anchor: tuple[int, bytes] | None = None,
     known: Known | None = None,
-    range_keys: RangeKeys = no_range_keys,
+    salts: LogSalts = NO_SALTS,
     processes: int | None = None,
 ) -> Report:
     """Verify a ledger's journal as of now. The ledger may be running; nothing is written.
@@ -51,7 +51,7 @@ def verify_database(
         connection.isolation_level = IsolationLevel.REPEATABLE_READ
         connection.read_only = True
         return verify_transaction(
-            connection, progress=progress, anchor=anchor, known=known, range_keys=range_keys, processes=processes
+            connection, progress=progress, anchor=anchor, known=known, salts=salts, processes=processes
         )
 
 
@@ -61,7 +61,7 @@ def verify_transaction(
     progress: Progress | None = None,
     anchor: tuple[int, bytes] | None = None,
     known: Known | None = None,
-    range_keys: RangeKeys = no_range_keys,
+    salts: LogSalts = NO_SALTS,
     processes: int | None = None,
     segment_transfers: int = SEGMENT_TRANSFERS,
 ) -> Report:
@@ -69,7 +69,7 @@ def verify_transaction(
     if known is None:
         known = Known(anchor=anchor) if anchor is not None else NOTHING_KNOWN
     with TemporaryDirectory(prefix="jiaozi-verify-") as directory:
-        source = DatabaseSource(connection, Path(directory) / "export", range_keys, segment_transfers=segment_transfers)
+        source = DatabaseSource(connection, Path(directory) / "export", salts, segment_transfers=segment_transfers)
         if processes is None and source.total * _JOURNAL_BYTES < ALONE_BYTES:
             processes = 0
         beside = _Beside(connection)
@@ -102,14 +102,15 @@ class DatabaseSource:
         self,
         connection: psycopg.Connection[Any],
         path: Path,
-        range_keys: RangeKeys,
+        salts: LogSalts = NO_SALTS,
         *,
         segment_transfers: int = SEGMENT_TRANSFERS,
     ) -> None:
         self._segment_transfers = segment_transfers
         self._journal = JournalSource(connection)
         self._target = ExportDirectory(path, durable=False)
-        self._log = DatabaseLog(connection, range_keys)
+        self._log = DatabaseLog(connection, salts, has_closings=False)
+        self._kept = DatabaseLog(connection, salts)
         self._files = DirectorySource(path)
         self.total = self._journal.transfers_after(self._target.position)
 
@@ -139,6 +140,13 @@ class DatabaseSource:
             after = self.segments[segment - 1].last_seq if segment else -(2**63)
             return memoryview(self._journal.transfers(after, entry.last_seq).tobytes())
         return self._files.read(segment, section)
+
+    def closings(self) -> list[KeptClosing]:
+        """Straight from their tables: their leaves are read when their turn comes."""
+        return [
+            KeptClosing(item.number, item.note, item.key, lambda item=item: b"".join(item.leaves()))  # type: ignore[misc]
+            for item in self._kept.closings(after=-(2**63), through=2**63 - 1)
+        ]
 
     def strays(self) -> list[tuple[str, int, int]]:
         return self._journal.strays(self._target.position)

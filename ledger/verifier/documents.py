@@ -56,6 +56,12 @@ def holder_key(stored: bytes) -> PublicKey:
     raise Unproven("the holder's key has an unknown form")
 
 
+def named_key(token: str, keys: list[bytes]) -> bytes | None:
+    """Which of an account's keys a token names in its header. Raises InvalidJws."""
+    kid = jws.peek_header(token).get("kid")
+    return next((key for key in keys if _key_of(key).thumbprint == kid), None)
+
+
 # --- instructions ----------------------------------------------------------------------------------------------------
 
 Terms = tuple[bytes | None, bytes | None, int]

@@ -24,20 +24,26 @@ from ledger.export.layout import (
 KINDS = (
     *("issue", "redeem", "exchange-in", "exchange-out", "payment", "refund", "interest"),
     *("hold", "post", "void", "expire", "adjustment", "tombstone"),
+    *("purse-fund", "purse-redeem", "purse-loss"),
 )
 """A kind's position is its code."""
 ISSUE, REDEEM, EXCHANGE_IN, EXCHANGE_OUT, PAYMENT, REFUND, INTEREST = range(7)
 HOLD, POST, VOID, EXPIRE, ADJUSTMENT, TOMBSTONE_KIND = range(7, 13)
-PLAIN = frozenset({EXCHANGE_IN, EXCHANGE_OUT, PAYMENT, REFUND, INTEREST})
+PURSE_FUND, PURSE_REDEEM, PURSE_LOSS = range(13, 16)
+PLAIN = frozenset({EXCHANGE_IN, EXCHANGE_OUT, PAYMENT, REFUND, INTEREST, PURSE_FUND, PURSE_REDEEM, PURSE_LOSS})
 ENDS = frozenset({POST, VOID, EXPIRE})
 MANDATED = frozenset({ISSUE, REDEEM, ADJUSTMENT})
-SPENDING = frozenset({PAYMENT, REFUND, HOLD})
+SPENDING = frozenset({PAYMENT, REFUND, HOLD, PURSE_FUND})
 """Count towards the payer's caps (I9)."""
+SAME_OWNER = frozenset({EXCHANGE_IN, EXCHANGE_OUT, PURSE_FUND, PURSE_LOSS})
+"""Both accounts are of one participant."""
 
-ISSUANCE, VAULT, WALLET = range(3)
+ISSUANCE, VAULT, WALLET, OFFLINE = range(4)
 """Codes of the kinds of accounts. Account 1 is the issuance account; it has no row, genesis makes it."""
 ISSUANCE_ACCOUNT = 1
 HOLDERS = (VAULT, WALLET)
+OPENED = (VAULT, WALLET, OFFLINE)
+"""Kinds of accounts that have a row."""
 
 _AMONG_HOLDERS = {(debit, credit) for debit in HOLDERS for credit in HOLDERS}
 JOINS: dict[int, set[tuple[int, int]]] = {
@@ -47,6 +53,9 @@ JOINS: dict[int, set[tuple[int, int]]] = {
     EXCHANGE_IN: {(VAULT, WALLET)},
     EXCHANGE_OUT: {(WALLET, VAULT)},
     INTEREST: {(VAULT, WALLET)},
+    PURSE_FUND: {(WALLET, OFFLINE)},
+    PURSE_REDEEM: {(OFFLINE, WALLET)},
+    PURSE_LOSS: {(VAULT, OFFLINE), (OFFLINE, VAULT)},
 }
 """Debit and credit kinds of accounts that a kind of transfer joins; post, void and expire follow their hold."""
 
@@ -66,7 +75,7 @@ EvidenceItem = tuple[int, int, bytes]
 
 
 def block_hashes(blocks: Records) -> list[bytes]:
-    """SHA-256 of a prefix, fourteen integers and five digests of each, as they lie in the record."""
+    """SHA-256 of a prefix, fifteen integers and five digests of each, as they lie in the record."""
     data = memoryview(blocks.tobytes())
     size = BLOCK.itemsize
     return [

@@ -63,6 +63,8 @@ class LogCheck:
         """The largest tree whose block is there as named."""
         self._is_rewritten = False
         self._is_hashed = True
+        self._first_closed: int | None = None
+        """The first block named by a checkpoint whose commitment cannot be opened."""
         self._is_wrong = False
 
     def segment(self, segment: Segment) -> None:
@@ -94,6 +96,11 @@ class LogCheck:
         else:
             if self._log_key is None:
                 report.unproved.append("the checkpoints' signatures: give the log's public key (--log-key)")
+            if self._first_closed is not None:
+                report.unproved.append(
+                    f"which blocks the checkpoints name: the salts from block {self._first_closed} on are not in the"
+                    " export"
+                )
             if not self._is_hashed:
                 report.unproved.append("the log's roots: the keys of the leaves' salts are not in the export")
             if self._leaves > self._last.size:
@@ -160,17 +167,22 @@ class LogCheck:
         words = checkpoint.extension("block")
         if words is None or len(words) != 2 or not words[0].isascii() or not words[0].isdecimal():
             raise NoteRefused("it names no block")
-        number, block_hash = int(words[0]), from_base64(words[1])
+        number, commitment = int(words[0]), from_base64(words[1])
         if number <= self._last_block:
             raise NoteRefused(f"it names block {number}, and one before it block {self._last_block}")
         self._last_block = number
-        header = self._header(number)
-        if header is None:
+        found = self.find_block(number)
+        if found is None:
             raise NoteRefused(f"block {number}, which it names, is not there")
+        header, salt = found
         last_seq = int(header["first_seq"]) + int(header["transfer_count"]) - 1
-        if header["hash"].tobytes() != block_hash or last_seq != checkpoint.size:
+        if salt is None:
+            self._first_closed = self._first_closed or number
+        elif block_commitment(salt, header["hash"].tobytes()) != commitment:
             raise NoteRefused(f"block {number} is not the one that it names: history was rewritten")
-        self._report.proved["blocks named by checkpoints"] += 1
+        if last_seq != checkpoint.size:
+            raise NoteRefused(f"block {number} does not end with transfer {checkpoint.size}: history was rewritten")
+        self._report.proved["blocks named by checkpoints"] += salt is not None
         return header
 
     def _check_supply(self, checkpoint: Checkpoint, header: Any, supply: bytes) -> None:
@@ -185,16 +197,17 @@ class LogCheck:
             raise NoteRefused("the supply statement kept with it is another than it names")
         self._report.proved["supply statements"] += 1
 
-    def _header(self, number: int) -> Any | None:
-        """The block, wherever it lies; None if it is not there."""
+    def find_block(self, number: int) -> tuple[Any, bytes | None] | None:
+        """The block, wherever it lies, and the salt of its commitment if that is there; None if the block is not."""
         first = 1
         for position, entry in enumerate(self._source.segments):
             if entry.last_block >= number:
                 blocks: Records = records(self._source, position, "blocks")
                 index = number - first
-                if 0 <= index < len(blocks) and int(blocks[index]["number"]) == number:
-                    return blocks[index]
-                return None
+                if not 0 <= index < len(blocks) or int(blocks[index]["number"]) != number:
+                    return None
+                salts = records(self._source, position, "block-salts")
+                return blocks[index], salts[index]["salt"].tobytes() if len(salts) == len(blocks) else None
             first = entry.last_block + 1
         return None
 
@@ -275,6 +288,11 @@ class LogCheck:
         return None
 
 
+def block_commitment(salt: bytes, block_hash: bytes) -> bytes:
+    """What checkpoints and closing statements say of a block."""
+    return sha256(b"jiaozi-block-commitment-v1" + salt + block_hash).digest()
+
+
 def supply_statement(header: Any, *, ledger: str, currency: str) -> bytes:
     """The document whose hash a checkpoint's `supply` line has, of a block's header."""
     issued, redeemed = int(header["issued"]), int(header["redeemed"])
@@ -295,6 +313,6 @@ def supply_statement(header: Any, *, ledger: str, currency: str) -> bytes:
             "vaults_minor": str(int(header["vaults"])),
             "wallets_minor": str(int(header["wallets"])),
             "held_minor": str(int(header["held"])),
-            "offline_minor": "0",
+            "offline_minor": str(int(header["offline"])),
         }
     )

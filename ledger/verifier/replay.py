@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +38,6 @@ from ledger.verifier.book import Attached, Book, HoldEvent, Order, Tombstone, Tr
 from ledger.verifier.documents import InstructionCheck
 from ledger.verifier.layout import (
     ENDS,
-    EXCHANGE_IN,
-    EXCHANGE_OUT,
     GENESIS_HASH,
     HOLD,
     INSTRUCTION,
@@ -47,7 +45,9 @@ from ledger.verifier.layout import (
     JOINS,
     KINDS,
     MANDATED,
+    OFFLINE,
     PLAIN,
+    SAME_OWNER,
     SPENDING,
     TRANSFER,
     VAULT,
@@ -66,7 +66,7 @@ SUM_MAX = 2**62
 _NUMBER_MAX = 2**62
 
 _PLAIN, _SPENDING = layout.table(PLAIN), layout.table(SPENDING)
-_SAME_OWNER = layout.table({EXCHANGE_IN, EXCHANGE_OUT})
+_SAME_OWNER = layout.table(SAME_OWNER)
 _ENDS = layout.table(ENDS)
 _JOINED = np.zeros((256, NOBODY + 1, NOBODY + 1), np.bool_)
 for _kind, _pairs in JOINS.items():
@@ -90,11 +90,11 @@ class Replay:
         *,
         verify: Callable[[InstructionCheck, int], None],
         anchor: tuple[int, bytes] | None = None,
-        pause_after: int | None = None,
+        pause_after: Collection[int] = (),
         on_pause: Callable[[Book], None] | None = None,
     ) -> None:
         """`verify` takes an instruction and its block's number. `on_pause` is called with the books as they are after
-        block `pause_after`."""
+        each block in `pause_after`."""
         self.report = report
         self.book = Book(report, self.complain, self._verify)
         self._take = verify
@@ -106,7 +106,7 @@ class Replay:
         self._next_seq = 1
         self._next_directive = 1
         self._next_account = ISSUANCE_ACCOUNT
-        self._supply_offset = [0, 0, 0, 0, 0]
+        self._supply_offset = [0, 0, 0, 0, 0, 0]
         """What earlier headers were wrong by: each difference is told once."""
 
     def complain(self, rule: str, seq: int | None, message: str) -> None:
@@ -129,6 +129,16 @@ class Replay:
         if self._anchor is not None and self._anchor[0] > self.report.head_block:
             number = self._anchor[0]
             self.complain("I4", None, f"block {number}, known from outside, is not there: the tail was cut")
+
+
+class _Plain(NamedTuple):
+    """The rows of a run that are left for `book`; and what vaults, wallets and the escrow behind purses had got from
+    the others before each row, and at the end."""
+
+    exact: list[int]
+    vaults: Int64s
+    wallets: Int64s
+    offline: Int64s
 
 
 class _Columns:
@@ -205,7 +215,7 @@ class _Pass:
             and not self.book.is_next_day(times[end])
             and times[end] >= times[start]
             and self.rows[end + 1] - self.rows[start] <= RUN_TRANSFERS
-            and numbers[end - 1] != self.replay._pause_after
+            and numbers[end - 1] not in self.replay._pause_after
         ):
             end += 1
         return end
@@ -229,7 +239,7 @@ class _Pass:
         self.report.proved["blocks"] += end - start
         self.report.head_block, self.report.head_seq = integers["number"][end - 1], replay._next_seq - 1
         self.report.head_hash = self.columns.digests["hash"][end - 1]
-        if integers["number"][end - 1] == replay._pause_after and replay._on_pause is not None:
+        if integers["number"][end - 1] in replay._pause_after and replay._on_pause is not None:
             replay._on_pause(self.book)
 
     # --- chain and digests
@@ -452,13 +462,13 @@ class _Transfers:
 
     def run(self) -> None:
         supply = self.book.supply
-        plain = self._plain() if self.count else ([], np.zeros(1, np.int64), np.zeros(1, np.int64))
+        plain = self._plain() if self.count else _Plain([], *[np.zeros(1, np.int64)] * 3)
         if plain is None:
             middle = (self.start + self.end) // 2
             _Transfers(self.owner, self.start, middle, self.ordered).run()
             _Transfers(self.owner, middle, self.end, None).run()
             return
-        exact, vaults, wallets = plain
+        exact, vaults, wallets, offline = plain
         self.owner.report.proved["transfers"] += self.count
         position = 0
         for block in range(self.start, self.end):
@@ -473,29 +483,32 @@ class _Transfers:
                 for row in exact[position:until]:
                     self._book(row, self.ordered if block == self.start else None)
                 position = until
-            self._check_header(block, int(vaults[bound]), int(wallets[bound]))
+            self._check_header(block, int(vaults[bound]), int(wallets[bound]), int(offline[bound]))
         supply.vaults += int(vaults[-1])
         supply.wallets += int(wallets[-1])
+        supply.offline += int(offline[-1])
 
-    def _check_header(self, block: int, vaults: int, wallets: int) -> None:
-        """I2 at the block's end. `vaults`, `wallets`: what the run's plain transfers have changed so far."""
+    def _check_header(self, block: int, vaults: int, wallets: int, offline: int) -> None:
+        """I2 at the block's end. `vaults`, `wallets`, `offline`: what the run's plain transfers have changed so far."""
         supply, integers, offset = self.book.supply, self.owner.columns.integers, self.replay._supply_offset
         found = (
             supply.issued,
             supply.redeemed,
             supply.vaults + vaults,
             supply.wallets + wallets,
+            supply.offline + offline,
             supply.held,
         )
         for place, (name, value) in enumerate(
-            zip(("issued", "redeemed", "vaults", "wallets", "held"), found, strict=True)
+            zip(("issued", "redeemed", "vaults", "wallets", "offline", "held"), found, strict=True)
         ):
             stated = integers[name][block]
             if stated - offset[place] != value:
                 self.replay.complain("I2", None, f"its header says {name} {stated}, replay {value}")
                 offset[place] = stated - value
-        if found[0] - found[1] != found[2] + found[3]:
-            self.replay.complain("I2", None, f"issued - redeemed is {found[0] - found[1]}, not {found[2] + found[3]}")
+        circulation, held_by_all = found[0] - found[1], found[2] + found[3] + found[4]
+        if circulation != held_by_all:
+            self.replay.complain("I2", None, f"issued - redeemed is {circulation}, not {held_by_all}")
         self.owner.report.proved["supplies in headers"] += 1
 
     # --- what lies beside the transfers
@@ -579,10 +592,9 @@ class _Transfers:
 
     # --- by arrays
 
-    def _plain(self) -> tuple[list[int], Int64s, Int64s] | None:
-        """Book what is clear. Returns the rows left for `book`, and what vaults and wallets had got before each row; or
-        None, with nothing booked, if so many are left that two shorter runs are better: what the first brings in, the
-        second may spend."""
+    def _plain(self) -> _Plain | None:
+        """Book what is clear. None, with nothing booked, if so many rows are left for `book` that two shorter runs are
+        better: what the first brings in, the second may spend."""
         rows, accounts, book = self.rows, self.book.accounts, self.book
         kind = rows["kind"].astype(np.intp)
         debit, credit = rows["debit"].astype(np.int64), rows["credit"].astype(np.int64)
@@ -593,7 +605,7 @@ class _Transfers:
         if float(np.maximum(amount, 0).sum(dtype=np.float64)) > SUM_MAX or not there.any():
             if self.end - self.start > 1:
                 return None
-            return list(range(self.count)), np.zeros(self.count + 1, np.int64), np.zeros(self.count + 1, np.int64)
+            return _Plain(list(range(self.count)), *[np.zeros(self.count + 1, np.int64)] * 3)
         if there.all():
             payer, payee, value = debit, credit, amount
         else:
@@ -605,9 +617,10 @@ class _Transfers:
         signed, odd = self._signed()
         joined = _JOINED[kind, payer_kind, payee_kind]
         same = ~_SAME_OWNER[kind] | (owner == accounts.participant[payee])
-        authorised = signed | ((payer_kind == VAULT) & (submitter == owner))
+        authorised = signed | ((payer_kind != WALLET) & (submitter == owner))  # none joins the issuance account
         known = (submitter >= 0) & (submitter <= len(book.participants))
-        frozen = accounts.frozen[payer] | accounts.frozen[payee]
+        frozen = accounts.frozen[payer] | accounts.frozen[payee] | accounts.suspended[payer]
+        frozen |= accounts.closed[payer] | accounts.closed[payee]
         spends = _SPENDING[kind]
         clear = there & _PLAIN[kind] & joined & same & authorised & known & ~frozen & ~odd
 
@@ -654,11 +667,8 @@ class _Transfers:
         np.add.at(totals[SPENT_YEAR], payer, spent)
         self._count_plain(kind, value, in_order, signed, spends)
         self._verify_plain(signed & ~in_order, payer)
-        return (
-            exact,
-            _running(value, payee_kind == VAULT, payer_kind == VAULT),
-            _running(value, payee_kind == WALLET, payer_kind == WALLET),
-        )
+        kinds = (VAULT, WALLET, OFFLINE)
+        return _Plain(exact, *(_running(value, payee_kind == of, payer_kind == of) for of in kinds))
 
     def _signed(self) -> tuple[Bools, Bools]:
         """Which rows have an instruction and nothing else beside them; which have anything else."""
@@ -699,7 +709,7 @@ class _Transfers:
         for row in np.flatnonzero(rows).tolist():
             seq = int(self.owner.seqs[self.first + row])
             mine = self.attached.pop(seq)
-            key = self.book.owner_key(int(payer[row]))
+            key = self.book.owner_key(int(payer[row]), mine.evidence[INSTRUCTION])
             self._at_row(row)
             if key is None:
                 self._at(seq, "I8", "its payer has no key that could have signed")

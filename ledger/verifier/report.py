@@ -9,8 +9,9 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong. `rule` is an invariant (I1 to I9), `quota`, `freeze`, `log` (the transparency log's
-    checkpoints), `genesis`, or `snapshot` (tables beside the journal that differ from its replay)."""
+    """One thing that is wrong. `rule` is an invariant (I1 to I9), `quota`, `freeze` (of frozen, suspended and
+    closed accounts), `log` (the transparency log's
+    checkpoints), `closing`, `genesis`, or `snapshot` (tables beside the journal that differ from its replay)."""
 
     rule: str
     block: int | None
@@ -25,12 +26,14 @@ class Finding:
 
 @dataclass(slots=True)
 class Supply:
-    """All in minor units, by replay. issued - redeemed = vaults + wallets, of which `held` is reserved."""
+    """All in minor units, by replay. issued - redeemed = vaults + wallets + offline, of which `held` is reserved."""
 
     issued: int = 0
     redeemed: int = 0
     vaults: int = 0
     wallets: int = 0
+    offline: int = 0
+    """In the escrow accounts behind offline purses."""
     held: int = 0
 
     @property
@@ -83,7 +86,7 @@ class Report:
             "unproved": self.unproved,
             "supply_minor": {
                 name: str(getattr(self.supply, name))
-                for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "held")
+                for name in ("issued", "redeemed", "circulation", "vaults", "wallets", "offline", "held")
             },
             "booked_minor": {name: str(amount) for name, amount in sorted(self.booked.items())},
             "findings": [

@@ -6,8 +6,9 @@ Nothing read here is believed: sizes are checked against each other, and what do
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,19 @@ Bytes2 = npt.NDArray[np.uint8]
 """A matrix of bytes."""
 
 
+@dataclass(frozen=True, slots=True)
+class KeptClosing:
+    """A closing as the ledger keeps it; nothing of it is believed."""
+
+    number: int
+    note: bytes
+    """The signed statement."""
+    key: bytes | None
+    """What its leaves' order, salts and shares follow from; None if the exporter was not given it."""
+    leaves: Callable[[], bytes]
+    """`sum_tree.LEAF` records in tree order. Raises ExportUnreadable."""
+
+
 class Source(Protocol):
     """Segments of whole blocks, in order. A source that can be pickled can be read by other processes too."""
 
@@ -41,6 +55,9 @@ class Source(Protocol):
 
     def read(self, segment: int, section: str) -> memoryview:
         """A section's bytes, empty if it is not there. Raises ExportUnreadable."""
+
+    def closings(self) -> list[KeptClosing]:
+        """All that there are, known before the first segment is read: the replay stops at their blocks."""
 
 
 class DirectorySource:
@@ -81,6 +98,9 @@ class DirectorySource:
             raise ExportUnreadable(f"segment {entry.name}: {section} has {len(found)} bytes, not {listed.bytes}")
         return found.data
 
+    def closings(self) -> list[KeptClosing]:
+        return closings_in(self)
+
 
 @dataclass(frozen=True, eq=False)
 class MemorySource:
@@ -103,6 +123,9 @@ class MemorySource:
             raise ExportUnreadable(f"segment {segment + 1}: {section} has {len(data)} bytes, not as listed")
         return memoryview(data)
 
+    def closings(self) -> list[KeptClosing]:
+        return closings_in(self)
+
 
 def records(source: Source, segment: int, section: str) -> Records:
     """A section's records, without a copy. Raises ExportUnreadable."""
@@ -111,6 +134,31 @@ def records(source: Source, segment: int, section: str) -> Records:
     if dtype is None or len(data) % dtype.itemsize:
         raise ExportUnreadable(f"segment {source.entry(segment).name}: {section} is cut in the middle of a record")
     return np.frombuffer(data, dtype)
+
+
+def closings_in(source: Source) -> list[KeptClosing]:
+    """Of all segments' files. Raises ExportUnreadable."""
+    found: list[KeptClosing] = []
+    for segment in range(len(source.segments)):
+        kept = records(source, segment, "closings")
+        notes, leaves = source.read(segment, "closing-texts"), len(source.read(segment, "closing-leaves"))
+        note_at = leaf_at = 0
+        for record in kept:
+            count = int(record["leaves"]) * layout.CLOSING_LEAF_BYTES
+            note_end, leaf_end = note_at + int(record["note_length"]), leaf_at + count
+            if count < 0 or note_end > len(notes) or leaf_end > leaves:
+                raise ExportUnreadable(f"segment {source.entry(segment).name}: a closing is longer than its files")
+            read = partial(_part, source, segment, leaf_at, leaf_end)
+            key = record["key"].tobytes() if record["has_key"] else None
+            found.append(KeptClosing(int(record["number"]), bytes(notes[note_at:note_end]), key, read))
+            note_at, leaf_at = note_end, leaf_end
+        if (note_at, leaf_at) != (len(notes), leaves):
+            raise ExportUnreadable(f"segment {source.entry(segment).name}: the closings' files are longer than listed")
+    return found
+
+
+def _part(source: Source, segment: int, start: int, end: int) -> bytes:
+    return bytes(source.read(segment, "closing-leaves")[start:end])
 
 
 def file_problem(source: Source, segment: int) -> str | None:
@@ -137,6 +185,9 @@ class Segment:
         self.evidence, self.accounts = found["evidence"], found["accounts"]
         self.directives, self.checkpoints = found["directives"], found["checkpoints"]
         self.range_keys = found["range-keys"]
+        self.block_salts = found["block-salts"]
+        if len(self.block_salts) and self.block_salts["number"].tolist() != self.blocks["number"].tolist():
+            raise ExportUnreadable(f"segment {self.name}: its block salts are not those of its blocks")
         if (self.tombstones["length"] > layout.DIGEST_BYTES).any():
             raise ExportUnreadable(f"segment {self.name}: a tombstone's guard is too long")
         self._bodies = source.read(number, "evidence-bodies")

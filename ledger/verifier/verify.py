@@ -2,7 +2,7 @@
 
 1. Segment by segment: its blocks, documents and transfers are replayed in order (`replay`, `book`).
 2. Beside that, in other processes: the files' SHA-256, the signatures of instructions, the ids (I7), the log's tree.
-3. The log's checkpoints against both (`log`).
+3. The log's checkpoints against both (`log`), the closings against the books at their blocks (`closings`).
 4. At the end: ids that occur twice, the supply in full, and all findings in the journal's order.
 
 Memory holds the accounts' totals, open holds, tombstones, and one segment, never the journal.
@@ -25,6 +25,7 @@ from kernel.transparency.notes import VerifierKey
 from ledger.export.layout import ExportUnreadable
 from ledger.verifier import identifiers
 from ledger.verifier.book import Book
+from ledger.verifier.closings import ClosingCheck
 from ledger.verifier.crew import Crew, Problems
 from ledger.verifier.documents import InstructionCheck
 from ledger.verifier.log import LogCheck
@@ -101,10 +102,15 @@ class Verification:
         self.report = Report()
         self._source, self._known = source, known
         self._crew = Crew(source, processes=processes)
-        self._replay = Replay(
-            self.report, verify=self._take, anchor=known.anchor, pause_after=pause_after, on_pause=on_pause
-        )
         self._log = LogCheck(source, self.report, self._crew.hash_span, log_key=known.log_key)
+        self._closings = ClosingCheck(
+            source, self.report, self._crew.make_tree, log_key=known.log_key, find_block=self._log.find_block
+        )
+        self._pause_after, self._on_pause = pause_after, on_pause
+        pauses = self._closings.blocks | ({pause_after} if pause_after is not None else set())
+        self._replay = Replay(
+            self.report, verify=self._take, anchor=known.anchor, pause_after=pauses, on_pause=self._pause
+        )
         self._beside: list[Finding] = []
         """Findings of what runs beside the replay."""
         self._files: list[tuple[int, Future[str | None]]] = []
@@ -135,6 +141,7 @@ class Verification:
             segment.check_listed(self._source.segments[number])
             try:
                 self._replay.segment(segment)
+                self._closings.follow(segment.blocks, self._replay.book)
             finally:  # however much the replay has found, the log may name an earlier place
                 self._log.segment(segment)
             self._flush()
@@ -147,6 +154,11 @@ class Verification:
             # records that no ledger has written, in a way that no check above has foreseen
             self._unreadable(number, f"{type(error).__name__}: {error}")
         return self.report.is_complete
+
+    def _pause(self, book: Book) -> None:
+        if self.report.head_block == self._pause_after and self._on_pause is not None:
+            self._on_pause(book)
+        self._closings.at(book)
 
     def settle(self) -> None:
         """Wait until no process reads any segment."""
@@ -167,9 +179,10 @@ class Verification:
         self._gather_signatures(everything=True)
         self._gather_files()
         try:
+            self._beside += self._closings.finish(is_whole=report.is_complete)
             self._beside += self._log.finish(is_whole=report.is_complete)
         except (ExportUnreadable, ValueError, IndexError, KeyError, TypeError) as error:
-            self._beside.append(Finding("log", None, None, f"its tree cannot be read: {error}"))
+            self._beside.append(Finding("log", None, None, f"its trees cannot be read: {error}"))
             report.is_complete = False
         merged = _in_order(self._broken_files, report.findings, self._beside)
         if len(merged) > FINDINGS_MAX:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,17 +17,23 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 from kernel import ids, migrate
 from kernel.client import ProblemResponse
 from kernel.clock import system_clock
+from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey, Suite
 from kernel.postgres import EmbeddedPostgres
+from ledger.__main__ import app
+from ledger.client import LedgerClient
 from ledger.contract import (
     Approval,
     FreezeAction,
     HoldStatus,
     IssueAction,
+    MandateView,
     TransferItem,
     TransferOutcome,
     sign_approval,
@@ -58,7 +65,7 @@ def refusal_of(call: object, *arguments: object) -> str:
 def test_issue_needs_two_of_three_and_acts_once(world: LedgerWorld) -> None:
     vault = world.open_vault(BANK)
     action = IssueAction(transfer=ids.new_uuid7(), vault=ids.AccountNumber(vault), amount_minor=500, currency="CNY")
-    with world.anonymous() as client:
+    with world.client(BANK) as client:
         view = client.propose(sign_proposal(world.proposal(action), key=world.participants[BANK]))
         assert refusal_of(client.execute, view.mandate) == "approvals-missing"
         world.approve(view, 0)
@@ -70,6 +77,64 @@ def test_issue_needs_two_of_three_and_acts_once(world: LedgerWorld) -> None:
         assert refusal_of(client.execute, view.mandate) == "mandate-executed"
     with world.client(BANK) as client:
         assert client.get_account(vault).balance_minor == 500
+
+
+def test_nobody_but_operators_and_the_participant_concerned_carries_a_mandate_out(world: LedgerWorld) -> None:
+    """Approved by enough, and still not anybody's to say when: unsigned, another bank, the bridge."""
+    vault = world.open_vault(BANK)
+
+    def approved() -> MandateView:
+        action = IssueAction(transfer=ids.new_uuid7(), vault=ids.AccountNumber(vault), amount_minor=7, currency="CNY")
+        with world.anonymous() as client:
+            view = client.propose(sign_proposal(world.proposal(action), key=world.operators[0]))
+        for operator in (1, 2):
+            view = world.approve(view, operator)
+        return view
+
+    view = approved()
+    with world.anonymous() as client:
+        assert refusal_of(client.execute, view.mandate) == "signature-missing"
+    for stranger in (OTHER, BRIDGE):
+        with world.client(stranger) as client:
+            assert refusal_of(client.execute, view.mandate) == "mandate-not-found"
+    with LedgerClient(world.url, signer=RequestSigner(PrivateKey.generate())) as client:
+        assert refusal_of(client.execute, view.mandate) == "signature-invalid"
+    with world.client(BANK) as client:
+        assert client.get_mandate(view.mandate).status == "proposed"
+        assert client.get_account(vault).balance_minor == 0
+        assert client.execute(view.mandate).status == "executed"
+    other = approved()
+    with world.operator(2) as client:
+        assert client.execute(other.mandate).status == "executed"
+    with world.client(BANK) as client:
+        assert client.get_account(vault).balance_minor == 14
+
+
+def test_a_mandate_is_proposed_approved_and_carried_out_at_the_prompt(world: LedgerWorld, tmp_path: Path) -> None:
+    vault = ids.show_account(world.open_vault(BANK))
+    world.participants[BANK].save(tmp_path / "bank.pem")
+    world.participants[OTHER].save(tmp_path / "other.pem")
+    for number, key in enumerate(world.operators):
+        key.save(tmp_path / f"operator-{number}.pem")
+
+    def command(*arguments: str) -> Result:
+        return CliRunner().invoke(app, [*arguments, "--url", world.url], env={"COLUMNS": "200"})
+
+    def key_of(name: str) -> tuple[str, str]:
+        return "--key", str(tmp_path / f"{name}.pem")
+
+    approvers = [word for number in (0, 1) for word in ("--approver", str(tmp_path / f"operator-{number}.pem"))]
+    done = command("issue", vault, "12.50", "--maker", str(tmp_path / "bank.pem"), *approvers)
+    assert (done.exit_code, "executed" in done.output) == (0, True), done.output
+    mandate = re.findall(r"mdt_\w+", command("propose", vault, "7.50", *key_of("bank")).output)[0]
+    for number in (0, 1):
+        assert command("approve", mandate, *key_of(f"operator-{number}")).exit_code == 0
+    assert command("execute", mandate).exit_code == 2  # no key, no signature
+    refused = command("execute", mandate, *key_of("other"))
+    assert isinstance(refused.exception, ProblemResponse)
+    assert refused.exception.refusal == "mandate-not-found"
+    assert "executed" in command("execute", mandate, *key_of("operator-2")).output
+    assert "20.00" in command("balance", vault, *key_of("bank")).output
 
 
 def test_maker_cannot_approve_own_proposal_and_approval_binds_the_text(world: LedgerWorld) -> None:
@@ -279,6 +344,8 @@ def test_supply_identity_and_block_chain(world: LedgerWorld) -> None:
     vault = world.open_vault(BANK)
     world.issue(vault, 12_345)
     with world.anonymous() as client:
+        assert client.block().hash is None  # it covers digests that have no salt: for operators
+    with world.operator() as client:
         supply = client.supply()
         assert supply.identity_holds
         assert supply.circulation_minor == supply.vaults_minor + supply.wallets_minor

@@ -363,7 +363,7 @@ def test_nobody_fills_a_holders_cap_with_a_hold_that_never_ends(world: LedgerWor
 def test_two_operators_tokens_of_one_person_count_once(world: LedgerWorld) -> None:
     vault = world.open_vault(BANK)
     action = IssueAction(transfer=ids.new_uuid7(), vault=AccountNumber(vault), amount_minor=5, currency="CNY")
-    with world.anonymous() as client:
+    with world.operator() as client:
         view = client.propose(sign_proposal(world.proposal(action), key=world.operators[0]))
         world.approve(view, 1)
         for _ in range(2):

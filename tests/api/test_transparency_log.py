@@ -7,6 +7,7 @@ and then spoiled in every member, bit by bit; rows and tiles are altered by the 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +50,7 @@ def witnessed(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[
 # --- what a stranger can check ---------------------------------------------------------------------------------------
 
 
-def test_a_stranger_checks_checkpoints_tiles_and_proofs(scene: Scene) -> None:
+def test_a_stranger_checks_checkpoints_tiles_and_proofs(scene: Scene, tmp_path: Path) -> None:
     trees = []
     for count in (1, 200, 300, 1100):
         results = scene.pay(count)
@@ -84,8 +85,16 @@ def test_a_stranger_checks_checkpoints_tiles_and_proofs(scene: Scene) -> None:
         for item in listed:
             opened = open_checkpoint(item.note, log_key=scene.log_key).checkpoint
             assert (opened.size, opened.root) == (item.size, item.root)
-            assert opened.extension("block") == [str(item.block), to_base64(item.block_hash)]
-            assert client.block(item.block).hash == item.block_hash
+            assert opened.extension("block") == [str(item.block), to_base64(item.block_commitment)]
+    master = bytes.fromhex((tmp_path / "log-test-cny.salt").read_text())
+    with scene.world.operator() as client:
+        for item in listed[:20]:
+            block_hash = client.block(item.block).hash
+            assert block_hash is not None
+            salt = hmac.digest(master, b"jiaozi-block-salt-v1" + item.block.to_bytes(8), "sha256")
+            expected = hashlib.sha256(b"jiaozi-block-commitment-v1" + salt + block_hash).digest()
+            assert item.block_commitment == expected
+            assert to_base64(block_hash) not in item.note, "nobody can test a guess of a block's content"
 
 
 def test_every_checkpoint_signs_a_supply_that_adds_up(scene: Scene) -> None:

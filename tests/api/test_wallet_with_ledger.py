@@ -103,7 +103,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
     deadline = time.monotonic() + 30
     while not server.started and time.monotonic() < deadline:
         time.sleep(0.05)
-    with LedgerClient(url, signer=RequestSigner(keys["bank"])) as bank:
+    with LedgerClient(url, signer=RequestSigner(operators[0])) as client:
         action = RegisterParticipantAction(
             participant="BKCHCNBJ",
             name="Bank",
@@ -111,7 +111,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
             key=keys["bank"].public.to_jwk(),
             quota_minor=10**12,
         )
-        order_by_operators(bank, operators, action)
+        order_by_operators(client, operators, action)
     keys["bank"].save(tmp_path / "bank.pem")
     clients = [
         {"name": role, "key": keys[role].public.to_jwk(), "role": role} for role in ("channel", "bridge", "operator")
@@ -238,6 +238,8 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
     assert [item.seq for item in client.submit_payments(tokens)] == [item.seq for item in results[:50]]
 
     # refund and currency -> deposit
+    lines = client.history(payer.wallet)
+    paid = next(line for line in lines if line.kind.value == "payment" and line.direction == "debit")
     refund = client.instruct(
         TransferKind.REFUND,
         key=other,
@@ -246,9 +248,9 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
         credit=payer.account,
         amount_minor=1_000,
         currency="CNY",
-        reference=exchange.transfer,
+        reference=paid.transfer,
     )
-    assert client.submit_payment(refund).state == "final"
+    assert client.submit_refund(refund).state == "final"
     out = client.instruct(
         TransferKind.EXCHANGE_OUT,
         key=device,

@@ -64,9 +64,10 @@ def b3(stage: Scene, sizes: Sizes) -> dict[str, Any]:
 
 
 def b3_bulk(stage: Scene, sizes: Sizes) -> dict[str, Any]:
-    raw = payments.signature_checks_per_second(threads=2)
+    raw, openssl = (payments.signature_checks_per_second(threads=2, openssl=which) for which in (False, True))
     found = payments.run_signed_bulk(stage, name="bench_b3_bulk", batches=sizes.signed_batches)
-    return {**found, "raw_signature_checks": raw, "of_raw": found["per_second"] / raw}
+    rates = {"raw_signature_checks": raw, "raw_signature_checks_openssl": openssl}
+    return {**found, **rates, "of_raw": found["per_second"] / raw, "of_raw_openssl": found["per_second"] / openssl}
 
 
 def b4(stage: Scene, sizes: Sizes) -> dict[str, Any]:

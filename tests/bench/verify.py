@@ -153,7 +153,7 @@ class _Bench:
         self.checkpoints: list[log.Checkpoint] = []
         self.tree = GrowingTree()
         self.head: Any = None
-        self.totals = dict.fromkeys(("issued", "redeemed", "vaults", "wallets", "held"), 0)
+        self.totals = dict.fromkeys(("issued", "redeemed", "vaults", "wallets", "offline", "held"), 0)
         self.accounts = 1
         self.random = np.random.default_rng(7)
         self.wallets: list[tuple[int, PrivateKey]] = []
@@ -168,6 +168,7 @@ class _Bench:
                 for name, key in zip(("maker", "checker"), self.operators, strict=True)
             ],
             "rule_classes": [{"name": "daily", "day_max_minor": str(_FUNDS), "year_max_minor": str(_FUNDS)}],
+            "key_recovery_seconds": 86_400,
         }
         self.seal(_Block(directive=("genesis", None, jws.canonical_json(genesis))))
         self.order(
@@ -379,16 +380,16 @@ class _Bench:
                 "seq": seq,
                 "booked_at": from_micros(booked_at).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
                 "circulation_minor": str(self.totals["issued"] - self.totals["redeemed"]),
-                "offline_minor": "0",
             }
         )
+        commitment = leaves.block_commitment(self.master, self.position.block, self.position.block_hash)
         lines = (
-            f"block {self.position.block} {to_base64(self.position.block_hash)}",
+            f"block {self.position.block} {to_base64(commitment)}",
             f"supply {to_base64(hashlib.sha256(statement).digest())}",
         )
         text = Checkpoint(_LEDGER, seq, self.tree.root(), lines).text
         note = Note(text, (sign_text(text, name=_LEDGER, key=self.log_key),))
-        self.checkpoints.append(log.Checkpoint(seq, str(note).encode(), statement))
+        self.checkpoints.append(log.Checkpoint(self.position.block, seq, str(note).encode(), statement))
 
     def write(self, directory: Path) -> None:
         if not self.checkpoints or self.checkpoints[-1].size < self.position.seq:
@@ -413,10 +414,16 @@ class _MadeLog:
     bench: _Bench
 
     def checkpoints(self, *, after: int, through: int) -> Iterator[log.Checkpoint]:
-        return iter([item for item in self.bench.checkpoints if after < item.size <= through])
+        return iter([item for item in self.bench.checkpoints if after < item.block <= through])
+
+    def closings(self, *, after: int, through: int) -> Iterator[log.Closing]:
+        return iter(())
 
     def range_key(self, number: int) -> bytes | None:
         return leaves.range_key(self.bench.master, number)
+
+    def block_salt(self, number: int) -> bytes | None:
+        return leaves.block_salt(self.bench.master, number)
 
 
 def _evidence_item(seq: int, kind: int, body: bytes) -> bytes:

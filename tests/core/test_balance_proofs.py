@@ -47,9 +47,9 @@ def audit(closing: CheatingClosing, book: dict[int, int] = BOOK) -> list[str]:
         key=closing.key,
         balances=np.array([book[account] for account in sorted(book)], np.int64),
         block=9,
-        block_hash=b"\7" * 32,
+        commitment=b"\7" * 32,
         seq=100,
-        totals={"issued": ISSUED, "redeemed": ISSUED - total, "vaults": 0, "wallets": total},
+        totals={"issued": ISSUED, "redeemed": ISSUED - total, "vaults": 0, "wallets": total, "offline": 0},
     )
 
 
@@ -192,7 +192,7 @@ def test_a_fork_shows_at_the_next_closing_too() -> None:
     following = CheatingClosing.of(BOOK, closing=2, previous=other.statement.digest)
     assert contradiction(HONEST.statement, following.statement) == "closing 2 does not follow this closing 1"
     assert contradiction(following.statement, other.statement) is None
-    split = CheatingClosing.of(BOOK, closing=3, previous=b"\1" * 32, block_hash=b"\2" * 32)
+    split = CheatingClosing.of(BOOK, closing=3, previous=b"\1" * 32, commitment=b"\2" * 32)
     assert contradiction(HONEST.statement, split.statement) == "two blocks have the number 9"
 
 

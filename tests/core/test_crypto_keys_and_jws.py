@@ -5,12 +5,14 @@ Method: every known JWS attack against both suites; joserfc, an independent libr
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import warnings
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from joserfc import jws as oracle
 from joserfc.jwk import ECKey, OKPKey
 
@@ -218,3 +220,21 @@ def test_signature_of_wrong_form_is_false_not_an_error(suite: Suite) -> None:
         assert not key.public.verify(b"data", wrong)
     assert not key.public.verify(b"Data", signature)
     assert not PrivateKey.generate(suite).public.verify(b"data", signature)
+
+
+def test_a_signature_with_a_point_of_small_order_is_refused() -> None:
+    """Only the key's holder can make one: R is the neutral point, S = k a. Libraries differ; we refuse it."""
+    order = 2**252 + 27742317777372353535851937790883648493
+    seed = bytes(range(32))
+    key = ed25519.Ed25519PrivateKey.from_private_bytes(seed)
+    public = key.public_key().public_bytes_raw()
+    digest = bytearray(hashlib.sha512(seed).digest()[:32])
+    digest[0] &= 248
+    digest[31] = digest[31] & 127 | 64
+    data, neutral = b"pay", (1).to_bytes(32, "little")
+    challenge = int.from_bytes(hashlib.sha512(neutral + public + data).digest(), "little") % order
+    scalar = challenge * int.from_bytes(digest, "little") % order
+    signature = neutral + scalar.to_bytes(32, "little")
+    key.public_key().verify(signature, data)  # OpenSSL takes it, so the equation holds
+    assert not PublicKey(key.public_key()).verify(data, signature)
+    assert PublicKey(key.public_key()).verify(data, key.sign(data))

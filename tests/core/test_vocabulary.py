@@ -19,20 +19,23 @@ from ledger.domain.vocabulary import (
     TransferRefusal,
 )
 
-ACCOUNT_KINDS = "issuance vault wallet"
+ACCOUNT_KINDS = "issuance vault wallet offline"
 TRANSFER_KINDS = (
     "issue redeem exchange-in exchange-out payment refund interest hold post void expire adjustment tombstone"
+    " purse-fund purse-redeem purse-loss"
 )
 REFUSALS = """
 amount-invalid accounts-must-differ id-already-used debit-account-unknown credit-account-unknown kind-not-allowed
 not-authorised hold-not-found hold-already-posted hold-already-voided hold-expired hold-secret-wrong
-hold-amount-exceeded hold-terms-invalid debit-account-frozen credit-account-frozen quota-exceeded
-single-limit-exceeded day-limit-exceeded year-limit-exceeded insufficient-funds balance-limit-exceeded
+hold-amount-exceeded hold-terms-invalid account-closed debit-account-suspended debit-account-frozen
+credit-account-frozen quota-exceeded single-limit-exceeded day-limit-exceeded year-limit-exceeded
+insufficient-funds balance-limit-exceeded
 amount-overflow linked-transfer-refused linked-chain-open
 """
 TRANSIENT = """
-debit-account-unknown credit-account-unknown hold-not-found debit-account-frozen credit-account-frozen quota-exceeded
-day-limit-exceeded year-limit-exceeded insufficient-funds balance-limit-exceeded linked-transfer-refused
+debit-account-unknown credit-account-unknown hold-not-found debit-account-suspended debit-account-frozen
+credit-account-frozen quota-exceeded day-limit-exceeded year-limit-exceeded insufficient-funds
+balance-limit-exceeded linked-transfer-refused
 """
 
 
@@ -40,7 +43,7 @@ def test_the_codes_of_account_and_transfer_kinds_never_move() -> None:
     assert [k.value for k in AccountKind] == ACCOUNT_KINDS.split()
     assert [k.value for k in TransferKind][: len(TRANSFER_KINDS.split())] == TRANSFER_KINDS.split()
     assert list(KIND_CODE.values()) == list(range(len(TransferKind)))
-    assert list(ACCOUNT_KIND_CODE.values()) == [0, 1, 2]
+    assert list(ACCOUNT_KIND_CODE.values()) == [0, 1, 2, 3]
 
 
 def test_refusals_keep_their_order_of_precedence_and_their_codes() -> None:

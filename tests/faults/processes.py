@@ -28,9 +28,9 @@ FORKER = """
 import os, signal, sys
 import alembic.ddl.postgresql, kernel.migrate, kernel.server, ledger.api.app, ledger.settings, uvicorn.lifespan.on
 import uvicorn.loops.auto, uvicorn.protocols.http.auto, uvicorn.protocols.websockets.auto
-import ledger.engine.sequencer as sequencer
+import ledger.engine.snapshots as snapshots
 from ledger.__main__ import main
-sequencer.SNAPSHOT_BLOCKS = 25  # so that the short run has many snapshots, written and interrupted
+snapshots.SNAPSHOT_BLOCKS = 25  # so that the short run has many snapshots, written and interrupted
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for _ in sys.stdin:
     pid = os.fork()

@@ -17,7 +17,7 @@ import numpy as np
 
 from ledger.domain.decide import Decision, Known, decide
 from ledger.domain.records import FLAG_LINKED, SUBMISSION, Authority, Batch, Extra
-from ledger.domain.state import COLUMNS, HoldEnd, LedgerState, RuleCaps
+from ledger.domain.state import CLOSED, COLUMNS, FROZEN, SUSPENDED, HoldEnd, LedgerState, RuleCaps
 from ledger.domain.vocabulary import KIND_CODE, TRANSFER_KINDS, AccountKind, ParticipantRole
 from ledger.domain.vocabulary import TransferKind as Kind
 from tests.machines.reference_model import BOOKED, DUPLICATE, LARGEST, Item, ReferenceLedger
@@ -55,15 +55,29 @@ class Twin:
             "kind": kind.value,
             "participant": participant,
             "caps": caps,
-            "frozen": False,
+            **dict.fromkeys(("frozen", "suspended", "closed"), False),
+            "more_versions": [],
             "key_version": int(self.state.key_version[number]),
             **dict.fromkeys(COLUMNS, 0),
         }
         return number
 
     def freeze(self, account: int, is_frozen: bool = True) -> None:
-        self.state.frozen[account] = is_frozen
+        self.state.set_standing(account, FROZEN, is_frozen)
         self.model.accounts[account]["frozen"] = is_frozen
+
+    def suspend(self, account: int, is_suspended: bool = True) -> None:
+        self.state.set_standing(account, SUSPENDED, is_suspended)
+        self.model.accounts[account]["suspended"] = is_suspended
+
+    def close(self, account: int) -> None:
+        """Whatever it holds: that an account with money is not closed is for `account_changes` to see to."""
+        self.state.set_standing(account, CLOSED, True)
+        self.model.accounts[account]["closed"] = True
+
+    def add_key(self, account: int, version: int) -> None:
+        self.state.add_key(account, bytes([1]) + version.to_bytes(32, "big"), version=version)
+        self.model.accounts[account]["more_versions"].append(version)
 
     def set_quota(self, number: int, quota: int) -> None:
         participant = self.state.participants[number]
@@ -224,7 +238,8 @@ def totals_of(state: LedgerState) -> tuple[Any, ...]:
 
 SECRETS = [b"secret-%d" % n for n in range(4)]
 HASHES = [hashlib.sha256(secret).digest() for secret in SECRETS]
-PLAIN_KINDS = (*[Kind.PAYMENT] * 3, Kind.REFUND, Kind.INTEREST, Kind.EXCHANGE_IN, Kind.EXCHANGE_OUT)
+PURSE_KINDS = (Kind.PURSE_FUND, Kind.PURSE_REDEEM, Kind.PURSE_LOSS)
+PLAIN_KINDS = (*[Kind.PAYMENT] * 3, Kind.REFUND, Kind.INTEREST, Kind.EXCHANGE_IN, Kind.EXCHANGE_OUT, *PURSE_KINDS)
 HOLD_KINDS = (Kind.HOLD, Kind.HOLD, Kind.POST, Kind.VOID, Kind.EXPIRE)
 OTHER_KINDS = (Kind.ISSUE, Kind.REDEEM, Kind.ADJUSTMENT, Kind.TOMBSTONE, None)
 
@@ -241,6 +256,12 @@ def small_world(random: Random) -> Twin:
         wallet = twin.open_account(AccountKind.WALLET, random.randint(1, 2), (caps[0], caps[1], caps[2], caps[3]))
         if amount := min(caps[0], random.randint(0, 3) * scale * depth):
             twin.fund(wallet, amount)
+    for participant in (1, 2):
+        escrow = twin.open_account(AccountKind.OFFLINE, participant, UNCAPPED)
+        if amount := random.randint(0, 3) * scale * depth:
+            vault = 1 + participant
+            twin.fund(vault, amount)
+            twin.run([Item(twin.next_id(), Kind.PURSE_LOSS, vault, escrow, amount, submitter=participant)])
     if scale == 2**58:  # at the top of the range: almost all that 63 bits can count is issued
         twin.fund(2, 2**63 - 2**56 - twin.model.issued)
     for number in (1, 2):
@@ -248,6 +269,11 @@ def small_world(random: Random) -> Twin:
         twin.set_quota(number, min(LARGEST, outstanding + random.choice([0, 5 * scale, LARGEST])))
     for account in range(2, twin.state.size):
         twin.freeze(account, random.random() < 0.04)
+        twin.suspend(account, random.random() < 0.04)
+        if twin.model.accounts[account]["kind"] == "wallet" and random.random() < 0.3:
+            twin.add_key(account, 2)
+        if random.random() < 0.03:
+            twin.close(account)
     return twin
 
 
@@ -297,6 +323,9 @@ def _item(random: Random, twin: Twin, kind: Kind | None, before: list[Item], *, 
         owner = model.accounts[debit]["participant"]
         others = wallets if kind is Kind.EXCHANGE_IN else vaults
         credit = random.choice([n for n in others if model.accounts[n]["participant"] == owner] or holders)
+    if kind in PURSE_KINDS:
+        debit, credit = _purse(random, model, kind)
+        owner = model.accounts[debit]["participant"]
     if kind is Kind.ISSUE:
         debit, credit = ISSUANCE, random.choice(vaults)
     if kind is Kind.REDEEM:
@@ -309,7 +338,9 @@ def _item(random: Random, twin: Twin, kind: Kind | None, before: list[Item], *, 
     amount = max(1, random.choice([few, some, random.randint(1, 8) * scale // 4]))
     if random.random() < extreme:
         amount = random.choice([0, -1, 2**49, 2**49 + 1, 2**61, 2**62, 2**63 - 1, -(2**63)])
-    authority, submitter, key_version = ("institution", owner, 0) if debit in vaults else ("owner", owner, 1)
+    authority, submitter, key_version = ("owner", owner, 1) if debit in wallets else ("institution", owner, 0)
+    if debit in wallets and random.random() < 0.1:
+        key_version = 2
     if kind in (Kind.ISSUE, Kind.REDEEM, Kind.ADJUSTMENT):
         authority = "mandate"
     if random.random() < 0.06:
@@ -332,6 +363,20 @@ def _item(random: Random, twin: Twin, kind: Kind | None, before: list[Item], *, 
         number, kind, debit, min(credit, 2**63 - 1), amount, 0, random.choice([0, 0, 5]), expires_at, False,
         authority, submitter, key_version, commit, abort,
     )  # fmt: skip
+
+
+def _purse(random: Random, model: ReferenceLedger, kind: Kind | None) -> tuple[int, int]:
+    """Two accounts that a purse's transfer joins, most of the time; not every world has escrow accounts."""
+    of = {k: [n for n, a in model.accounts.items() if a["kind"] == k] or [2] for k in ("vault", "wallet", "offline")}
+    wanted = {
+        Kind.PURSE_FUND: ("wallet", "offline"),
+        Kind.PURSE_REDEEM: ("offline", "wallet"),
+    }.get(kind, random.choice([("vault", "offline"), ("offline", "vault")]))  # type: ignore[arg-type]
+    debit = random.choice(of[wanted[0]])
+    owner = model.accounts[debit]["participant"]
+    mine = [number for number in of[wanted[1]] if model.accounts[number]["participant"] == owner]
+    others = of[random.choice(["vault", "wallet", "offline"])]
+    return debit, random.choice((mine if random.random() < 0.8 else others) or others)
 
 
 def _end(random: Random, twin: Twin, kind: Kind, before: list[Item]) -> Item:

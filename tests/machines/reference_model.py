@@ -29,7 +29,12 @@ JOINS = {
     Kind.EXCHANGE_IN: [("vault", "wallet")],
     Kind.EXCHANGE_OUT: [("wallet", "vault")],
     Kind.INTEREST: [("vault", "wallet")],
+    Kind.PURSE_FUND: [("wallet", "offline")],
+    Kind.PURSE_REDEEM: [("offline", "wallet")],
+    Kind.PURSE_LOSS: [("vault", "offline"), ("offline", "vault")],
 }
+WITHIN_ONE_INSTITUTION = (Kind.EXCHANGE_IN, Kind.EXCHANGE_OUT, Kind.PURSE_FUND, Kind.PURSE_LOSS)
+SPENDING = (Kind.PAYMENT, Kind.REFUND, Kind.HOLD, Kind.PURSE_FUND)
 ANY_TWO_HOLDERS = (Kind.PAYMENT, Kind.REFUND, Kind.HOLD, Kind.ADJUSTMENT)
 ENDED = {"posted": No.HOLD_ALREADY_POSTED, "voided": No.HOLD_ALREADY_VOIDED, "expired": No.HOLD_EXPIRED}
 
@@ -58,7 +63,8 @@ class Item:
 @dataclass
 class ReferenceLedger:
     accounts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """number -> kind, participant, caps (balance, single, day, year), frozen, key_version and the six totals"""
+    """number -> kind, participant, caps (balance, single, day, year), frozen, suspended, closed, key_version,
+    more_versions (of further keys) and the six totals"""
     participants: dict[int, dict[str, int]] = field(default_factory=dict)
     """number -> key_version, quota, outstanding"""
     holds: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -133,14 +139,15 @@ class ReferenceLedger:
         both_hold = pair[0] in HOLDERS and pair[1] in HOLDERS
         if kind is None or not (pair in JOINS.get(kind, []) or (kind in ANY_TWO_HOLDERS and both_hold)):
             return No.KIND_NOT_ALLOWED
-        if kind in (Kind.EXCHANGE_IN, Kind.EXCHANGE_OUT) and payer["participant"] != payee["participant"]:
+        if kind in WITHIN_ONE_INSTITUTION and payer["participant"] != payee["participant"]:
             return No.KIND_NOT_ALLOWED
         institution = self.participants.get(payer["participant"], {})
-        by_vault = payer["kind"] == "vault"
+        by_vault = payer["kind"] in ("vault", "offline")
         if kind in (Kind.ISSUE, Kind.REDEEM, Kind.ADJUSTMENT):
             is_authorised = item.authority == "mandate"
         elif item.authority == "owner":
-            is_authorised = item.key_version == (institution["key_version"] if by_vault else payer["key_version"])
+            holders = [payer["key_version"], *payer["more_versions"]]
+            is_authorised = item.key_version in ([institution["key_version"]] if by_vault else holders)
         else:
             is_authorised = item.authority == "institution" and by_vault and item.submitter == payer["participant"]
         if not is_authorised:
@@ -156,6 +163,10 @@ class ReferenceLedger:
             if item.expires_at == 0 and payee["caps"][0] != LARGEST:
                 return No.HOLD_TERMS_INVALID
         is_legal_order = kind is Kind.ADJUSTMENT
+        if payer["closed"] or payee["closed"]:
+            return No.ACCOUNT_CLOSED
+        if payer["suspended"] and not is_legal_order:
+            return No.DEBIT_ACCOUNT_SUSPENDED
         if payer["frozen"] and not is_legal_order:
             return No.DEBIT_ACCOUNT_FROZEN
         if payee["frozen"] and not is_legal_order:
@@ -164,7 +175,7 @@ class ReferenceLedger:
         if kind is Kind.ISSUE and receiver["outstanding"] + amount > receiver["quota"]:
             return No.QUOTA_EXCEEDED
         _, single_max, day_max, year_max = payer["caps"]
-        is_spending = kind in (Kind.PAYMENT, Kind.REFUND, Kind.HOLD)
+        is_spending = kind in SPENDING
         if is_spending and amount > single_max:
             return No.SINGLE_LIMIT_EXCEEDED
         if is_spending and payer["spent_day"] + amount > day_max:

@@ -14,6 +14,8 @@ import io
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from kernel.client import ProblemResponse
 from kernel.clock import system_clock
 from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
@@ -39,10 +42,11 @@ from kernel.transparency.tiles import TiledTree
 from kernel.transparency.witness import create
 from ledger.api.service import LedgerNotReady, start_service
 from ledger.client import verify_receipt
-from ledger.log import feed, process, queries
+from ledger.log import feed, incidents, process, queries, witnesses
 from ledger.log.feed import LogTask
 from ledger.log.keys import load
 from ledger.log.sealer import LogBroken, Sealed, Sealer, WasSealedElsewhere, read_range
+from ledger.log.tables import log_cosignature
 from ledger.log.witnesses import WitnessAway, WitnessPusher, WitnessRefused
 from ledger.store.journal import BLOCK_COLUMNS, Deposed, Journal, header_of
 from ledger.verifier import Known, verify_database
@@ -295,8 +299,8 @@ def test_a_checkpoint_of_the_same_size_with_another_root_is_found(sealed: tuple[
             text = Checkpoint(first.origin, first.size, root, lines).text
             note = str(Note(text, (sign_text(text, name="test-cny", key=keys.signing),)))
             connection.execute(
-                "INSERT INTO log_checkpoint SELECT block + 1, block, size, size, root, block_hash, '', supply, %s,"
-                " sealed_at FROM log_checkpoint WHERE block = %s",
+                "INSERT INTO log_checkpoint SELECT block + 1, block, size, size, root, block_commitment, '', supply,"
+                " %s, sealed_at FROM log_checkpoint WHERE block = %s",
                 (note, row[0]),
             )
             findings = verify_database(url, known=Known(log_key=scene.log_key)).findings
@@ -546,8 +550,136 @@ def test_a_ledger_restored_from_an_older_database_is_refused_by_its_witnesses(
                     )
                 assert newest.cosigned == ()  # sealing goes on, cosigned by nobody
                 with psycopg.connect(dsn(older)) as connection:
-                    incidents = connection.execute("SELECT witness, size, detail FROM log_incident").fetchall()
-                assert {item[0] for item in incidents} == {str(scene.witnesses[0].key)}
+                    noted = connection.execute("SELECT witness FROM log_incident").fetchall()
+                # one incident, however often it refuses; an operator says what it was, and serves again
+                assert [item[0] for item in noted] == [str(scene.witnesses[0].key)]
+                acknowledge_the_fork(world, str(scene.witnesses[0].key))
+                other.await_sealed(other.pay(5)[-1].seq or 0)
+                time.sleep(witnesses.REFUSED_RETRY_SECONDS_MAX + 1)  # it has refused that one too
+                assert httpx.get(f"{world.url}/healthz").status_code == 200
+            with serving(world):  # and after a restart
+                other.await_sealed(other.pay(5)[-1].seq or 0)
+                await_refused_again(older)
+                assert httpx.get(f"{world.url}/healthz").status_code == 200
+
+
+def acknowledge_the_fork(world: LedgerWorld, witness: str) -> None:
+    reason = "restored from the backup of 23 November: 20 payments are booked again by hand; case 2026-77"
+    with world.anonymous() as client:
+        (incident,) = client.incidents()
+        assert (incident.witness, incident.is_open, incident.reason) == (witness, True, None)
+        assert "an older database" in incident.detail
+        assert refusal_of(client.acknowledge_incident, witness, incident.block, reason=reason) == "signature-missing"
+    with world.client(BANK) as client:
+        assert refusal_of(client.acknowledge_incident, witness, incident.block, reason=reason) == "not-permitted"
+    shown = command("incidents", "--url", world.url)
+    assert (shown.returncode, "OPEN" in shown.stdout, witness in shown.stdout) == (1, True, True)
+    with world.operator() as client:
+        assert refusal_of(client.acknowledge_incident, witness, 10**6, reason=reason) == "incident-not-found"
+        done = client.acknowledge_incident(witness, incident.block, reason=reason)
+        assert client.acknowledge_incident(witness, incident.block, reason=reason) == done
+        other = "it was nothing"
+        assert refusal_of(client.acknowledge_incident, witness, incident.block, reason=other) == "incident-acknowledged"
+    with world.operator(1) as client:
+        assert (
+            refusal_of(client.acknowledge_incident, witness, incident.block, reason=reason) == "incident-acknowledged"
+        )
+    deadline = time.monotonic() + 20
+    while httpx.get(f"{world.url}/healthz").status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    shown = command("incidents", "--url", world.url)
+    assert (shown.returncode, "acknowledged" in shown.stdout, reason in shown.stdout) == (0, True, True)
+    with world.anonymous() as client:
+        (incident,) = client.incidents()
+        assert (incident.is_open, incident.reason) == (True, reason)
+
+
+def await_refused_again(url: str) -> None:
+    """The pusher of the new process has seen the witness refuse: it looks for an open incident, and writes no other."""
+    time.sleep(3.0)
+    with psycopg.connect(dsn(url)) as connection:
+        assert connection.execute("SELECT count(*) FROM log_incident").fetchone() == (1,)
+
+
+def refusal_of(call: Callable[..., object], *arguments: object, **named: object) -> str:
+    with pytest.raises(ProblemResponse) as caught:
+        call(*arguments, **named)
+    return caught.value.refusal
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ledger", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "COLUMNS": "300"},
+    )
+
+
+def test_an_acknowledgement_covers_one_incident_and_not_the_next(fresh_database: Callable[[str], str]) -> None:
+    """Refused, acknowledged, refused again (the same incident), cosigned, refused: a new one."""
+    database = Database(as_service(fresh_database("ledger")), application_name="test")
+
+    def refuse(block: int) -> tuple[int, bool]:
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            found = incidents.note_refusal(connection, "w1", block=block, size=block, detail="fork", now=system_clock())
+        assert found is not None
+        return found.block, found.reason is not None
+
+    def cosign(block: int) -> None:
+        row = {"block": block, "witness": "w1", "line": "x", "received_at": system_clock()}
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            connection.execute(log_cosignature.insert().values(**row))
+
+    try:
+        assert refuse(5) == (5, False)
+        assert refuse(6) == (5, False)
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            incidents.acknowledge(connection, "w1", 5, operator="o", reason="mended", now=system_clock())
+            other = incidents.note_refusal(connection, "w2", block=5, size=5, detail="fork", now=system_clock())
+            assert other is not None
+            assert other.reason is None
+        assert refuse(7) == (5, True)
+        cosign(8)
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            assert incidents.open_incident(connection, "w1") is None
+        assert refuse(9) == (9, False)
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            assert [item.block for item in incidents.list_incidents(connection, before=None, limit=2)] == [9, 5]
+            assert [item.block for item in incidents.list_incidents(connection, before=(5, "w2"), limit=9)] == [5]
+    finally:
+        database.close()
+
+
+# --- a sealer that hangs ---------------------------------------------------------------------------------------------
+
+
+def test_a_sealer_that_hangs_is_noticed_and_started_again(
+    fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP: it lives, and does nothing. The ledger goes on meanwhile, and the log catches up."""
+    with scene_on(fresh_database("ledger"), tmp_path) as scene:
+        scene.await_sealed(scene.pay(5)[-1].seq or 0)
+        first = sealer_pid()
+        assert first is not None
+        os.kill(first, signal.SIGSTOP)
+        last = scene.pay(5)[-1].seq or 0
+        with monkeypatch.context() as patch:
+            patch.setattr(feed, "HUNG_SECONDS_MAX", 2.0)
+            deadline = time.monotonic() + 20
+            while psutil.pid_exists(first) and sealer_pid() == first:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        scene.await_sealed(last)
+        assert sealer_pid() != first
+        assert httpx.get(f"{scene.world.url}/healthz").status_code == 200
+        second = sealer_pid()
+        monkeypatch.setattr(feed, "HUNG_SECONDS_MAX", 8.0)
+        time.sleep(11)  # idle, it beats all the same
+        assert sealer_pid() == second
 
 
 @contextmanager

@@ -7,22 +7,32 @@ Method: a sequencer on a real database with a clock that tests move; the process
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psycopg
 import pytest
+from typer.testing import CliRunner
 
 from kernel.clock import from_micros
+from kernel.crypto import jws
 from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.errors import ProblemError
-from kernel.ids import new_uuid7
-from kernel.transparency.sum_tree import closing_key
+from kernel.ids import AccountNumber, new_uuid7, show_account
+from kernel.transparency import sum_tree
+from kernel.transparency.notes import Note, sign_text
+from kernel.transparency.sum_tree import Node, closing_key
+from ledger.__main__ import app
 from ledger.balance_proofs import (
     ClosingStatement,
     contradiction,
@@ -30,13 +40,19 @@ from ledger.balance_proofs import (
     sign_statement,
     verify_balance_proof,
 )
-from ledger.domain.blocks import OpenedAccount
+from ledger.domain.blocks import BlockHeader, OpenedAccount
+from ledger.export import export_journal
+from ledger.export.log import NO_SALTS, DatabaseLog, LogSalts
 from ledger.log.keys import LogKeys
+from ledger.log.leaves import MasterSalts, block_commitment
+from ledger.log.sealer import Sealer
 from ledger.store import closings as store
 from ledger.store import leases, queries
 from ledger.usecases.closings import ClosingFailed, Closings
 from ledger.usecases.keyring import Caller
+from ledger.verifier import Known, verify_database, verify_export
 from ledger.verifier.closings import audit_closing
+from tests.cheating_closings import Leaf, unchecked_leaf, unchecked_parent
 from tests.roles import as_service, dsn
 from tests.sequencer_world import Item, SequencerWorld
 
@@ -84,6 +100,10 @@ class World(SequencerWorld):
         return psycopg.connect(dsn(self.url), autocommit=True)
 
 
+def commitment_of(header: BlockHeader) -> bytes:
+    return block_commitment(KEYS.master, header.number, header.hash)
+
+
 @pytest.fixture
 def world(fresh_database: Callable[[str], str]) -> Iterator[World]:
     made = World(fresh_database("ledger"))
@@ -111,7 +131,7 @@ def test_an_ordered_closing_proves_every_balance_holds_included(world: World) ->
     assert [world.proved(1, account) for account in (one, two, three)] == [970, 380, 150]
     head = world.sequencer.head
     assert head is not None
-    assert (said.block, said.block_hash, said.seq) == (head.number, head.hash, 6)
+    assert (said.block, said.block_commitment, said.seq) == (head.number, commitment_of(head), 6)
     assert world.closings.order(caller=OPERATOR).closing == 1  # nothing was booked since
     world.submit(Item("payment", one, two, 1))
     later = world.order_closing()
@@ -136,7 +156,8 @@ def test_each_day_is_closed_at_its_last_block_whatever_comes_after(world: World)
         world.submit(Item("payment", two, one, 7))
     three = world.vault(50)
     [said] = world.statements(1)
-    assert (said.kind, said.day, said.block, said.block_hash) == ("day", date(2026, 11, 23), last.number, last.hash)
+    assert (said.kind, said.day, said.block) == ("day", date(2026, 11, 23), last.number)
+    assert said.block_commitment == commitment_of(last)
     assert (said.accounts, said.circulation_minor) == (2, 1_000)
     assert [world.proved(1, one), world.proved(1, two)] == [900, 100]
     with pytest.raises(ProblemError, match="account-not-found"):
@@ -202,12 +223,12 @@ def test_the_auditor_finds_the_same_root_from_the_journal(world: World) -> None:
     world.submit(Item("payment", one, two, 5))
     said = world.order_closing()
     replayed = np.array([995, 205], np.int64)
-    facts = {
+    facts: dict[str, Any] = {
         "key": closing_key(KEYS.master, 1),
         "block": said.block,
-        "block_hash": said.block_hash,
+        "commitment": said.block_commitment,
         "seq": said.seq,
-        "totals": {"issued": 1_200, "redeemed": 0, "vaults": 1_200, "wallets": 0},
+        "totals": {"issued": 1_200, "redeemed": 0, "vaults": 1_200, "wallets": 0, "offline": 0},
     }
     assert audit_closing(said.text, balances=replayed, **facts) == []
     assert audit_closing(said.text, balances=np.array([996, 204], np.int64), **facts) != []
@@ -315,6 +336,25 @@ def test_a_closing_that_is_cut_off_leaves_nothing(world: World, monkeypatch: pyt
     assert world.proved(1, 2) == 100
 
 
+def test_a_process_that_hangs_is_killed_and_the_closing_made_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.vault(100)
+
+    def hang(statement: ClosingStatement, *, name: str, key: PrivateKey) -> str:
+        process = world.closings._process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)
+        return sign_statement(statement, name=name, key=key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger.usecases.closings.sign_statement", hang)
+        patch.setattr("ledger.usecases.closings.PROCESS_SECONDS_MAX", 5.0)
+        with pytest.raises(ProblemError, match="service-unavailable"):
+            world.closings.order(caller=OPERATOR)
+    assert world.order_closing().closing == 1
+
+
 def test_stopping_does_not_wait_for_a_closing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.vault(100)
     reached, go_on = threading.Event(), threading.Event()
@@ -353,3 +393,252 @@ def test_the_last_block_before_a_moment_is_found_by_halving(world: World) -> Non
         }:
             expected = max(number for number, at in booked.items() if at < moment)
             assert store.last_block_before(connection, moment, low=1, high=len(booked)) == expected
+
+
+# --- the auditor's command --------------------------------------------------------------------------------------------
+
+
+def exported(world: World, directory: Path, *, salts: LogSalts | None = None, segment_transfers: int = 10**6) -> Path:
+    """With the log sealed up to the newest block."""
+    given = salts if salts is not None else MasterSalts(KEYS.master)
+    sequencer, database = world.running[-1]
+    sealer = Sealer(database, KEYS, ledger="test-cny", currency="CNY", holder=sequencer.holder, clock=world.clock)
+    sealer.open()
+    while sealer.catch_up():
+        pass
+    sealer.seal()
+    sealer.close()
+    with psycopg.connect(dsn(world.url), autocommit=True, options="-c timezone=UTC") as connection:
+        export_journal(connection, directory, log=DatabaseLog(connection, given), segment_transfers=segment_transfers)
+    return directory
+
+
+def verify_command(directory: Path, key: LogKeys = KEYS) -> tuple[int, dict[str, Any]]:
+    """Exit status and report of `jiaozi-ledger verify --export`, as typed."""
+    done = CliRunner().invoke(app, ["verify", "--export", str(directory), "--log-key", str(key.verifier_key), "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def said_of(report: dict[str, Any]) -> list[tuple[str, int | None, str]]:
+    return [(item["rule"], item["block"], item["message"]) for item in report["findings"]]
+
+
+def rewrite(world: World, number: int, *, leaves: bytes | None = None, note: str | None = None) -> None:
+    """As the ledger itself could: it owns the tables and the key."""
+    with world.tables() as connection:
+        if note is not None:
+            assert (
+                connection.execute("UPDATE closing SET statement = %s WHERE number = %s", (note, number)).rowcount == 1
+            )
+        if leaves is not None:
+            changed = connection.execute("UPDATE closing_page SET leaves = %s WHERE closing = %s", (leaves, number))
+            assert changed.rowcount == 1
+
+
+def leaves_of(world: World, number: int) -> np.ndarray[Any, Any]:
+    with world.tables() as connection:
+        row = connection.execute("SELECT leaves FROM closing_page WHERE closing = %s", (number,)).fetchone()
+    assert row is not None
+    data = row[0]
+    assert isinstance(data, bytes)
+    return np.frombuffer(data, sum_tree.LEAF).copy()
+
+
+def resign(said: ClosingStatement, **changed: object) -> str:
+    """Whatever the ledger likes to say, with its good signature."""
+    document = said.model_dump(mode="json") | changed
+    text = jws.canonical_json(document).decode() + "\n"
+    return str(Note(text, (sign_text(text, name=KEYS.origin, key=KEYS.signing),)))
+
+
+def root_over(leaves: np.ndarray[Any, Any], number: int) -> Node:
+    """Of any leaves, negative ones too: sums are hashed modulo 2^64."""
+    salts = sum_tree.salts(closing_key(KEYS.master, number), leaves)
+    level = [
+        unchecked_leaf(Leaf(int(row["account"]), int(row["share"]), signed(int(row["sum"])), salts[16 * at :][:16]))
+        for at, row in enumerate(leaves)
+    ]
+    while len(level) > 1:
+        pairs = [unchecked_parent(*level[at : at + 2]) for at in range(0, len(level) - 1, 2)]
+        level = pairs + level[len(level) & ~1 :]
+    return level[0]
+
+
+def signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+@pytest.fixture
+def closed(world: World) -> tuple[World, ClosingStatement]:
+    """Five accounts of 100, 200, ..., 500, closed once; the journal goes on after it."""
+    accounts = [world.vault(100 * place) for place in range(1, 6)]
+    said = world.order_closing()
+    world.submit(Item("payment", accounts[4], accounts[0], 50))
+    return world, said
+
+
+def test_verify_recomputes_every_closing_from_its_own_balances(world: World, tmp_path: Path) -> None:
+    one, two = world.vault(1_000), world.vault(500)
+    hold = new_uuid7()
+    world.submit(Item("hold", one, two, 70, id=hold, expires_at=world.clock() + 3 * DAY))
+    world.order_closing()
+    for _ in range(2):
+        world.submit(*(Item("payment", two, one, 3) for _ in range(40)))
+        world.clock.advance(DAY)
+    world.submit(Item("post", amount=70, hold=hold))
+    world.statements(3)
+    world.order_closing()
+    directories = [
+        exported(world, tmp_path / "whole"),
+        exported(world, tmp_path / "parts", segment_transfers=30),
+    ]
+    world.submit(Item("payment", two, one, 1))
+    exported(world, tmp_path / "parts", segment_transfers=30)  # a later run goes on
+    for directory in directories:
+        status, report = verify_command(directory)
+        assert (status, report["findings"]) == (0, [])
+        assert report["proved"]["closings"] == report["proved"]["signatures of closings"] == 4
+        assert report["proved"]["balances in closings"] == 8
+        assert not [sentence for sentence in report["unproved"] if "closing" in sentence]
+    assert verify_database(world.url, salts=MasterSalts(KEYS.master)).proved["closings"] == 4
+    together = verify_export(tmp_path / "parts", known=Known(log_key=KEYS.verifier_key), processes=2)
+    assert (together.findings, together.proved["closings"]) == ([], 4)
+
+
+def test_a_closing_that_came_after_its_blocks_were_exported_is_audited_all_the_same(
+    world: World, tmp_path: Path
+) -> None:
+    one, two = world.vault(1_000), world.vault(500)
+    exported(world, tmp_path / "export")
+    world.order_closing()
+    world.submit(Item("payment", one, two, 1))
+    exported(world, tmp_path / "export")
+    status, report = verify_command(tmp_path / "export")
+    assert (status, report["findings"], report["proved"]["closings"]) == (0, [], 1)
+
+
+CHEATS = {
+    "omitted": "account 4 ({name}) is left out: it had 300",
+    "understated": "account 3 ({name}) counts for 195: it had 200 (1 more accounts are wrong)",
+    "negative": "account 3 ({name}) has a negative part, and counts for -100 in all: it had 200",
+    "stranger": "it counts account 1000000000, which there is not",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_a_ledger_that_cheats_in_a_closing_is_named_with_the_account(
+    closed: tuple[World, ClosingStatement], tmp_path: Path, cheat: str
+) -> None:
+    """Under the right total and with its own good signature: no member of the statement gives it away."""
+    world, said = closed
+    leaves = leaves_of(world, 1)
+    victim = leaves["account"] == (4 if cheat == "omitted" else 3)
+    accomplice = np.flatnonzero(leaves["account"] == 6)[0]
+    if cheat == "omitted":  # its leaves become the accomplice's
+        leaves["account"][victim] = 6
+    elif cheat == "understated":
+        largest = np.flatnonzero(victim)[np.argmax(leaves["sum"][victim])]
+        leaves["sum"][largest] -= 5
+        leaves["sum"][accomplice] += 5
+    elif cheat == "negative":
+        leaves["sum"][victim] = [2**64 - 100, 0]
+        leaves["sum"][accomplice] += 300
+    else:
+        leaves["account"][victim] = 10**9
+    root = root_over(leaves, 1)
+    assert root.sum == said.root_total_minor
+    rewrite(world, 1, leaves=leaves.tobytes(), note=resign(said, root=root.hash.hex()))
+    status, report = verify_command(exported(world, tmp_path / "export"))
+    assert status == 1
+    found = said_of(report)
+    named = show_account(AccountNumber(4 if cheat == "omitted" else 3))
+    assert found[0][:2] == ("closing", said.block)
+    assert found[0][2].startswith("closing 1: " + CHEATS[cheat].format(name=named))
+    assert all(rule == "closing" for rule, *_ in found)
+    assert any("root is " in message for *_, message in found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"accounts": 4, "leaves": 8}, "accounts is 5 by replay"),
+        ({"root": "ab" * 32}, "root is "),
+        ({"root_total_minor": "1499"}, "root_total_minor is 1500 by replay"),
+        ({"issued_minor": "1600"}, "issued_minor is 1500 by replay"),
+        ({"seq": 4}, "seq is 5 by replay"),
+        ({"block_commitment": "cd" * 32}, "block_commitment is "),
+        ({"booked_at": "2026-11-23T04:00:01.000000Z"}, "booked_at is "),
+        ({"day": "2026-11-22"}, "day is 2026-11-23 by replay"),
+        ({"ledger": "other"}, "ledger is test-cny by replay"),
+        ({"kind": "month"}, "it is of kind 'month'"),
+        ({"kind": "day"}, "is not the last of 2026-11-23"),
+        ({"previous": "ef" * 32}, "previous is not the hash"),
+        ({"closing": 7}, "its statement is of closing 7"),
+        ({"block": 99}, "block 99, which it names, is not there"),
+        ({"note": "all is well"}, "note is no member"),
+    ],
+)
+def test_every_member_of_a_statement_is_held_against_the_replay(
+    closed: tuple[World, ClosingStatement], tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    world, said = closed
+    rewrite(world, 1, note=resign(said, **changed))
+    status, report = verify_command(exported(world, tmp_path / "export"))
+    assert status == 1
+    found = said_of(report)
+    assert {rule for rule, *_ in found} == {"closing"}
+    assert any(text.startswith(f"closing 1: {message}") or message in text for *_, text in found), found
+
+
+def test_kept_leaves_that_are_not_those_under_the_root_are_found(
+    closed: tuple[World, ClosingStatement], tmp_path: Path
+) -> None:
+    world, said = closed
+    honest = leaves_of(world, 1)
+    rewrite(world, 1, leaves=honest[::-1].tobytes())
+    _, report = verify_command(exported(world, tmp_path / "order"))
+    assert said_of(report) == [
+        (
+            "closing",
+            said.block,
+            "closing 1: the leaves that are kept are not those under its root: no proof can be made from them",
+        )
+    ]
+    rewrite(world, 1, leaves=honest[:-1].tobytes())
+    _, report = verify_command(exported(world, tmp_path / "fewer"))
+    assert "has 1 leaves instead of 2" in said_of(report)[0][2]
+
+
+def test_a_closing_that_was_dropped_or_signed_by_another_is_found(world: World, tmp_path: Path) -> None:
+    one, two = world.vault(1_000), world.vault(500)
+    for _ in range(3):
+        world.submit(Item("payment", one, two, 1))
+        world.clock.advance(DAY)
+    world.submit(Item("payment", one, two, 1))
+    said = world.statements(3)
+    other = LogKeys(KEYS.origin, PrivateKey.generate(), KEYS.master)
+    _, report = verify_command(exported(world, tmp_path / "whole"), other)
+    unsigned = [message for rule, _, message in said_of(report) if rule == "closing"]
+    assert [message.partition(":")[0] for message in unsigned] == ["closing 1", "closing 2", "closing 3"]
+    with world.tables() as connection:
+        connection.execute("DELETE FROM closing WHERE number = 2")
+    status, report = verify_command(exported(world, tmp_path / "export"))
+    assert status == 1
+    messages = [message for *_, message in said_of(report)]
+    assert messages == [
+        "closing 3: closing 2 comes next, and is not there",
+        f"closing 3: {said[1].day} comes before it, and was not closed",
+    ]
+
+
+def test_without_the_closings_keys_it_is_said_what_was_not_proved(
+    closed: tuple[World, ClosingStatement], tmp_path: Path
+) -> None:
+    world, said = closed
+    status, report = verify_command(exported(world, tmp_path / "export", salts=NO_SALTS))
+    assert status == 0
+    assert "closings" not in report["proved"]
+    assert any("closings' roots" in sentence for sentence in report["unproved"])
+    rewrite(world, 1, note=resign(said, accounts=4, leaves=8))
+    status, _ = verify_command(exported(world, tmp_path / "again", salts=NO_SALTS))
+    assert status == 1

@@ -237,7 +237,7 @@ def test_the_history_of_an_account_is_found_on_the_workers(cluster: str, tmp_pat
             assert time.monotonic() < deadline
             time.sleep(0.1)
     for newest_first, expected in ((True, [21, 20, 19]), (False, [2, 3, 4])):
-        with database.transaction(isolation="READ COMMITTED") as connection:
+        with database.session(is_lazy=True) as connection:
             found = history.find(connection, other, after_seq=0, through_seq=21, limit=3, newest_first=newest_first)
         assert [entry.seq for entry in found] == expected
     history.stop()

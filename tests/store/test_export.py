@@ -205,7 +205,7 @@ def test_a_live_ledger_is_exported_while_it_books(fresh_database: Callable[[str]
         master = bytes.fromhex(salt_path.read_text())
         key = vkey_of(url)
         with world.client(BANK) as client, connect(url) as connection:
-            log = DatabaseLog(connection, lambda number: leaves.range_key(master, number))
+            log = DatabaseLog(connection, leaves.MasterSalts(master))
             for _ in range(6):
                 for _ in range(5):
                     client.transfer(world.terms("payment", vault, other, 1))
@@ -219,7 +219,7 @@ def test_a_live_ledger_is_exported_while_it_books(fresh_database: Callable[[str]
             time.sleep(0.05)
         with connect(url) as connection:
             # the last checkpoint may have come after its transfers had been exported: it comes alone
-            export_journal(connection, directory, log=DatabaseLog(connection, lambda n: leaves.range_key(master, n)))
+            export_journal(connection, directory, log=DatabaseLog(connection, leaves.MasterSalts(master)))
     from kernel.transparency.notes import VerifierKey
 
     report = verify_export(directory, known=Known(log_key=VerifierKey.parse(key)))
@@ -234,7 +234,7 @@ def test_processes_find_what_one_process_finds(postgres: EmbeddedPostgres, schem
     url = postgres.url(scheme.database)
     master = bytes.fromhex(scheme.log_salts.read_text())
     with connect(url) as connection:
-        log = DatabaseLog(connection, lambda number: leaves.range_key(master, number))
+        log = DatabaseLog(connection, leaves.MasterSalts(master))
         export_journal(connection, tmp_path / "export", log=log, segment_transfers=50)
     alone = verify_export(tmp_path / "export", processes=0)
     together = verify_export(tmp_path / "export", processes=2)

@@ -22,7 +22,7 @@ from tests.ledger_world import running_ledger
 from tests.roles import as_service, dsn, with_user
 
 JOURNAL = ("account", "block", "directive", "evidence", "hold_event", "hold_tombstone", "transfer")
-LOG = ("closing", "closing_page", "log_checkpoint", "log_cosignature", "log_identity", "log_incident", "log_tile")
+LOG = ("closing", "closing_page", "log_acknowledgement", "log_checkpoint", "log_cosignature", "log_identity", "log_incident", "log_tile")
 FOR_EVER = {"ledger": (*JOURNAL, *LOG), "settlement": ("decision",), "wallet": ("leg_authorisation",)}
 CHANGES = (
     "UPDATE {0} SET {1} = {1}",

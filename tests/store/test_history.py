@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from uuid import UUID
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernel.database import Database
+from kernel.database import CheckedConnection, Database
 from kernel.errors import ProblemError
 from ledger.store import history as history_module
 from ledger.store.history import History
@@ -63,7 +64,7 @@ class Scene:
             ).fetchall()
 
     def found(self, account: int, after: int, through: int, limit: int, newest_first: bool) -> list[tuple[int, UUID]]:
-        with self.database.transaction(isolation="READ COMMITTED") as connection:
+        with self.database.session(is_lazy=True) as connection:
             entries = self.history.find(
                 connection, account, after_seq=after, through_seq=through, limit=limit, newest_first=newest_first
             )
@@ -187,7 +188,46 @@ def test_what_waits_while_the_tail_cannot_be_read_is_bounded(scene: Scene, monke
         assert sum(len(each) for each in scene.history._pending) <= 100
         with pytest.raises(ProblemError, match="still being read"):
             scene.found(scene.quiet, 0, 1, 10, False)
-    time.sleep(0.2)
+    monkeypatch.setattr(history_module, "READ_SECONDS_MAX", 10.0)  # now it is read
     last = scene.world.sequencer.account_now(scene.quiet).seq
     hot = scene.accounts[0]
     assert scene.found(hot, 0, last, 9_000, True) == scene.wanted(hot, 0, last, 9_000, True)
+
+
+@pytest.mark.parametrize(
+    ("error", "patience", "said"),
+    [
+        (ValueError("a bug"), 30.0, "histories are not indexed: ValueError: a bug"),
+        (psycopg.OperationalError("the disk is full"), 0.3, "OperationalError: the disk is full"),
+        (psycopg.OperationalError("a restart"), 30.0, None),
+    ],
+)
+def test_an_index_that_cannot_be_written_is_said_until_it_can(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception, patience: float, said: str | None
+) -> None:
+    """At once for a bug; for the database only when it is away for long. Nothing is lost meanwhile."""
+    write_run = history_module._write_run
+    broken = True
+    tried = threading.Event()
+
+    def write(connection: CheckedConnection, tail: history_module._Tail, size: int) -> None:
+        if broken:
+            tried.set()
+            raise error
+        write_run(connection, tail, size)
+
+    monkeypatch.setattr(history_module, "_write_run", write)
+    monkeypatch.setattr(history_module, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(history_module, "FAILING_SECONDS_MAX", patience)
+    assert scene.history.failure is None
+    scene.book(RUN + 50, seed=9)
+    assert tried.wait(10)
+    time.sleep(0.6)
+    failure = scene.history.failure
+    assert (failure is None) if said is None else (failure is not None and said in failure)
+    broken = False
+    scene.wait_for_runs(1)
+    deadline = time.monotonic() + 10
+    while scene.history.failure is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -96,3 +96,20 @@ def _page_of(totals: dict[int, tuple[int, int]]) -> str:
     """The body of page 0 with these debits and credits, in hexadecimal."""
     rows = [(*totals.get(account, (0, 0)), 0, 0, 0, 0) for account in range(32)]
     return b"".join(struct.pack(">6q", *row) for row in rows).hex()
+
+
+def test_autovacuum_comes_to_the_journal_after_a_fixed_number_of_rows(fresh_database: Callable[[str], str]) -> None:
+    """Not after a share of them: at a billion rows a run must be as short as at ten million."""
+    database = Database(fresh_database("ledger"), application_name="test")
+    query = "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r' AND reloptions IS NOT NULL"
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        found = {name: dict(item.split("=") for item in given) for name, given in connection.execute(sa.text(query))}
+    database.close()
+    assert found.keys() == {"transfer", "evidence", "history_page", "account", "balance_page"}
+    rewritten = found.pop("balance_page")
+    assert float(rewritten["autovacuum_vacuum_scale_factor"]) < 0.2
+    assert rewritten["autovacuum_vacuum_insert_threshold"] == "-1"
+    for options in found.values():
+        assert float(options["autovacuum_vacuum_insert_scale_factor"]) == 0
+        assert int(options["autovacuum_vacuum_insert_threshold"]) >= 100_000
+        assert int(options["autovacuum_freeze_min_age"]) == 0

@@ -19,6 +19,7 @@ from kernel.postgres import EmbeddedPostgresError
 from ledger.domain.decide import decide
 from ledger.domain.state import LedgerState
 from ledger.engine import sequencer as sequencer_module
+from ledger.engine import snapshots as snapshots_module
 from ledger.engine.sequencer import SequencerUnavailable, SignerRotated
 from ledger.store.journal import Journal
 from tests.sequencer_world import Item, SequencerWorld, batch_of, names_of
@@ -53,7 +54,7 @@ class DyingCommits:
 
     @staticmethod
     def _is_ours(connection: psycopg.Connection[Any]) -> bool:
-        return threading.current_thread().name.startswith(("sequencer", "journal"))
+        return threading.current_thread().name.startswith(("sequencer", "journal", "snapshot"))
 
 
 @pytest.fixture
@@ -105,22 +106,32 @@ def test_lost_answer_of_a_commit_is_read_back_and_booked_once(
     assert world.findings() == []
 
 
+def _await_snapshot(world: SequencerWorld) -> None:
+    """Until none is under way: one begins after the answer, and is written beside the next blocks."""
+    deadline = time.monotonic() + 10
+    time.sleep(0.05)
+    while world.sequencer.is_writing_snapshot:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("fate", ["after", "before"])
 def test_lost_answer_of_a_snapshot_leaves_no_hold_behind(
     world: SequencerWorld, commits: DyingCommits, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
     payer, payee = world.vault(1_000), world.vault()
-    monkeypatch.setattr(sequencer_module, "SNAPSHOT_BLOCKS", 1)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BLOCKS", 1)
     hold = Item("hold", payer, payee, 100, expires_at=world.clock().replace(year=2027))
     original = Journal.write_snapshot
 
-    def doomed(journal: Journal, *arguments: Any, **named: Any) -> set[bytes]:
+    def doomed(journal: Journal, *arguments: Any, **named: Any) -> None:
         commits.plan = [fate]
-        return original(journal, *arguments, **named)
+        original(journal, *arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "write_snapshot", doomed)
         assert world.names(hold) == ["booked"]
+        _await_snapshot(world)
         assert world.picture()["holds"]
     assert commits.deaths == 1
     assert world.names(Item("post", hold=hold.id)) == ["booked"]
@@ -254,7 +265,7 @@ def test_corrupt_balance_stops_the_writes_at_the_snapshot(
 ) -> None:
     """By the engine's own sums, or, if those were blind, by the CHECK on the balance tables."""
     payer, payee, third = world.vault(1_000), world.vault(), world.vault(500)
-    monkeypatch.setattr(sequencer_module, "SNAPSHOT_BLOCKS", 2)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BLOCKS", 2)
     if not engine_notices:
         monkeypatch.setattr(LedgerState, "broken_invariant", lambda self: None)
     _overdraw(world, payer, payee)
@@ -264,6 +275,7 @@ def test_corrupt_balance_stops_the_writes_at_the_snapshot(
             answers.append(world.names(Item("payment", third, payee, 1))[0])
         except SequencerUnavailable:
             answers.append("stopped")
+        _await_snapshot(world)
     assert answers in (["booked", "stopped", "stopped", "stopped"], ["stopped"] * 4)
     wanted = "InvariantBroken: I3" if engine_notices else "InvariantBroken: balance_page_i3"
     assert (world.sequencer.failure or "").startswith(wanted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -21,7 +22,8 @@ import psycopg
 import pytest
 
 from ledger.engine import sequencer as sequencer_module
-from ledger.store.journal import Journal
+from ledger.engine import snapshots as snapshots_module
+from ledger.store.journal import Journal, Snapshot
 from tests.sequencer_world import Item, SequencerWorld
 
 
@@ -36,7 +38,7 @@ def world(fresh_database: Callable[[str], str]) -> Iterator[SequencerWorld]:
 def test_state_after_any_restart_is_the_state_before(
     world: SequencerWorld, monkeypatch: pytest.MonkeyPatch, snapshot_blocks: int, seed: int
 ) -> None:
-    monkeypatch.setattr(sequencer_module, "SNAPSHOT_BLOCKS", snapshot_blocks)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BLOCKS", snapshot_blocks)
     random = Random(seed)
     vaults = [world.vault(10_000), world.vault(5_000), world.vault(), world.vault(2_000, rule_class="daily")]
     holds: list[tuple[Item, bytes, bytes]] = []
@@ -252,3 +254,29 @@ def _until(fact: Callable[[], bool]) -> None:
         if time.monotonic() > deadline:
             raise AssertionError("did not happen")
         time.sleep(0.02)
+
+
+def test_blocks_are_booked_while_a_snapshot_is_written(world: SequencerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot of many accounts takes long: nobody waits for it, and what it says is the state it was begun with."""
+    payer, payee = world.vault(1_000), world.vault()
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BLOCKS", 1)
+    begun, go_on = threading.Event(), threading.Event()
+    write = Journal.write_snapshot
+
+    def slowly(journal: Journal, snapshot: Snapshot) -> None:
+        begun.set()
+        assert go_on.wait(10)
+        write(journal, snapshot)
+
+    monkeypatch.setattr(Journal, "write_snapshot", slowly)
+    assert world.names(Item("payment", payer, payee, 1)) == ["booked"]
+    assert begun.wait(10)
+    assert world.names(*(Item("payment", payer, payee, 1) for _ in range(5))) == ["booked"] * 5
+    assert world.names(Item("payment", payee, payer, 3)) == ["booked"]
+    assert world.sequencer.is_writing_snapshot
+    go_on.set()
+    before = world.picture()
+    world.restart(graceful=False)
+    assert world.picture() == before
+    assert world.balance(payee) == 3
+    assert world.findings() == []

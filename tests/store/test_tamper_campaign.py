@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from kernel.crypto.keys import PrivateKey
 from kernel.postgres import EmbeddedPostgres
+from ledger.export.log import NO_SALTS
 from ledger.verifier import Known, Report, replay, verify_source
 from ledger.verifier.database import DatabaseSource
 from tests import tampering
@@ -86,7 +87,7 @@ def _sample(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory
     """Not a fixture's value: Hypothesis runs many cases in one test."""
     scheme = make_scheme(postgres, tmp_path_factory.mktemp("campaign"), bulk=6, signed=4)
     with psycopg.connect(postgres.conninfo(scheme.database)) as connection:
-        source = DatabaseSource(connection, tmp_path_factory.mktemp("export") / "files", lambda number: None)
+        source = DatabaseSource(connection, tmp_path_factory.mktemp("export") / "files", NO_SALTS)
         list(source.grow())
         journal = tampering.read(source)
     keys = LogKeys(PrivateKey.generate())
@@ -448,7 +449,7 @@ def test_an_account_that_dips_below_zero_inside_a_block_is_found_at_its_seq(
         passed_on = [Item("payment", rich, poor, 100), Item("payment", poor, third, 100)]
         assert set(world.names(*many[:10], *passed_on, *many[10:])) == {"booked"}
         with psycopg.connect(dsn(world.url)) as connection:
-            source = DatabaseSource(connection, tmp_path / "files", lambda number: None)
+            source = DatabaseSource(connection, tmp_path / "files", NO_SALTS)
             list(source.grow())
             journal = tampering.read(source)
     finally:
@@ -502,6 +503,16 @@ def test_missing_checkpoints_and_salts_are_said_and_not_passed_over() -> None:
     report = verify(journal, sample().known)
     assert report.is_whole
     assert any("salts" in sentence for sentence in report.unproved)
+    journal = sample().journal.copy()
+    journal.block_salts = {}
+    report = verify(journal, sample().known)
+    assert report.is_whole
+    assert any("which blocks the checkpoints name" in sentence for sentence in report.unproved)
+    named = block_of_note(sample().journal.checkpoints[1][1])
+    journal.block_salts = sample().journal.block_salts | {named: bytes(32)}
+    report = verify(journal, sample().known)
+    assert [finding.rule for finding in report.findings] == ["log"]
+    assert f"block {named} is not the one that it names" in report.findings[0].message
     journal = sample().journal.copy()
     journal.range_keys[0] = bytes(32)
     assert verify(journal, sample().known).findings[0].rule == "log"

@@ -8,10 +8,12 @@ them: so the same attacks are made again by somebody who can also seal forged bl
 # ruff: noqa: E501 - the tables of attacks have one SQL statement a line
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -19,8 +21,10 @@ from typer.testing import CliRunner
 
 from kernel.crypto import jws
 from kernel.crypto.keys import PrivateKey
+from kernel.ids import derive_uuid8, new_uuid7, show_account
 from kernel.postgres import EmbeddedPostgres
 from ledger.__main__ import app
+from ledger.export.log import NO_SALTS
 from ledger.verifier import Report, layout, verify_database, verify_transaction
 from ledger.verifier.database import DatabaseSource
 from tests import tampering
@@ -52,19 +56,21 @@ def test_a_real_journal_with_some_of_everything_verifies(postgres: EmbeddedPostg
     assert set(report.booked) == set(layout.KINDS) - {"tombstone"}
     supply = report.supply
     assert (supply.issued, supply.redeemed, supply.circulation) == (7_000_000, 5_000, 6_995_000)
-    assert supply.vaults + supply.wallets == supply.circulation
+    assert supply.vaults + supply.wallets + supply.offline == supply.circulation
+    assert supply.offline == 200 - 60 - 30
     assert supply.held == 777 + 888
     proved = report.proved
     assert proved["transfers"] == report.head_seq
     assert proved["blocks"] == report.head_block
     assert proved["digests"] == 4 * proved["blocks"]
-    assert proved["mandates"] == proved["directives"] - 1
+    assert proved["mandates"] == proved["directives"] - 1 - proved["account changes"]
+    assert (proved["account changes"], proved["consents of holders"]) == (10, 3)
     assert proved["approvals of mandates"] == 2 * proved["mandates"]
     assert proved["transfers by mandate"] == 4
     assert (proved["holds placed"], proved["holds ended once"], proved["tombstones"]) == (7, 5, 2)
     assert proved["secrets"] == 2
     assert proved["instructions signed by the owner"] >= 40 + 8 + 7
-    assert proved["balances in the snapshot"] == 6
+    assert proved["balances in the snapshot"] == 7
 
 
 ATTACKS = """
@@ -251,6 +257,12 @@ hold ended twice               | I6 void      | UPDATE transfer SET hold_id = (S
 hold's expiry moved            | I8 expiring  | UPDATE hold_event SET expires_at = expires_at - interval '1 second' WHERE seq = {expiring}
 early expiry                   | I6 -         | UPDATE hold_event SET expires_at = expires_at + interval '1 day' WHERE seq = {expiring}
 tombstone of another guard     | I6 tombstone | UPDATE hold_tombstone SET guard = sha256('x') WHERE seq = {tombstone}
+closed account is credited     | freeze after | UPDATE transfer SET credit_account = {closed} WHERE seq = {after}
+suspended account pays         | freeze suspended | UPDATE transfer SET kind = 3, debit_account = {small}, credit_account = {vault} WHERE seq = {suspended}
+purse loaded by its bank       | I8 funded    | DELETE FROM evidence WHERE seq = {funded}
+purse redeemed by another      | I8 redeemed  | UPDATE transfer SET submitter = 2 WHERE seq = {redeemed}
+purse's loss to a wallet       | I1 lost      | UPDATE transfer SET credit_account = {wallet} WHERE seq = {lost}
+escrow pays like a wallet      | I1 redeemed  | UPDATE transfer SET kind = 4 WHERE seq = {redeemed}
 frozen account pays            | freeze -     | UPDATE transfer SET kind = 6, credit_account = {small}, debit_account = {vault}, submitter = 1 WHERE seq = {adjustment}
 """
 
@@ -283,11 +295,11 @@ def test_a_forger_who_can_seal_blocks_is_caught_by_the_rules(
 
 def _reseal(connection: psycopg.Connection[Any], directory: Path) -> None:
     """Compute every digest and hash anew, as an attacker with the whole database could."""
-    source = DatabaseSource(connection, directory, lambda number: None)
+    source = DatabaseSource(connection, directory, NO_SALTS)
     list(source.grow())
     journal = tampering.read(source)
     tampering.reseal(journal)
-    columns = (*tampering.DIGESTS, "hash", "issued", "redeemed", "vaults", "wallets", "held")
+    columns = (*tampering.DIGESTS, "hash", "issued", "redeemed", "vaults", "wallets", "offline", "held")
     assignments = ", ".join(f"{name} = %({name})s" for name in columns)
     connection.execute("ALTER TABLE block DROP CONSTRAINT block_i2")
     for block in journal.tables["block"]:
@@ -323,6 +335,121 @@ def test_a_forged_mandate_is_caught_even_when_sealed(
     report = verify_transaction(attacked)
     assert report.findings[0].rule == "I8", report.findings
     assert f"directive {number}" in report.findings[0].message
+
+
+CHANGED = {"add": "add-holder-key", "remove": "remove-holder-key", "replace": "replace-holder-key"}
+
+
+@pytest.mark.parametrize(
+    ("forged", "says"),
+    [
+        ("consent dropped", "without the holder's consent"),
+        ("consent of another change", "not of a current holder key"),
+        ("consent of a stranger", "not of a current holder key"),
+        ("another participant's signature", "the header's kid is not the key's"),
+        ("nobody's objection", "without the holder's consent"),
+        ("class of another text", "the signature does not verify"),
+        ("acts twice", "has changed an account before"),
+        ("acts under another id", "names another change"),
+        ("taken before its time", "before its 3600 s of waiting"),
+        ("never announced", "without announcement"),
+        ("added to a full account", "the key was the account's before"),
+        ("closed with money", "with a balance"),
+    ],
+)
+def test_a_forged_account_change_is_caught_even_when_sealed(
+    scheme: Scheme, attacked: psycopg.Connection[Any], tmp_path: Path, forged: str, says: str
+) -> None:
+    """As somebody with the whole database could write it, who has no key (or, in the last ones, no right)."""
+    rows = attacked.execute("SELECT number, mandate_id, body FROM directive ORDER BY number").fetchall()
+    bodies = {number: json.loads(body) for number, _, body in rows}
+    orders = {number: order for number, order, _ in rows}
+    changes = {
+        number: json.loads(jws.peek_payload(body.get("change", body.get("consent"))))["change"]["change"]
+        for number, body in bodies.items()
+        if body["kind"] == "account-change"
+    }
+    (added,), (removed,), (replaced,), (objected,), (classed,), (closed,) = (
+        [number for number, name in changes.items() if name == wanted]
+        for wanted in (*CHANGED.values(), "object-to-key", "set-rule-class", "close")
+    )
+    stranger, number = PrivateKey.generate(), added
+    if forged == "consent dropped":
+        del bodies[added]["consent"]
+    elif forged == "consent of another change":
+        bodies[added]["consent"] = bodies[removed]["consent"]
+    elif forged == "consent of a stranger":
+        payload = jws.peek_payload(bodies[added]["consent"])
+        bodies[added]["consent"] = jws.sign(payload, stranger, typ="jiaozi-account-consent+jws")
+    elif forged == "another participant's signature":
+        payload = jws.peek_payload(bodies[added]["change"])
+        bodies[added]["change"] = jws.sign(payload, stranger, typ="jiaozi-account-change+jws")
+    elif forged == "nobody's objection":
+        number, bodies[objected] = objected, {"kind": "account-change", "change": bodies[objected]["consent"]}
+        says = "the participant signs every change"
+    elif forged == "class of another text":
+        header, _, signature = bodies[classed]["change"].split(".")
+        payload = jws.peek_payload(bodies[classed]["change"]).replace(b'"none"', b'"small"')
+        text = base64.urlsafe_b64encode(payload).decode().rstrip("=")
+        number, bodies[classed]["change"] = classed, f"{header}.{text}.{signature}"
+    elif forged == "acts twice":
+        number = removed
+        bodies[removed], orders[removed] = bodies[added], orders[added]
+        attacked.execute("ALTER TABLE directive DROP CONSTRAINT directive_mandate_id_key")
+    elif forged == "acts under another id":
+        orders[added] = uuid4()
+    elif forged == "taken before its time":
+        number, bodies[1]["key_recovery_seconds"] = replaced, 3600
+    elif forged == "never announced":
+        number = replaced
+        for other, name in changes.items():
+            if name == "announce-holder-key":
+                bodies[other], orders[other] = bodies[objected], orders[objected]
+        attacked.execute("ALTER TABLE directive DROP CONSTRAINT directive_mandate_id_key")
+    elif forged == "added to a full account":
+        number = removed
+        again = json.loads(jws.peek_payload(bodies[added]["change"])) | {"id": f"chg_{(own := new_uuid7())}"}
+        payload = jws.canonical_json(again)
+        consent = jws.sign(payload, scheme.keys["wallet"], typ="jiaozi-account-consent+jws")
+        change = jws.sign(payload, scheme.keys["bank"], typ="jiaozi-account-change+jws")
+        bodies[removed] = {"kind": "account-change", "change": change, "consent": consent}
+        orders[removed] = derive_uuid8(own, "account-change")
+    else:
+        number = closed
+        again = json.loads(jws.peek_payload(bodies[closed]["change"]))
+        again |= {"id": f"chg_{(own := new_uuid7())}"}
+        again["change"]["account"] = show_account(scheme.accounts["wallet"])
+        change = jws.sign(jws.canonical_json(again), scheme.keys["bank"], typ="jiaozi-account-change+jws")
+        bodies[closed], orders[closed] = (
+            {"kind": "account-change", "change": change},
+            derive_uuid8(own, "account-change"),
+        )
+    for place, body in bodies.items():
+        attacked.execute(
+            "UPDATE directive SET body = %s, mandate_id = %s WHERE number = %s",
+            (jws.canonical_json(body), orders[place], place),
+        )
+    attacked.execute("DELETE FROM snapshot")
+    _reseal(attacked, tmp_path / "resealed")
+    report = verify_transaction(attacked)
+    found = [finding for finding in report.findings if f"directive {number}:" in finding.message]
+    assert found and found[0].rule == "I8", report.findings
+    assert says in found[0].message
+
+
+def test_a_payment_by_a_removed_key_is_caught_even_when_sealed(
+    scheme: Scheme, attacked: psycopg.Connection[Any], tmp_path: Path
+) -> None:
+    """The tablet was the wallet's; its signature holds for what it paid then, and for nothing later."""
+    late = scheme.seqs["late"]
+    rows = attacked.execute("SELECT body FROM evidence WHERE seq = %s", (late,)).fetchall()
+    payload = jws.peek_payload(rows[0][0].decode())
+    token = jws.sign(payload, scheme.keys["tablet"], typ="jiaozi-instruction+jws")
+    attacked.execute("UPDATE evidence SET body = %s WHERE seq = %s", (token.encode(), late))
+    attacked.execute("DELETE FROM snapshot")
+    _reseal(attacked, tmp_path / "resealed")
+    found = [finding for finding in verify_transaction(attacked).findings if finding.rule == "I8"]
+    assert [finding.seq for finding in found] == [late]
 
 
 def jws_document(body: bytes) -> dict[str, Any]:

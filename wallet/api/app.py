@@ -19,18 +19,53 @@ from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
 from kernel.postgres import EmbeddedPostgres
 from ledger.client import LedgerClient
-from wallet.api import money, settlements, simulate, wallets
+from wallet.api import (
+    aliases,
+    bulk,
+    events,
+    families,
+    lifecycle,
+    money,
+    offline,
+    programs,
+    refunds,
+    requests,
+    schedules,
+    settlements,
+    simulate,
+    wallets,
+)
 from wallet.api.auth import Authenticator
 from wallet.api.dependencies import STATUSES
+from wallet.client import WalletClient
+from wallet.domain.aliases import NoCodeSender
 from wallet.personal_data import PersonalDataVault
+from wallet.program_template_files import load_templates
 from wallet.rulepack_files import load_rule_pack
-from wallet.settings import SERVICE, LedgerEntry, WalletSettings, read_clients, read_ledgers
+from wallet.settings import (
+    SERVICE,
+    LedgerEntry,
+    WalletSettings,
+    read_clients,
+    read_ledgers,
+    read_peers,
+    read_publishers,
+)
 from wallet.store.sandbox_core_banking import SandboxCoreBanking
 from wallet.store.tables import request_nonce
+from wallet.usecases.aliases import SandboxCodeSender
+from wallet.usecases.bulk import run_files
 from wallet.usecases.carrier import Carrier
 from wallet.usecases.context import Context, LedgerAccess, Ledgers
+from wallet.usecases.events import Hooks, tell, webhook_key
+from wallet.usecases.peers import Peers
 from wallet.usecases.recover import RecoveryThread
+from wallet.usecases.schedules import execute_due
+from wallet.usecases.worker import Worker
+from wallet.webhook_sender import WebhookSender
 
+PEER_SECONDS_MAX = 10.0
+"""A payer or a merchant waits while another institution is asked."""
 Connect = Callable[[str, RequestSigner], LedgerClient]
 """(base URL, signer) -> client of that ledger."""
 
@@ -55,6 +90,8 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
         app.state.carrier = running.carrier
         app.state.authenticator = running.authenticator
         app.state.sandbox_bank = running.bank
+        app.state.hooks = running.hooks
+        app.state.codes = running.codes
         try:
             yield
         finally:
@@ -68,10 +105,22 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
         lifespan=lifespan,
         direct={"/v1/payments": money.create_payment_directly},
         body_limits=dict.fromkeys(
-            ("/v1/payment-batches", "/v1/settlement-instructions", "/v1/leg-authorisations"), BULK_BODY_BYTES_MAX
+            (
+                "/v1/payment-batches",
+                "/v1/settlement-instructions",
+                "/v1/leg-authorisations",
+                "/v1/program-fundings",
+                "/v1/purse-syncs",
+                "/v1/program-previews",
+                "/v1/programs",
+                "/v1/bulk-checks",
+                "/v1/bulk-files/{file}/lines",
+            ),
+            BULK_BODY_BYTES_MAX,
         ),
     )
-    for part in (wallets, money, settlements, *((simulate,) if settings.sandbox else ())):
+    parts = (wallets, money, settlements, bulk, schedules, events, families, aliases, lifecycle, programs)
+    for part in (*parts, requests, refunds, offline, *((simulate,) if settings.sandbox else ())):
         app.include_router(part.router)
     return app
 
@@ -90,7 +139,12 @@ class _Running:
         if entries[0].currency != pack.currency:
             raise ValueError(f"the home ledger {entries[0].name} has {entries[0].currency}, the pack {pack.currency}")
         self._clients = [entry.client for entry in entries]
+        self._peers = {
+            participant: WalletClient(url, timeout_seconds=PEER_SECONDS_MAX)
+            for participant, url in (read_peers(settings.peers_path) if settings.peers_path else {}).items()
+        }
         self.bank = SandboxCoreBanking(self._database, clock=clock)
+        self.codes = SandboxCodeSender(clock) if settings.sandbox else NoCodeSender()
         self.context = Context(
             database=self._database,
             ledgers=Ledgers(entries, database=self._database),
@@ -99,8 +153,14 @@ class _Running:
             key=key,
             clock=clock,
             core_banking=self.bank,
+            codes=self.codes,
             personal_data=PersonalDataVault.at(settings.data_key_path or settings.data_dir / "customer-data.key"),
             time_zone=ZoneInfo(pack.time_zone),
+            templates=load_templates(
+                settings.program_templates_path, read_publishers(settings.program_publishers_path)
+            ),
+            peers=Peers(self._peers),
+            pin_free_max_minor=settings.pin_free_max_minor,
         )
         nonces = PostgresNonceStore(lambda: self._database.session(is_lazy=True), clock=clock, table=request_nonce)
         self.authenticator = Authenticator(clients, public_url=settings.public_url, nonces=nonces, clock=clock)
@@ -108,12 +168,30 @@ class _Running:
         self.carrier.start()
         self._recovery = RecoveryThread(self.context, every_seconds=settings.recovery_seconds)
         self._recovery.start()
+        self.hooks = Hooks(
+            key=webhook_key(settings.webhook_key_path or settings.data_dir / "webhook.key"),
+            sender=WebhookSender(is_sandbox=settings.sandbox),
+        )
+        self._workers = [
+            Worker(name, work, every_seconds=settings.worker_seconds)
+            for name, work in (
+                ("bulk", lambda at_start: run_files(self.context, at_start=at_start)),
+                ("schedules", lambda at_start: execute_due(self.context, at_start=at_start)),
+                ("events", lambda at_start: tell(self.context, self.hooks)),
+            )
+        ]
+        for worker in self._workers:
+            worker.start()
 
     def close(self) -> None:
+        for worker in self._workers:
+            worker.stop()
         self._recovery.stop()
         self.carrier.stop()
         for client in self._clients:
             client.close()
+        for peer in self._peers.values():
+            peer.close()
         self._database.close()
         if self._server is not None:
             self._server.stop()

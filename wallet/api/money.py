@@ -31,7 +31,7 @@ from wallet.usecases.carrier import Carrier
 router = strict_router(tags=["money"])
 _R = WalletRefusal
 
-_INSTRUCTED = (
+INSTRUCTED = (
     LedgerRefusal.INSTRUCTION_INVALID,
     LedgerRefusal.INSTRUCTION_EXPIRED,
     LedgerRefusal.WRONG_LEDGER,
@@ -54,6 +54,14 @@ _INSTRUCTED = (
     TransferRefusal.INSUFFICIENT_FUNDS,
     TransferRefusal.BALANCE_LIMIT_EXCEEDED,
     TransferRefusal.AMOUNT_OVERFLOW,
+    WalletRefusal.CHILD_CLOSED,
+    WalletRefusal.CHILD_LIMIT_EXCEEDED,
+    WalletRefusal.PUSH_REVOKED,
+    WalletRefusal.PAYEE_NOT_ALLOWED,
+    WalletRefusal.CARD_SUSPENDED,
+    WalletRefusal.CARD_CLONED,
+    WalletRefusal.COUNTER_NOT_HIGHER,
+    WalletRefusal.PIN_NEEDED,
     RequestRefusal.SERVICE_UNAVAILABLE,
 )
 """What can become of a holder's instruction: this service's answers and the ledger's."""
@@ -64,7 +72,7 @@ _INSTRUCTED = (
     operation_id="create_payment",
     status_code=201,
     summary="Carry a payment or refund that the holder has signed",
-    responses=problems(*_INSTRUCTED, statuses=STATUSES),
+    responses=problems(*INSTRUCTED, statuses=STATUSES),
 )
 async def create_payment(body: PaymentRequest, request: Request) -> PaymentView:
     carrier: Carrier = request.app.state.carrier
@@ -111,7 +119,7 @@ def get_payment(payment: Annotated[PaymentRef, Path()], context: Services, clien
     operation_id="create_exchange_out",
     status_code=201,
     summary="Currency for deposit: carry the holder's instruction and credit the bank deposit",
-    responses=problems(*_INSTRUCTED, _R.NOT_OUR_VAULT, statuses=STATUSES),
+    responses=problems(*INSTRUCTED, _R.NOT_OUR_VAULT, statuses=STATUSES),
 )
 def create_exchange_out(body: PaymentRequest, context: Services) -> PaymentView:
     return payment_view(exchange.exchange_out(context, body.instruction))
@@ -128,6 +136,7 @@ def create_exchange_out(body: PaymentRequest, context: Services) -> PaymentView:
         _R.WALLET_NOT_OPEN,
         _R.EXCHANGE_EXISTS,
         _R.DEPOSIT_INSUFFICIENT,
+        _R.CHILD_IS_FUNDED_BY_PAYMENTS,
         LedgerRefusal.WRONG_CURRENCY,
         TransferRefusal.AMOUNT_INVALID,
         TransferRefusal.DEBIT_ACCOUNT_FROZEN,

@@ -12,8 +12,10 @@ from ledger.contract import TransferRefusal
 from wallet.api.auth import SIGNED, Channel, Reader
 from wallet.api.dependencies import STATUSES, Services
 from wallet.contract import CustomerRef, DepositRequest, DepositView, WalletRefusal
+from wallet.contract.families import SentCode, SentCodesView
 from wallet.domain.core_banking import PostingConflict
 from wallet.store.sandbox_core_banking import SandboxCoreBanking
+from wallet.usecases.aliases import SandboxCodeSender
 
 router = strict_router(tags=["sandbox"])
 
@@ -47,3 +49,16 @@ def get_simulated_deposit(
 ) -> DepositView:
     bank: SandboxCoreBanking = request.app.state.sandbox_bank
     return DepositView(customer=customer, balance_minor=bank.balance(customer))
+
+
+@router.get(
+    "/v1/simulate/codes",
+    operation_id="list_simulated_codes",
+    summary="The newest one-time codes: what telephones and mailboxes would show",
+    responses=problems(*SIGNED, statuses=STATUSES),
+)
+def list_simulated_codes(request: Request, context: Services, client: Reader) -> SentCodesView:
+    sender: SandboxCodeSender = request.app.state.codes
+    return SentCodesView(
+        codes=[SentCode(kind=sent.kind, to=sent.to, code=sent.code, sent_at=sent.sent_at) for sent in sender.sent()]
+    )

@@ -20,6 +20,7 @@ from wallet.contract import (
     WalletState,
     WalletView,
 )
+from wallet.domain.lifecycle import caps_in_force
 from wallet.domain.limits import left
 from wallet.domain.records import ExchangeIn, Payment, Wallet
 from wallet.domain.rules import RulePack
@@ -48,9 +49,12 @@ def wallet_view(row: Wallet, account: AccountView | None, *, pack: RulePack) -> 
         currency=pack.currency,
         account=row.account,
         device_thumbprint=row.device_thumbprint,
+        changing_to=row.changing_to,
+        suspended_for=sorted(row.suspensions),
         refusal=row.refusal,
         created_at=row.created_at,
         opened_at=row.opened_at,
+        closed_at=row.closed_at,
         balance=None if account is None else _balance_view(account),
         limits=None if account is None else _limits_view(row, account, pack),
     )
@@ -69,18 +73,26 @@ def _balance_view(account: AccountView) -> BalanceView:
 
 
 def _limits_view(row: Wallet, account: AccountView, pack: RulePack) -> LimitsView:
-    caps, rules = pack.caps(row.wallet_class), pack.classes[row.wallet_class]
+    rules, of_class, own = pack.classes[row.wallet_class], pack.caps(row.wallet_class), row.own_caps
+    caps = caps_in_force(pack, row.wallet_class, changing_to=row.changing_to, own=own)
 
-    def view(cap: int | None, used: int, assumed: bool) -> LimitView:
-        return LimitView(max_minor=cap, left_minor=left(cap, used), assumed=assumed)
+    def view(name: str, used: int, assumed: bool) -> LimitView:
+        cap = getattr(caps, name)
+        return LimitView(
+            max_minor=cap,
+            class_max_minor=getattr(of_class, name),
+            holder_max_minor=getattr(own, name),
+            left_minor=left(cap, used),
+            assumed=assumed,
+        )
 
     return LimitsView(
         rule_pack=pack.name,
         demonstration=pack.demonstration,
-        balance=view(caps.balance_max_minor, account.balance_minor, rules.balance.assumed),
-        single=view(caps.single_max_minor, 0, rules.single.assumed),
-        daily=view(caps.day_max_minor, account.spent_today_minor, rules.daily.assumed),
-        annual=view(caps.year_max_minor, account.spent_this_year_minor, rules.annual.assumed),
+        balance=view("balance_max_minor", account.balance_minor, rules.balance.assumed),
+        single=view("single_max_minor", 0, rules.single.assumed),
+        daily=view("day_max_minor", account.spent_today_minor, rules.daily.assumed),
+        annual=view("year_max_minor", account.spent_this_year_minor, rules.annual.assumed),
     )
 
 

@@ -17,6 +17,14 @@ from kernel.clock import Clock, system_clock
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey, PublicKey
 from ledger.contract import StatementLine, TransferKind, TransferTerms, sign_instruction
+from wallet.client.bulk import BulkMethods
+from wallet.client.events import EventMethods
+from wallet.client.families import FamilyCalls
+from wallet.client.lifecycle import LifecycleClient
+from wallet.client.offline import OfflineMethods
+from wallet.client.programs import ProgramMethods
+from wallet.client.requests import RequestMethods
+from wallet.client.schedules import ScheduleMethods
 from wallet.contract import (
     BATCH_ITEMS_MAX,
     CustomerRequest,
@@ -49,7 +57,16 @@ INSTRUCTION_LIFE = timedelta(minutes=10)
 """How long a holder's signature stands, unless said otherwise."""
 
 
-class WalletClient:
+class WalletClient(
+    BulkMethods,
+    EventMethods,
+    ScheduleMethods,
+    FamilyCalls,
+    LifecycleClient,
+    ProgramMethods,
+    RequestMethods,
+    OfflineMethods,
+):
     """Sync client of one wallet service. Raises `kernel.client.ProblemResponse`, `kernel.client.ServiceUnreachable`.
 
     `signer` is a registered client's; carrying holders' instructions (pay, refund, exchange_out) needs none.

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Literal, Protocol
 from uuid import UUID
 
 
@@ -14,6 +17,17 @@ class PostingOutcome(StrEnum):
 
 class PostingConflict(Exception):
     """The id belongs to another posting with other content: a bug in the caller, nothing was posted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    """A line of the bank's statement: booked, amount in minor units, direction as seen from the deposit."""
+
+    id: UUID
+    customer_id: UUID
+    direction: Literal["debit", "credit"]
+    amount_minor: int
+    booked_at: datetime
 
 
 class CoreBanking(Protocol):
@@ -34,4 +48,11 @@ class CoreBanking(Protocol):
 
     def look_up(self, posting_id: UUID) -> PostingOutcome | None:
         """What became of an id; None if it never arrived."""
+        ...
+
+    def statement(
+        self, *, since: datetime, until: datetime, after: tuple[datetime, UUID] | None, limit: int
+    ) -> Sequence[Posting]:
+        """Booked postings of exchanges in [since, until), in order of time and id, from the one after `after` on; at
+        most `limit`. A repeated line is a second booking."""
         ...

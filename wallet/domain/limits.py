@@ -24,6 +24,9 @@ class Caps:
     year_max_minor: int | None = None
 
 
+NO_CAPS = Caps()
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What one wallet has spent (booked or on its way) on `day` and in `day`'s calendar year, in minor units."""
@@ -99,6 +102,25 @@ def lowest(first: Caps, *others: Caps) -> Caps:
         day_max_minor=stricter(*(caps.day_max_minor for caps in every)),
         year_max_minor=stricter(*(caps.year_max_minor for caps in every)),
     )
+
+
+def is_raised(before: Caps, after: Caps) -> bool:
+    """Whether any of the four is higher afterwards, or gone."""
+    return any(earlier is not None and (later is None or later > earlier) for earlier, later in _pairs(before, after))
+
+
+def is_above(own: Caps, of_class: Caps) -> bool:
+    """Whether any cap of the holder's own is above the class's: it would say more than it could keep."""
+    return any(cap is not None and mine is not None and mine > cap for mine, cap in _pairs(own, of_class))
+
+
+def _pairs(first: Caps, second: Caps) -> list[tuple[int | None, int | None]]:
+    return [
+        (first.balance_max_minor, second.balance_max_minor),
+        (first.single_max_minor, second.single_max_minor),
+        (first.day_max_minor, second.day_max_minor),
+        (first.year_max_minor, second.year_max_minor),
+    ]
 
 
 def left(cap_minor: int | None, used_minor: int) -> int | None:

@@ -9,10 +9,10 @@ from typing import Literal
 from uuid import UUID
 
 from kernel.ids import AccountNumber, derive_uuid7
-from wallet.domain.limits import Usage
+from wallet.domain.limits import NO_CAPS, Caps, Usage
 from wallet.domain.rules import Evidence, WalletClass
 
-WalletStateName = Literal["opening", "open", "refused"]
+WalletStateName = Literal["opening", "open", "refused", "suspended", "closing", "closed"]
 PaymentKind = Literal["payment", "refund", "exchange-out"]
 PaymentStateName = Literal["initiated", "final", "refused"]
 ExchangeStateName = Literal["initiated", "debited", "compensating", "final", "refused", "compensated"]
@@ -25,6 +25,11 @@ class Customer:
     wrapped_key: bytes
     personal_data: bytes
     created_at: datetime
+
+    @property
+    def is_erased(self) -> bool:
+        """The key is destroyed, and with it everything that it opened."""
+        return not self.wrapped_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,21 @@ class Wallet:
     usage: Usage
     created_at: datetime
     opened_at: datetime | None
+    other_device_keys: Mapping[str, Mapping[str, str]] | None = None
+    """By thumbprint; None = the first device is the only active one."""
+    changing_to: WalletClass | None = None
+    own_caps: Caps = NO_CAPS
+    """What the holder has set; the class's hold beside them."""
+    suspensions: frozenset[str] = frozenset()
+    closed_at: datetime | None = None
+    opened_in_class: WalletClass | None = None
+    opened_with: str = ""
+    """Class and device that were asked for at the opening, whatever they are now."""
+
+    @property
+    def devices(self) -> dict[str, Mapping[str, str]]:
+        """Active devices' keys by thumbprint, the first first."""
+        return {self.device_thumbprint: self.device_key, **(self.other_device_keys or {})}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ wherever the limit is shown.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date
 from enum import StrEnum
 from typing import Annotated, Literal, Self
@@ -58,11 +58,36 @@ class ClassRules(_Data):
     annual: Cap
 
 
+class DayCount(StrEnum):
+    """How a rate a year becomes one a day. A closed list: `wallet.domain.interest` counts in their common divisor."""
+
+    ACTUAL_360 = "actual/360"
+    ACTUAL_365 = "actual/365"
+
+    @property
+    def days_of_year(self) -> int:
+        return 360 if self is DayCount.ACTUAL_360 else 365
+
+
 class InterestRules(_Data):
+    """Interest is exact until it is settled, and rounded then, once, to whole minor units."""
+
     rate_ppm_per_year: Annotated[int, Field(ge=0, le=1_000_000)]
     classes: frozenset[WalletClass]
+    day_count: DayCount
+    rounding: Literal["half-even"]
+    assumed: bool = False
+    """Day count and rounding are published by no source."""
     settled_on_day: Annotated[int, Field(ge=1, le=28)]
+    """Of the quarter's last month; that day's closing balance still earns."""
     credited_on_day: Annotated[int, Field(ge=1, le=28)]
+    """Of the same month."""
+
+    @model_validator(mode="after")
+    def _is_credited_afterwards(self) -> Self:
+        if self.credited_on_day <= self.settled_on_day:
+            raise ValueError("interest is credited after the day on which it is settled")
+        return self
 
 
 class LiabilityRules(_Data):
@@ -111,6 +136,9 @@ class RulePack(_Data):
             year_max_minor=self._minor(rules.annual),
         )
 
+    def bears_interest(self, wallet_class: WalletClass) -> bool:
+        return self.interest is not None and wallet_class in self.interest.classes
+
     def highest_class(self, evidence: frozenset[Evidence]) -> WalletClass | None:
         """The strongest class that this evidence opens; None if it opens none."""
         return next((name for name in WalletClass if self.classes[name].evidence <= evidence), None)
@@ -125,6 +153,11 @@ class RulePack(_Data):
 
 
 CapName = Literal["balance", "single", "daily", "annual"]
+
+
+def in_force(packs: Sequence[RulePack], day: date) -> RulePack | None:
+    """The pack that is in force on a day: the newest of those that have come into force by then."""
+    return max((pack for pack in packs if pack.in_force_from <= day), key=lambda pack: pack.in_force_from, default=None)
 
 
 def rule_class_name(pack: RulePack, wallet_class: WalletClass) -> str:

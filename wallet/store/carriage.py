@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row
 
-from wallet.domain.limits import Usage
-from wallet.domain.records import Payment
+from wallet.domain.events import EventType
+from wallet.domain.limits import NO_CAPS, Caps, Usage
+from wallet.domain.records import Payment, WalletStateName
 from wallet.domain.rules import WalletClass
+from wallet.store import events
 
 Connection = psycopg.Connection[Any]
 
@@ -32,6 +35,11 @@ class Payer:
     """JWK as JSON."""
     device_thumbprint: str
     usage: Usage
+    state: WalletStateName = "open"
+    other_devices: str | None = None
+    """Active devices besides the first: JSON, keys by thumbprint. None = there is none."""
+    changing_to: WalletClass | None = None
+    own_caps: Caps = NO_CAPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +50,29 @@ class Booked:
 
 
 def lock_payers(connection: Connection, accounts: Collection[int]) -> dict[int, Payer]:
-    """Open wallets by account number, their rows locked in order of id."""
+    """Wallets that have an account, by its number, their rows locked in order of id."""
     rows = connection.execute(
         "SELECT account, id, wallet_class, device_key::text, device_thumbprint,"
-        " usage_day, usage_day_minor, usage_year_minor FROM wallet"
+        " usage_day, usage_day_minor, usage_year_minor, state, other_device_keys::text, changing_to,"
+        " single_max_minor, day_max_minor, year_max_minor FROM wallet"
         " WHERE account = ANY(%s::bigint[]) ORDER BY id FOR NO KEY UPDATE",
         (_array(set(accounts)),),
         prepare=True,
     )
     return {
-        account: Payer(wallet_id, _CLASSES[wallet_class], key, thumbprint, Usage(day, day_minor, year_minor))
-        for account, wallet_id, wallet_class, key, thumbprint, day, day_minor, year_minor in rows
+        account: Payer(
+            wallet_id,
+            _CLASSES[wallet_class],
+            key,
+            thumbprint,
+            Usage(day, day_minor, year_minor),
+            state,
+            others,
+            None if changing_to is None else _CLASSES[changing_to],
+            NO_CAPS if single is day_max is year_max is None else Caps(None, single, day_max, year_max),
+        )
+        for account, wallet_id, wallet_class, key, thumbprint, day, day_minor, year_minor, *special in rows
+        for state, others, changing_to, single, day_max, year_max in (special,)
     }
 
 
@@ -66,11 +86,16 @@ def lock_payments(connection: Connection, payment_ids: Collection[UUID]) -> dict
         return {row["id"]: Payment(**row) for row in cursor}
 
 
-def insert_initiated(connection: Connection, rows: Sequence[Payment]) -> None:
-    """New payments. Raises: psycopg.errors.UniqueViolation if an id was taken meanwhile."""
+def insert_initiated(connection: Connection, rows: Sequence[Payment], *, usages: Mapping[int, Usage]) -> None:
+    """New payments, and what their wallets have used with them: one statement.
+
+    Raises: psycopg.errors.UniqueViolation if a payment is known.
+    """
     if not rows:
+        save_usages(connection, usages)
         return
     connection.execute(
+        f"WITH counted AS ({_SAVE_USAGES}) "
         "INSERT INTO payment (id, wallet_id, kind, debit_account, credit_account, amount_minor, currency, reference,"
         " instruction, valid_until, state, counted_on, created_at, tried_at)"
         " SELECT id, wallet_id, kind, debit, credit, amount, currency, reference, instruction, valid_until,"
@@ -79,6 +104,7 @@ def insert_initiated(connection: Connection, rows: Sequence[Payment]) -> None:
         " %s::timestamptz[], %s::timestamptz[]) AS new (id, wallet_id, kind, debit, credit, amount, currency,"
         " reference, instruction, valid_until, counted_on, created_at, tried_at)",
         (
+            *_usage_arrays(usages),
             _array([row.id for row in rows]),
             _array([row.wallet_id for row in rows]),
             _array([row.kind for row in rows]),
@@ -88,10 +114,10 @@ def insert_initiated(connection: Connection, rows: Sequence[Payment]) -> None:
             _array([row.currency for row in rows]),
             _array([row.reference for row in rows]),
             _array([row.instruction for row in rows]),
-            _array([row.valid_until.isoformat() for row in rows]),
+            _array([_shown(row.valid_until) for row in rows]),
             _array([row.counted_on for row in rows]),
-            _array([row.created_at.isoformat() for row in rows]),
-            _array([row.tried_at.isoformat() for row in rows]),
+            _array([_shown(row.created_at) for row in rows]),
+            _array([_shown(row.tried_at) for row in rows]),
         ),
         prepare=True,
     )
@@ -99,19 +125,23 @@ def insert_initiated(connection: Connection, rows: Sequence[Payment]) -> None:
 
 def save_usages(connection: Connection, usages: Mapping[int, Usage]) -> None:
     """By account number; the rows must be locked by `lock_payers`."""
-    if not usages:
-        return
-    connection.execute(
-        "UPDATE wallet SET usage_day = new.day, usage_day_minor = new.day_minor, usage_year_minor = new.year_minor"
-        " FROM unnest(%s::bigint[], %s::date[], %s::bigint[], %s::bigint[]) AS new (account, day, day_minor,"
-        " year_minor) WHERE wallet.account = new.account",
-        (
-            _array(usages),
-            _array([usage.day for usage in usages.values()]),
-            _array([usage.day_minor for usage in usages.values()]),
-            _array([usage.year_minor for usage in usages.values()]),
-        ),
-        prepare=True,
+    if usages:
+        connection.execute(_SAVE_USAGES, _usage_arrays(usages), prepare=True)
+
+
+_SAVE_USAGES = (
+    "UPDATE wallet SET usage_day = used.day, usage_day_minor = used.day_minor, usage_year_minor = used.year_minor"
+    " FROM unnest(%s::bigint[], %s::date[], %s::bigint[], %s::bigint[]) AS used (account, day, day_minor,"
+    " year_minor) WHERE wallet.account = used.account"
+)
+
+
+def _usage_arrays(usages: Mapping[int, Usage]) -> tuple[str, str, str, str]:
+    return (
+        _array(usages),
+        _array([usage.day for usage in usages.values()]),
+        _array([usage.day_minor for usage in usages.values()]),
+        _array([usage.year_minor for usage in usages.values()]),
     )
 
 
@@ -120,17 +150,20 @@ def finish_initiated(connection: Connection, booked: Sequence[Booked]) -> int:
     if not booked:
         return 0
     finished = connection.execute(
-        "UPDATE payment SET state = 'final', seq = new.seq, booked_at = new.booked_at"
-        " FROM unnest(%s::uuid[], %s::bigint[], %s::timestamptz[]) AS new (id, seq, booked_at)"
-        " WHERE payment.id = new.id AND payment.state = 'initiated'",
+        "WITH done AS (UPDATE payment SET state = 'final', seq = new.seq, booked_at = new.booked_at"
+        " FROM unnest(%s::uuid[], %s::uuid[], %s::bigint[], %s::timestamptz[]) AS new (id, event_id, seq, booked_at)"
+        " WHERE payment.id = new.id AND payment.state = 'initiated'"
+        " RETURNING payment.id, payment.wallet_id, new.booked_at, new.event_id),"
+        f" told AS ({events.EMIT_FINAL}) SELECT count(*) FROM done",
         (
             _array([item.payment_id for item in booked]),
+            _array([events.event_id(item.payment_id, EventType.PAYMENT_FINAL) for item in booked]),
             _array([item.seq for item in booked]),
-            _array([item.booked_at.isoformat() for item in booked]),
+            _array([_shown(item.booked_at) for item in booked]),
         ),
         prepare=True,
-    )
-    return finished.rowcount
+    ).fetchone()
+    return 0 if finished is None else int(finished[0])
 
 
 def mark_final(connection: Connection, booked: Booked, *, counted_on: date | None) -> None:
@@ -139,6 +172,7 @@ def mark_final(connection: Connection, booked: Booked, *, counted_on: date | Non
         " is_transient = NULL, detail = NULL WHERE id = %s",
         (booked.seq, booked.booked_at, counted_on, booked.payment_id),
     )
+    events.emit_final(connection, booked.payment_id)
 
 
 def mark_refused(
@@ -149,6 +183,7 @@ def mark_refused(
         " WHERE id = %s AND state <> 'final'",
         (refusal, is_transient, detail, payment_id),
     )
+    events.emit_refused(connection, payment_id, refusal=refusal)
 
 
 def forget(connection: Connection, payment_id: UUID) -> None:
@@ -176,6 +211,12 @@ def mark_answered(connection: Connection, answered: Sequence[tuple[Payment, date
 
 
 _CLASSES = {item.value: item for item in WalletClass}
+
+
+@lru_cache(maxsize=1024)
+def _shown(moment: datetime) -> str:
+    """Cached: the payments of a batch were made and booked at the same moment."""
+    return moment.isoformat()
 
 
 def _array(values: Iterable[object]) -> str:

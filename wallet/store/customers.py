@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -33,8 +33,20 @@ def insert_customer(connection: sa.Connection, row: Customer) -> bool:
     return connection.execute(statement).first() is not None
 
 
-def find_customer(connection: sa.Connection, customer_id: UUID) -> Customer | None:
-    row = connection.execute(sa.select(customer).where(customer.c.id == customer_id)).mappings().first()
+def save_evidence(connection: sa.Connection, customer_id: UUID, evidence: frozenset[Evidence]) -> None:
+    values = {column.name: item in evidence for item, column in _COLUMN_BY_EVIDENCE.items()}
+    connection.execute(sa.update(customer).where(customer.c.id == customer_id).values(values))
+
+
+def find_customer(
+    connection: sa.Connection, customer_id: UUID, *, lock: Literal["none", "evidence", "change"] = "none"
+) -> Customer | None:
+    """`evidence`: what was verified stays so until the transaction's end. `change`: and nobody else relies on it
+    meanwhile. Before a wallet's lock, never after."""
+    query = sa.select(customer).where(customer.c.id == customer_id)
+    if lock != "none":
+        query = query.with_for_update(read=lock == "evidence", key_share=lock == "change")
+    row = connection.execute(query).mappings().first()
     if row is None:
         return None
     return Customer(

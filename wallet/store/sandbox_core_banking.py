@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -9,7 +10,7 @@ from sqlalchemy.dialects.postgresql import insert
 
 from kernel.clock import Clock
 from kernel.database import Database
-from wallet.domain.core_banking import PostingConflict, PostingOutcome
+from wallet.domain.core_banking import Posting, PostingConflict, PostingOutcome
 from wallet.store.tables import sandbox_deposit, sandbox_posting
 
 
@@ -25,6 +26,26 @@ class SandboxCoreBanking:
 
     def credit_deposit(self, posting_id: UUID, customer_id: UUID, amount_minor: int) -> PostingOutcome:
         return self._post(posting_id, customer_id, "credit", amount_minor)
+
+    def pay_in(self, posting_id: UUID, customer_id: UUID, amount_minor: int) -> PostingOutcome:
+        """Money from elsewhere onto the deposit: no exchange, so not in `statement`."""
+        return self._post(posting_id, customer_id, "credit", amount_minor, purpose="other")
+
+    def statement(
+        self, *, since: datetime, until: datetime, after: tuple[datetime, UUID] | None, limit: int
+    ) -> list[Posting]:
+        columns = sandbox_posting.c
+        query = (
+            sa.select(columns.id, columns.customer_id, columns.direction, columns.amount_minor, columns.created_at)
+            .where(columns.is_booked, columns.purpose == "exchange")
+            .where(columns.created_at >= since, columns.created_at < until)
+            .order_by(columns.created_at, columns.id)
+            .limit(limit)
+        )
+        if after is not None:
+            query = query.where(sa.tuple_(columns.created_at, columns.id) > sa.tuple_(*map(sa.literal, after)))
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            return [Posting(*row) for row in connection.execute(query)]
 
     def look_up(self, posting_id: UUID) -> PostingOutcome | None:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
@@ -43,7 +64,9 @@ class SandboxCoreBanking:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             return int(connection.execute(sa.select(sa.func.sum(sandbox_deposit.c.balance_minor))).scalar() or 0)
 
-    def _post(self, posting_id: UUID, customer_id: UUID, direction: str, amount_minor: int) -> PostingOutcome:
+    def _post(
+        self, posting_id: UUID, customer_id: UUID, direction: str, amount_minor: int, *, purpose: str = "exchange"
+    ) -> PostingOutcome:
         def work(connection: sa.Connection) -> PostingOutcome:
             opened = insert(sandbox_deposit).values(customer_id=customer_id, balance_minor=0)
             connection.execute(opened.on_conflict_do_nothing())
@@ -64,6 +87,7 @@ class SandboxCoreBanking:
                     id=posting_id,
                     customer_id=customer_id,
                     direction=direction,
+                    purpose=purpose,
                     amount_minor=amount_minor,
                     is_booked=is_booked,
                     created_at=self._clock(),

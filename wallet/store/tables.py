@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from kernel.crypto.nonces import nonce_table
 
@@ -35,6 +35,8 @@ customer = sa.Table(
     sa.Column("wrapped_key", sa.LargeBinary, nullable=False),
     sa.Column("personal_data", sa.LargeBinary, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
+    # Both empty once the customer is erased.
+    sa.CheckConstraint("(octet_length(wrapped_key) = 0) = (octet_length(personal_data) = 0)", name="erased_whole"),
 )
 
 wallet = sa.Table(
@@ -56,9 +58,36 @@ wallet = sa.Table(
     sa.Column("usage_year_minor", sa.BigInteger, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
     sa.Column("opened_at", _Moment),
+    # As it was asked for, whatever it has become: the same opening again is answered the same.
+    sa.Column("opened_in_class", sa.Text, nullable=False),
+    sa.Column("opened_with", sa.Text, nullable=False),
+    # Of `wallet_device`, whose active rows are the truth: the active devices besides the first; NULL = none.
+    sa.Column("other_device_keys", JSONB),
+    # A class change on its way: until both sides have it, the stricter of the two classes' caps is in force.
+    sa.Column("changing_to", sa.Text),
+    # The holder's own caps; NULL = the class's alone.
+    sa.Column("balance_max_minor", sa.BigInteger),
+    sa.Column("single_max_minor", sa.BigInteger),
+    sa.Column("day_max_minor", sa.BigInteger),
+    sa.Column("year_max_minor", sa.BigInteger),
+    # Every reason for which it is suspended; it is open again when none is left.
+    sa.Column("suspensions", ARRAY(sa.Text), nullable=False),
+    sa.Column("closed_at", _Moment),
     sa.CheckConstraint(_one_of("wallet_class", "I", "II", "III", "IV"), name="class"),
-    sa.CheckConstraint(_one_of("state", "opening", "open", "refused"), name="state"),
-    sa.CheckConstraint("(state = 'open') = (account IS NOT NULL AND opened_at IS NOT NULL)", name="open_has_account"),
+    sa.CheckConstraint(_one_of("state", "opening", "open", "refused", "suspended", "closing", "closed"), name="state"),
+    sa.CheckConstraint(
+        "(state IN ('open', 'suspended', 'closing', 'closed')) = (account IS NOT NULL AND opened_at IS NOT NULL)",
+        name="open_has_account",
+    ),
+    sa.CheckConstraint("(state = 'closed') = (closed_at IS NOT NULL)", name="closed_at"),
+    sa.CheckConstraint("changing_to IN ('I', 'II', 'III', 'IV') AND changing_to <> wallet_class", name="changing_to"),
+    sa.CheckConstraint(
+        "balance_max_minor >= 0 AND single_max_minor >= 0 AND day_max_minor >= 0 AND year_max_minor >= 0",
+        name="own_caps_i9",
+    ),
+    sa.CheckConstraint("suspensions <@ ARRAY['loss', 'evidence', 'institution']", name="suspensions"),
+    sa.CheckConstraint("(state = 'suspended') <= (cardinality(suspensions) > 0)", name="suspended"),
+    sa.CheckConstraint("(state IN ('open', 'closing')) <= (cardinality(suspensions) = 0)", name="open_is_not_suspended"),
     sa.CheckConstraint("(state = 'refused') = (refusal IS NOT NULL)", name="refused_says_why"),
     sa.CheckConstraint("0 <= usage_day_minor AND usage_day_minor <= usage_year_minor", name="usage_i9"),
     sa.Index("wallet_customer_id", "customer_id"),
@@ -199,10 +228,14 @@ sandbox_posting = sa.Table(
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("is_booked", sa.Boolean, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
+    # Of an exchange, or of anything else that happens to a deposit.
+    sa.Column("purpose", sa.Text, nullable=False),
     sa.CheckConstraint("amount_minor > 0", name="amount_positive"),
+    sa.CheckConstraint(_one_of("purpose", "exchange", "other"), name="purpose"),
     sa.CheckConstraint(_one_of("direction", "debit", "credit"), name="direction"),
     sa.CheckConstraint("is_booked OR direction = 'debit'", name="credits_are_booked"),
     sa.Index("sandbox_posting_customer_id", "customer_id"),
+    sa.Index("sandbox_posting_created", "created_at", "id"),
 )
 
 request_nonce = nonce_table(metadata)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from kernel.ids import AccountNumber
-from wallet.domain.limits import Usage
+from wallet.domain.limits import Caps, Usage
 from wallet.domain.records import Wallet
 from wallet.domain.rules import WalletClass
 from wallet.store.tables import institution_account, wallet
@@ -33,6 +33,9 @@ def insert_wallet(connection: sa.Connection, row: Wallet) -> bool:
         "usage_year_minor": row.usage.year_minor,
         "created_at": row.created_at,
         "opened_at": row.opened_at,
+        "suspensions": sorted(row.suspensions),
+        "opened_in_class": row.wallet_class.value,
+        "opened_with": row.device_thumbprint,
     }
     statement = insert(wallet).values(values).on_conflict_do_nothing().returning(wallet.c.id)
     return connection.execute(statement).first() is not None
@@ -42,8 +45,18 @@ def find_wallet(connection: sa.Connection, wallet_id: UUID) -> Wallet | None:
     return _first(connection, sa.select(wallet).where(wallet.c.id == wallet_id))
 
 
+def lock_wallet(connection: sa.Connection, wallet_id: UUID) -> Wallet | None:
+    """With its row locked to the transaction's end, as `wallet.store.carriage` locks it: no payment is counted
+    meanwhile."""
+    return _first(connection, sa.select(wallet).where(wallet.c.id == wallet_id).with_for_update(key_share=True))
+
+
 def find_wallet_of_device(connection: sa.Connection, thumbprint: str) -> Wallet | None:
     return _first(connection, sa.select(wallet).where(wallet.c.device_thumbprint == thumbprint))
+
+
+def find_wallet_of_account(connection: sa.Connection, account: int) -> Wallet | None:
+    return _first(connection, sa.select(wallet).where(wallet.c.account == account))
 
 
 def mark_open(connection: sa.Connection, wallet_id: UUID, account: AccountNumber, *, opened_at: datetime) -> None:
@@ -119,4 +132,16 @@ def _wallet(row: sa.RowMapping) -> Wallet:
         usage=Usage(row["usage_day"], row["usage_day_minor"], row["usage_year_minor"]),
         created_at=row["created_at"],
         opened_at=row["opened_at"],
+        other_device_keys=row["other_device_keys"],
+        changing_to=None if row["changing_to"] is None else WalletClass(row["changing_to"]),
+        own_caps=Caps(
+            balance_max_minor=row["balance_max_minor"],
+            single_max_minor=row["single_max_minor"],
+            day_max_minor=row["day_max_minor"],
+            year_max_minor=row["year_max_minor"],
+        ),
+        suspensions=frozenset(row["suspensions"]),
+        closed_at=row["closed_at"],
+        opened_in_class=WalletClass(row["opened_in_class"]),
+        opened_with=row["opened_with"],
     )

@@ -20,11 +20,14 @@ from kernel.limits import SIGNATURE_SKEW_SECONDS_MAX
 from ledger.client import LedgerClient
 from ledger.contract import AccountKind, AccountOpening, LedgerRefusal, TransferRefusal
 from wallet.contract import WalletRefusal
+from wallet.domain.aliases import CodeSender, NoCodeSender
 from wallet.domain.core_banking import CoreBanking
 from wallet.domain.rules import RulePack
 from wallet.personal_data import PersonalDataVault
+from wallet.program_template_files import TemplateBook, builtin_templates
 from wallet.store import wallets
 from wallet.usecases.doubts import Doubts
+from wallet.usecases.peers import Peers
 
 SUBMISSION_LIFE = timedelta(seconds=60)
 """A transfer is signed to expire this long after the durable decision to send it: longer than a request may take, short
@@ -103,6 +106,15 @@ class Context:
     claim: timedelta = field(default=timedelta(seconds=60))
     """How long an exchange is left to whoever works on it."""
     doubts: Doubts = field(default_factory=Doubts)
+    templates: TemplateBook = field(default_factory=builtin_templates)
+    peers: Peers = field(default_factory=Peers)
+    """Other institutions' wallet services, and their keys."""
+    pin_free_max_minor: int = 100_000
+    """The most that a payer's code pays without asking its holder again, in minor units: the institution's policy."""
+    codes: CodeSender = field(default_factory=NoCodeSender)
+    """Where one-time codes for aliases leave."""
+    packs: Sequence[RulePack] = ()
+    """Every pack that was, is or will be in force here, for what goes by the day; empty = `pack` alone."""
 
 
 def ledger_unavailable(error: ProblemResponse | ServiceUnreachable) -> ProblemError:

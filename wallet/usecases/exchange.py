@@ -24,15 +24,27 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from sqlalchemy import Connection
+
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.errors import InvariantBroken, ProblemError, Refusal, RequestRefusal
 from kernel.money import AMOUNT_MINOR_MAX
-from ledger.contract import LedgerRefusal, TransferKind, TransferOutcome, TransferRefusal, TransferResult, TransferTerms
+from ledger.contract import (
+    AccountView,
+    LedgerRefusal,
+    TransferKind,
+    TransferOutcome,
+    TransferRefusal,
+    TransferResult,
+    TransferTerms,
+)
 from wallet.contract import WalletRefusal
 from wallet.domain import limits
 from wallet.domain.core_banking import PostingConflict, PostingOutcome
+from wallet.domain.events import EventType
+from wallet.domain.lifecycle import caps_in_force, refuse_unless_open
 from wallet.domain.records import ExchangeIn, Payment, Wallet
-from wallet.store import exchanges, payments, wallets
+from wallet.store import events, exchanges, families, lifecycle, payments, wallets
 from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, is_definite, refusal_of, show_transfer
 from wallet.usecases.pay import EXCHANGES_OUT, carry, pay_one
 from wallet.usecases.wallets import account_of
@@ -70,8 +82,9 @@ def exchange_in(
         known = exchanges.find_exchange(connection, exchange_id)
         wallet = wallets.find_wallet(connection, wallet_id)
     if known is None:
-        _admit(context, wallet, amount_minor=amount_minor, currency=currency)
+        view = _admit(context, wallet, amount_minor=amount_minor, currency=currency)
         with context.database.transaction(isolation="READ COMMITTED") as connection:
+            _admit_under_lock(connection, wallet_id, amount_minor, view)
             if exchanges.insert_exchange(connection, row):
                 known = row
         if known is not None:
@@ -181,10 +194,13 @@ def resume_payments(context: Context, *, older_than: timedelta) -> int:
 # --- the saga of exchange-in -----------------------------------------------------------------------------------------
 
 
-def _admit(context: Context, wallet: Wallet | None, *, amount_minor: int, currency: str) -> None:
-    """Refuses before the deposit is touched what the ledger would refuse after it."""
+def _admit(context: Context, wallet: Wallet | None, *, amount_minor: int, currency: str) -> AccountView:
+    """Refuses before the deposit is touched what the ledger would refuse after it. The account as the ledger has it."""
     if wallet is None:
         raise ProblemError(WalletRefusal.WALLET_NOT_FOUND)
+    refusal = refuse_unless_open(wallet.state)
+    if refusal is not None:
+        raise ProblemError(refusal)
     view = account_of(context, wallet)
     if view is None:
         raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
@@ -192,11 +208,30 @@ def _admit(context: Context, wallet: Wallet | None, *, amount_minor: int, curren
         raise ProblemError(LedgerRefusal.WRONG_CURRENCY, f"this wallet holds {context.ledgers.home.currency}")
     if not 0 < amount_minor <= AMOUNT_MINOR_MAX:
         raise ProblemError(TransferRefusal.AMOUNT_INVALID)
-    caps = context.pack.caps(wallet.wallet_class)
+    caps = caps_in_force(context.pack, wallet.wallet_class, changing_to=wallet.changing_to, own=wallet.own_caps)
     refusal = limits.decide_credit(amount_minor, balance_minor=view.balance_minor, caps=caps)
     if refusal is not None:
         raise ProblemError(refusal, f"class {wallet.wallet_class.value} of {context.pack.name}")
     context.ledgers.vault(context.ledgers.home)  # opened now, if it never was
+    return view
+
+
+def _admit_under_lock(connection: Connection, wallet_id: UUID, amount_minor: int, view: AccountView) -> None:
+    """What only this service keeps, decided under the wallet's lock: that it is open still, and its holder's own
+    balance cap, with what is on its way into it and what the ledger's `view` is too old to show."""
+    wallet = wallets.lock_wallet(connection, wallet_id)
+    if wallet is None:
+        raise ProblemError(WalletRefusal.WALLET_NOT_FOUND)
+    child = families.find_child(connection, wallet_id)
+    if child is not None and child.caps.balance_max_minor is not None:
+        raise ProblemError(WalletRefusal.CHILD_IS_FUNDED_BY_PAYMENTS)
+    refusal = refuse_unless_open(wallet.state)
+    if refusal is None and wallet.own_caps.balance_max_minor is not None:
+        coming = lifecycle.exchanged_in_beyond(connection, wallet_id, seq=view.as_of_seq)
+        balance_minor = view.balance_minor + coming
+        refusal = limits.decide_credit(amount_minor, balance_minor=balance_minor, caps=wallet.own_caps)
+    if refusal is not None:
+        raise ProblemError(refusal, "the holder's own cap" if refusal in TransferRefusal else "")
 
 
 def _advance(context: Context, row: ExchangeIn) -> ExchangeIn:
@@ -337,6 +372,10 @@ def _write(context: Context, row: ExchangeIn, **changes: Any) -> ExchangeIn:
     """The row with the changes, if this attempt is still the newest; else as a newer attempt has it."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         after = exchanges.advance_exchange(connection, row, **changes)
+        if after is not None and after.state in ("final", "refused", "compensated"):
+            kind = EventType.EXCHANGE_FINAL if after.state == "final" else EventType.EXCHANGE_FAILED
+            subject, wallet_id = f"exc_{row.id}", row.wallet_id
+            events.emit(connection, kind, subject, at=context.clock(), wallet_id=wallet_id, once=row.id)
     return after if after is not None else find_exchange(context, row.id)
 
 

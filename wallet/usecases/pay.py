@@ -50,20 +50,28 @@ from ledger.contract import (
 )
 from wallet.contract import WalletRefusal
 from wallet.domain import limits
+from wallet.domain.lifecycle import caps_in_force, refuse_paying
 from wallet.domain.limits import Usage
 from wallet.domain.records import Payment, PaymentKind
 from wallet.store import carriage
 from wallet.store.carriage import Booked, Connection, Payer
+from wallet.usecases import own_rules
 from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of, show_transfer
+from wallet.usecases.own_rules import OwnRules, Tally
 
 _KINDS: Mapping[TransferKind, PaymentKind] = {
     TransferKind.PAYMENT: "payment",
     TransferKind.REFUND: "refund",
     TransferKind.EXCHANGE_OUT: "exchange-out",
 }
-PAYMENTS = frozenset({TransferKind.PAYMENT, TransferKind.REFUND})
+PAYMENTS = frozenset({TransferKind.PAYMENT})
+REFUNDS = frozenset({TransferKind.REFUND})
+"""Only `wallet.usecases.refunds` carries these: each is tied to the payment that it gives back."""
 EXCHANGES_OUT = frozenset({TransferKind.EXCHANGE_OUT})
 _KEYS_CACHED_MAX = 10_000
+RECORD_ATTEMPTS_MAX = 4
+"""An id that is taken is read at the second attempt, unless its payment was forgotten meanwhile: payers of one payment
+request share the id of its payment (`wallet.usecases.incoming`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,14 @@ def pay(context: Context, tokens: Sequence[str], *, kinds: Collection[TransferKi
         for (index, _), outcome in zip(taken, carried, strict=True):
             outcomes[index] = outcome
     return [outcome for outcome in outcomes if outcome is not None]
+
+
+def pay_out(context: Context, token: str) -> Payment:
+    """`pay_one` for the one instruction that empties a wallet which is being closed."""
+    item = _read(token)
+    if isinstance(item, Declined):
+        return final(item)
+    return final(_carry_instructions(context, [item], PAYMENTS | EXCHANGES_OUT, is_payout=True)[0])
 
 
 def pay_one(context: Context, token: str, *, kinds: Collection[TransferKind] = PAYMENTS) -> Payment:
@@ -136,12 +152,12 @@ def carry(context: Context, items: Sequence[Payment]) -> list[Outcome]:
 
 
 def _carry_instructions(
-    context: Context, items: Sequence[Instruction], kinds: Collection[TransferKind]
+    context: Context, items: Sequence[Instruction], kinds: Collection[TransferKind], *, is_payout: bool = False
 ) -> list[Outcome]:
     accounts = [item.debit for item in items if item.debit is not None]
     in_doubt = context.doubts.enter(accounts)
     try:
-        return _carry(context, items, kinds=kinds, in_doubt=in_doubt)
+        return _carry(context, items, kinds=kinds, in_doubt=in_doubt, is_payout=is_payout)
     finally:
         context.doubts.leave(accounts)
 
@@ -152,12 +168,16 @@ def _carry(
     *,
     kinds: Collection[TransferKind],
     in_doubt: Collection[int],
+    is_payout: bool = False,
 ) -> list[Outcome]:
-    recorder = _Recorder(context, items, kinds=kinds, in_doubt=in_doubt)
-    try:
-        recorded = context.database.run_session(recorder.record)
-    except UniqueViolation:  # another request took one of the ids in between: now it is there to be read
-        recorded = context.database.run_session(recorder.record)
+    recorder = _Recorder(context, items, kinds=kinds, in_doubt=in_doubt, is_payout=is_payout)
+    for attempt in range(RECORD_ATTEMPTS_MAX):
+        try:
+            recorded = context.database.run_session(recorder.record)
+            break
+        except UniqueViolation:  # another request took one of the ids in between: now it is there to be read
+            if attempt == RECORD_ATTEMPTS_MAX - 1:
+                raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "others use these ids too; retry") from None
     to_submit = [
         item
         for index, item in enumerate(recorded.outcomes)
@@ -184,6 +204,17 @@ class _Recorded:
     """What was recorded now for the first time."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """Step 2 before it is written."""
+
+    recorded: _Recorded
+    new: Sequence[Payment]
+    tried_again: Sequence[Payment]
+    usages: Mapping[int, Usage]
+    own: Tally
+
+
 class _Recorder:
     """Step 2. Its `record` may be run again from the start."""
 
@@ -194,23 +225,52 @@ class _Recorder:
         *,
         kinds: Collection[TransferKind],
         in_doubt: Collection[int],
+        is_payout: bool = False,
     ) -> None:
         self._context = context
+        self._is_payout = is_payout
         self._items = items
         self._kinds = kinds
         self._in_doubt = in_doubt
         self._ids = [item.id for item in items]
+        self._own = OwnRules()
+        self._must_ask = any(isinstance(item, Payment) for item in items)
+        """Which of the payments are known already."""
         home = context.ledgers.home
         is_exchange = any(item.kind == TransferKind.EXCHANGE_OUT.value for item in items)
         self._vault = context.ledgers.vault(home) if is_exchange else None
 
     def record(self, connection: Connection) -> _Recorded:
+        """Mostly every payment is new, and then nobody need be asked: the primary key refuses one that is known.
+        One that is known may look refused (its limit is used up, by itself): so nothing is declined without asking.
+
+        Raises: psycopg.errors.UniqueViolation; then run it again.
+        """
+        payers = carriage.lock_payers(connection, [_debit(item) for item in self._items])
+        self._own = own_rules.load(connection, [(item.id, _debit(item), _credit(item)) for item in self._items])
+        if not self._must_ask:
+            decided = self._decide(connection, payers, {})
+            self._must_ask = True
+            if not any(isinstance(outcome, Declined) for outcome in decided.recorded.outcomes):
+                return self._write(connection, decided)
+        decided = self._decide(connection, payers, carriage.lock_payments(connection, self._ids))
+        return self._write(connection, decided)
+
+    @staticmethod
+    def _write(connection: Connection, decided: _Decided) -> _Recorded:
+        for payment in decided.tried_again:
+            carriage.mark_tried_again(connection, payment)
+        carriage.insert_initiated(connection, decided.new, usages=decided.usages)
+        decided.own.write(connection)
+        return decided.recorded
+
+    def _decide(self, connection: Connection, payers: Mapping[int, Payer], known: Mapping[UUID, Payment]) -> _Decided:
         context, now = self._context, self._context.clock()
         today = limits.scheme_day(now, context.time_zone)
-        payers = carriage.lock_payers(connection, [_debit(item) for item in self._items])
-        known = carriage.lock_payments(connection, self._ids)
+        own = Tally(context, self._own, connection, now=now, today=today)
         usages: dict[int, Usage] = {}
         new: list[Payment] = []
+        tried_again: list[Payment] = []
         earlier: dict[UUID, datetime] = {}
         outcomes: list[Outcome] = []
         repeats: set[int] = set()
@@ -234,19 +294,30 @@ class _Recorder:
                     continue
                 if before.state == "initiated":  # on its way, counted already
                     earlier[payment_id] = before.tried_at
-                    carriage.mark_tried_again(connection, again)
+                    tried_again.append(again)
                     first_by_id[payment_id] = again
                     outcomes.append(again)
                     continue
                 checked = again
+            if payer.state != "open":
+                refusal = refuse_paying(payer.state)
+                if refusal is not None and not (self._is_payout and payer.state == "closing"):
+                    outcomes.append(Declined(payment_id, refusal))
+                    continue
             if now >= checked.valid_until:
                 outcomes.append(Declined(payment_id, LedgerRefusal.INSTRUCTION_EXPIRED))
+                continue
+            not_allowed = own.refuse(checked)
+            if not_allowed is not None:
+                outcomes.append(Declined(payment_id, not_allowed))
                 continue
             if checked.kind == "payment":
                 account = checked.debit_account
                 decided = limits.decide_payment(
                     checked.amount_minor,
-                    caps=context.pack.caps(payer.wallet_class),
+                    caps=caps_in_force(
+                        context.pack, payer.wallet_class, changing_to=payer.changing_to, own=payer.own_caps
+                    ),
                     usage=usages.get(account, payer.usage),
                     today=today,
                 )
@@ -257,15 +328,15 @@ class _Recorder:
                 usages[account] = decided
                 if decided.day != checked.counted_on:
                     checked = replace(checked, counted_on=decided.day)
+            own.count(checked)
             if before is None:
                 new.append(checked)
             else:
-                carriage.mark_tried_again(connection, checked)
+                tried_again.append(checked)
             first_by_id[payment_id] = checked
             outcomes.append(checked)
-        carriage.insert_initiated(connection, new)
-        carriage.save_usages(connection, usages)
-        return _Recorded(outcomes, repeats, earlier, {row.id for row in new})
+        recorded = _Recorded(outcomes, repeats, earlier, {row.id for row in new})
+        return _Decided(recorded, new, tried_again, usages, own)
 
     def _check(
         self,
@@ -283,10 +354,11 @@ class _Recorder:
             return Declined(payment_id, WalletRefusal.NOT_OUR_WALLET)
         if isinstance(item, Payment):
             return item if is_known else Declined(payment_id, LedgerRefusal.INSTRUCTION_INVALID)
-        is_headed = jws.is_headed_for(item.unverified, payer.device_thumbprint, typ=INSTRUCTION_TYP)
-        if is_known or not is_headed or item.debit in self._in_doubt:
+        thumbprint, key = _signer(item.unverified.token, payer)
+        is_headed = jws.is_headed_for(item.unverified, thumbprint, typ=INSTRUCTION_TYP)
+        if is_known or not is_headed or item.debit in self._in_doubt or self._own.is_card(item.debit):
             try:
-                jws.check(item.unverified, _device_key(payer.device_key), typ=INSTRUCTION_TYP)
+                jws.check(item.unverified, _device_key(key), typ=INSTRUCTION_TYP)
             except jws.InvalidJws as error:
                 return Declined(payment_id, LedgerRefusal.INSTRUCTION_INVALID, error.reason)
         if item.ledger != home.name:
@@ -331,9 +403,27 @@ class _Recorder:
         )
 
 
+def _signer(token: str, payer: Payer) -> tuple[str, str]:
+    """(thumbprint, JWK) of the device that the token names; of the first one if it names none of the wallet's."""
+    if payer.other_devices is not None:
+        try:
+            kid = str(jws.peek_header(token).get("kid"))
+        except jws.InvalidJws:
+            kid = ""
+        key = _devices(payer.other_devices).get(kid)
+        if key is not None:
+            return kid, key
+    return payer.device_thumbprint, payer.device_key
+
+
+@lru_cache(maxsize=_KEYS_CACHED_MAX)
+def _devices(by_thumbprint: str) -> dict[str, str]:
+    return {thumbprint: json.dumps(key) for thumbprint, key in json.loads(by_thumbprint).items()}
+
+
 def _is_signed(token: str, payer: Payer) -> bool:
     try:
-        jws.verify(token, _device_key(payer.device_key), typ=INSTRUCTION_TYP)
+        jws.verify(token, _device_key(_signer(token, payer)[1]), typ=INSTRUCTION_TYP)
     except jws.InvalidJws:
         return False
     return True
@@ -346,6 +436,10 @@ def _device_key(jwk: str) -> PublicKey:
 
 def _debit(item: Instruction | Payment) -> int:
     return item.debit_account if isinstance(item, Payment) else item.debit or 0
+
+
+def _credit(item: Instruction | Payment) -> int:
+    return item.credit_account if isinstance(item, Payment) else item.credit or 0
 
 
 def _again(item: Payment, before: Payment, payer: Payer, now: datetime) -> Outcome:
@@ -495,6 +589,8 @@ def _write(
     payers = carriage.lock_payers(connection, [item.debit_account for item in items])
     usages = {account: payer.usage for account, payer in payers.items()}
     current = carriage.lock_payments(connection, [*booked, *refused])
+    released: list[Payment] = []
+    forced: list[Payment] = []
     for payment_id, payment in current.items():
         if payment.state == "final":
             others[payment_id] = payment
@@ -507,6 +603,7 @@ def _write(
         if payment_id in booked:
             counted_on = payment.counted_on
             if payment.kind == "payment" and counted_on is None:
+                forced.append(payment)
                 # Another attempt wrote "refused" first; what is booked is spent, whatever the caps say.
                 usage = limits.usage_on(usage, limits.scheme_day(context.clock(), context.time_zone))
                 counted_on = usage.day
@@ -518,6 +615,7 @@ def _write(
             carriage.mark_final(connection, booked[payment_id], counted_on=counted_on)
         else:
             if payment.counted_on is not None:
+                released.append(payment)
                 usage = limits.release(usage, payment.amount_minor, counted_on=payment.counted_on)
             if payment_id in forgotten:
                 carriage.forget(connection, payment_id)
@@ -532,4 +630,5 @@ def _write(
                 )
         usages[payment.debit_account] = usage
     carriage.save_usages(connection, usages)
+    own_rules.settle(connection, context, released=released, forced=forced)
     return others

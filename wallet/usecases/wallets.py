@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
+
+import sqlalchemy as sa
 
 from kernel import ids
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -12,10 +15,12 @@ from kernel.crypto.keys import KeyRefused, PublicKey
 from kernel.errors import ProblemError
 from ledger.contract import AccountKind, AccountOpening, AccountView, StatementResponse
 from wallet.contract import WalletRefusal
+from wallet.domain.events import EventType
+from wallet.domain.lifecycle import Device
 from wallet.domain.limits import Usage, scheme_day
 from wallet.domain.records import Customer, Wallet
 from wallet.domain.rules import Evidence, WalletClass, rule_class_name
-from wallet.store import customers, wallets
+from wallet.store import customers, events, families, lifecycle, wallets
 from wallet.usecases.context import Context, is_definite, ledger_unavailable, refusal_of
 
 
@@ -54,9 +59,17 @@ def find_customer(context: Context, customer_id: UUID) -> KnownCustomer:
 
 
 def open_wallet(
-    context: Context, wallet_id: UUID, *, customer_id: UUID, wallet_class: WalletClass, device_key: dict[str, str]
+    context: Context,
+    wallet_id: UUID,
+    *,
+    customer_id: UUID,
+    wallet_class: WalletClass,
+    device_key: dict[str, str],
+    beside: Callable[[sa.Connection], None] = lambda connection: None,
 ) -> Wallet:
     """Idempotent by id. The opening is durable before the ledger hears of it, so that a crash resumes it.
+
+    `beside` writes what belongs to a new wallet, in the transaction that records it.
 
     Raises: ProblemError(device-key-refused, customer-not-found, evidence-insufficient, wallet-exists,
     device-key-in-use, wallet-opening-refused).
@@ -81,9 +94,11 @@ def open_wallet(
         usage=Usage(scheme_day(now, context.time_zone)),
         created_at=now,
         opened_at=None,
+        opened_in_class=wallet_class,
+        opened_with=key.thumbprint,
     )
     with context.database.transaction(isolation="READ COMMITTED") as connection:
-        customer = customers.find_customer(connection, customer_id)
+        customer = customers.find_customer(connection, customer_id, lock="evidence")
         if customer is None:
             raise ProblemError(WalletRefusal.CUSTOMER_NOT_FOUND)
         known = wallets.find_wallet(connection, wallet_id)
@@ -93,10 +108,15 @@ def open_wallet(
                 raise ProblemError(WalletRefusal.EVIDENCE_INSUFFICIENT, f"class {wallet_class.value} needs: {needed}")
             is_new = wallets.insert_wallet(connection, row)
             known = row if is_new else wallets.find_wallet(connection, wallet_id)
+            device = Device(key.thumbprint, wallet_id, key.to_jwk(), "active", added_at=now, ended_at=None)
+            if is_new and not lifecycle.insert_device(connection, device):
+                raise ProblemError(WalletRefusal.DEVICE_KEY_IN_USE)  # and the wallet's row goes with it
+            if is_new:
+                beside(connection)
     if known is None:
         raise ProblemError(WalletRefusal.DEVICE_KEY_IN_USE)
     asked = (customer_id, wallet_class, key.thumbprint)
-    if (known.customer_id, known.wallet_class, known.device_thumbprint) != asked:
+    if (known.customer_id, known.opened_in_class, known.opened_with) != asked:
         raise ProblemError(WalletRefusal.WALLET_EXISTS)
     return finish_opening(context, known)
 
@@ -120,6 +140,10 @@ def finish_opening(context: Context, row: Wallet) -> Wallet:
         with context.database.transaction(isolation="READ COMMITTED") as connection:
             if result.account is not None:
                 wallets.mark_open(connection, row.id, result.account, opened_at=context.clock())
+                subject = f"wlt_{row.id}"
+                at = context.clock()
+                events.emit(connection, EventType.WALLET_OPENED, subject, at=at, wallet_id=row.id, once=row.id)
+                families.note_account(connection, row.id, result.account)
             elif not result.transient:
                 wallets.mark_opening_refused(connection, row.id, refusal=result.refusal or "", detail=result.detail)
         if result.account is None and result.transient:

@@ -45,13 +45,14 @@ STATEMENTS = (
     redeemed BIGINT NOT NULL,
     vaults BIGINT NOT NULL,
     wallets BIGINT NOT NULL,
+    offline BIGINT NOT NULL,
     held BIGINT NOT NULL,
     accounts_digest BYTEA NOT NULL,
     previous_hash BYTEA NOT NULL,
     hash BYTEA NOT NULL,
     PRIMARY KEY (number),
     CONSTRAINT block_counts CHECK (transfer_count >= 0 AND directive_count >= 0 AND account_count >= 0),
-    CONSTRAINT block_i2 CHECK (issued - redeemed = vaults + wallets AND held >= 0)
+    CONSTRAINT block_i2 CHECK (issued - redeemed = vaults + wallets + offline AND held >= 0)
 )""",
     """CREATE TABLE directive (
     number BIGINT NOT NULL,

@@ -1,4 +1,4 @@
-"""The transparency log: identity, tiles, checkpoints, cosignatures, incidents."""
+"""The transparency log: identity, tiles, checkpoints, cosignatures, incidents and what was said of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STATEMENTS = (
     size BIGINT NOT NULL,
     previous_size BIGINT NOT NULL,
     root BYTEA NOT NULL,
-    block_hash BYTEA NOT NULL,
+    block_commitment BYTEA NOT NULL,
     tail BYTEA NOT NULL,
     supply BYTEA NOT NULL,
     note TEXT NOT NULL,
@@ -60,6 +60,15 @@ STATEMENTS = (
     detail TEXT NOT NULL,
     noticed_at TIMESTAMP WITH TIME ZONE NOT NULL,
     CONSTRAINT log_incident_pkey PRIMARY KEY (witness, block)
+)""",
+    """CREATE TABLE log_acknowledgement (
+    witness TEXT NOT NULL,
+    block BIGINT NOT NULL,
+    operator TEXT NOT NULL,
+    reason TEXT NOT NULL,
+    acknowledged_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT log_acknowledgement_pkey PRIMARY KEY (witness, block),
+    CONSTRAINT log_acknowledgement_says_why CHECK (length(reason) BETWEEN 1 AND 1000)
 )""",
 )
 

@@ -1,0 +1,221 @@
+"""Parent and child wallets, hardware wallets, corporate owners, aliases."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "family_member",
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.CheckConstraint("role IN ('parent', 'child')", name=op.f("family_member_role_ck")),
+        sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("family_member_wallet_id_fk")),
+        sa.PrimaryKeyConstraint("wallet_id", name=op.f("family_member_pk")),
+        sa.UniqueConstraint("wallet_id", "role", name="family_member_one_role_uq"),
+    )
+    op.create_table(
+        "child_wallet",
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("parent_id", sa.Uuid(), nullable=False),
+        sa.Column("parent_role", sa.Text(), nullable=False),
+        sa.Column("label", sa.Text(), nullable=False),
+        sa.Column("account", sa.BigInteger(), nullable=True),
+        sa.Column("parent_account", sa.BigInteger(), nullable=False),
+        sa.Column("merchant_account", sa.BigInteger(), nullable=True),
+        sa.Column("sealed_key", sa.LargeBinary(), nullable=True),
+        sa.Column("balance_max_minor", sa.BigInteger(), nullable=True),
+        sa.Column("single_max_minor", sa.BigInteger(), nullable=True),
+        sa.Column("day_max_minor", sa.BigInteger(), nullable=True),
+        sa.Column("total_max_minor", sa.BigInteger(), nullable=True),
+        sa.Column("used_on", sa.Date(), nullable=False),
+        sa.Column("used_day_minor", sa.BigInteger(), nullable=False),
+        sa.Column("used_total_minor", sa.BigInteger(), nullable=False),
+        sa.Column("day_floor_minor", sa.BigInteger(), nullable=False),
+        sa.Column("total_floor_minor", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint("(state = 'open') = (ended_at IS NULL)", name=op.f("child_wallet_ended_ck")),
+        sa.CheckConstraint("role = 'child' AND parent_role = 'parent'", name=op.f("child_wallet_depth_one_ck")),
+        sa.CheckConstraint(
+            "sealed_key IS NULL OR (merchant_account IS NOT NULL AND state = 'open')",
+            name=op.f("child_wallet_sealed_key_ck"),
+        ),
+        sa.CheckConstraint("state IN ('open', 'revoked', 'closed')", name=op.f("child_wallet_state_ck")),
+        sa.CheckConstraint(
+            "0 <= used_day_minor AND used_day_minor <= used_total_minor", name=op.f("child_wallet_used_ck")
+        ),
+        sa.CheckConstraint(
+            "balance_max_minor >= 0 AND single_max_minor >= 0 AND day_max_minor >= 0 AND total_max_minor >= 0",
+            name=op.f("child_wallet_caps_ck"),
+        ),
+        sa.CheckConstraint(
+            "day_max_minor IS NULL OR used_day_minor <= GREATEST(day_max_minor, day_floor_minor)",
+            name=op.f("child_wallet_day_i9_ck"),
+        ),
+        sa.CheckConstraint(
+            "merchant_account <> parent_account AND merchant_account <> account", name=op.f("child_wallet_merchant_ck")
+        ),
+        sa.CheckConstraint(
+            "merchant_account IS NULL OR total_max_minor IS NOT NULL", name=op.f("child_wallet_push_has_a_cap_ck")
+        ),
+        sa.CheckConstraint(
+            "total_max_minor IS NULL OR used_total_minor <= GREATEST(total_max_minor, total_floor_minor)",
+            name=op.f("child_wallet_total_i9_ck"),
+        ),
+        sa.CheckConstraint("wallet_id <> parent_id", name=op.f("child_wallet_not_its_own_parent_ck")),
+        sa.ForeignKeyConstraint(["account"], ["wallet.account"], name=op.f("child_wallet_account_fk")),
+        sa.ForeignKeyConstraint(["parent_account"], ["wallet.account"], name=op.f("child_wallet_parent_account_fk")),
+        sa.ForeignKeyConstraint(
+            ["parent_id", "parent_role"],
+            ["family_member.wallet_id", "family_member.role"],
+            name="child_wallet_has_parent_fk",
+        ),
+        sa.ForeignKeyConstraint(
+            ["wallet_id", "role"], ["family_member.wallet_id", "family_member.role"], name="child_wallet_is_child_fk"
+        ),
+        sa.PrimaryKeyConstraint("wallet_id", name=op.f("child_wallet_pk")),
+        sa.UniqueConstraint("account", name=op.f("child_wallet_account_uq")),
+    )
+    op.create_index("child_wallet_parent", "child_wallet", ["parent_id", "wallet_id"], unique=False)
+    op.create_table(
+        "child_credit",
+        sa.Column("payment_id", sa.Uuid(), nullable=False),
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.ForeignKeyConstraint(["wallet_id"], ["child_wallet.wallet_id"], name=op.f("child_credit_wallet_id_fk")),
+        sa.PrimaryKeyConstraint("payment_id", name=op.f("child_credit_pk")),
+    )
+    op.create_index("child_credit_wallet", "child_credit", ["wallet_id"], unique=False)
+    op.create_table(
+        "hardware_card",
+        sa.Column("thumbprint", sa.Text(), nullable=False),
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("account", sa.BigInteger(), nullable=False),
+        sa.Column("counter_last", sa.BigInteger(), nullable=False),
+        sa.Column("pin_free_single_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("pin_free_total_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("pin_free_minor", sa.BigInteger(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("suspended_why", sa.Text(), nullable=True),
+        sa.Column("suspended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("evidence_first", sa.Text(), nullable=True),
+        sa.Column("evidence_second", sa.Text(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint(
+            "num_nonnulls(evidence_first, evidence_second) = CASE suspended_why WHEN 'cloned' THEN 2 ELSE 0 END",
+            name=op.f("hardware_card_clone_is_proved_ck"),
+        ),
+        sa.CheckConstraint(
+            "num_nonnulls(suspended_why, suspended_at) = CASE state WHEN 'suspended' THEN 2 ELSE 0 END",
+            name=op.f("hardware_card_suspended_says_why_ck"),
+        ),
+        sa.CheckConstraint("state IN ('active', 'suspended')", name=op.f("hardware_card_state_ck")),
+        sa.CheckConstraint("suspended_why IN ('reported', 'cloned')", name=op.f("hardware_card_suspended_why_ck")),
+        sa.CheckConstraint(
+            "0 <= pin_free_minor AND pin_free_minor <= pin_free_total_max_minor",
+            name=op.f("hardware_card_pin_free_i9_ck"),
+        ),
+        sa.CheckConstraint("0 <= pin_free_single_max_minor", name=op.f("hardware_card_pin_free_single_ck")),
+        sa.CheckConstraint("counter_last BETWEEN 0 AND 4294967295", name=op.f("hardware_card_counter_ck")),
+        sa.ForeignKeyConstraint(["account"], ["wallet.account"], name=op.f("hardware_card_account_fk")),
+        sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("hardware_card_wallet_id_fk")),
+        sa.PrimaryKeyConstraint("thumbprint", name=op.f("hardware_card_pk")),
+    )
+    op.create_index("hardware_card_account", "hardware_card", ["account"], unique=False)
+    op.create_index("hardware_card_wallet", "hardware_card", ["wallet_id", "thumbprint"], unique=False)
+    op.create_table(
+        "card_counter",
+        sa.Column("thumbprint", sa.Text(), nullable=False),
+        sa.Column("counter", sa.BigInteger(), nullable=False),
+        sa.Column("payment_id", sa.Uuid(), nullable=False),
+        sa.Column("instruction", sa.Text(), nullable=False),
+        sa.CheckConstraint("counter BETWEEN 1 AND 4294967295", name=op.f("card_counter_counter_ck")),
+        sa.ForeignKeyConstraint(["thumbprint"], ["hardware_card.thumbprint"], name=op.f("card_counter_thumbprint_fk")),
+        sa.PrimaryKeyConstraint("thumbprint", "counter", name="card_counter_pk"),
+        sa.UniqueConstraint("payment_id", name=op.f("card_counter_payment_id_uq")),
+    )
+    op.create_table(
+        "corporate_customer",
+        sa.Column("customer_id", sa.Uuid(), nullable=False),
+        sa.Column("legal_data", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(["customer_id"], ["customer.id"], name=op.f("corporate_customer_customer_id_fk")),
+        sa.PrimaryKeyConstraint("customer_id", name=op.f("corporate_customer_pk")),
+    )
+    op.create_table(
+        "wallet_alias",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("alias_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("is_default", sa.Boolean(), nullable=False),
+        sa.Column("code_hash", sa.LargeBinary(), nullable=True),
+        sa.Column("code_until", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("tries_left", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("verified_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
+        sa.CheckConstraint(
+            "(state = 'pending') = (code_hash IS NOT NULL) AND (state = 'pending') = (code_until IS NOT NULL)",
+            name=op.f("wallet_alias_pending_has_code_ck"),
+        ),
+        sa.CheckConstraint(
+            "(state IN ('refused', 'removed')) = (ended_at IS NOT NULL)", name=op.f("wallet_alias_ended_ck")
+        ),
+        sa.CheckConstraint("NOT is_default OR state = 'verified'", name=op.f("wallet_alias_default_is_verified_ck")),
+        sa.CheckConstraint("kind IN ('phone', 'email')", name=op.f("wallet_alias_kind_ck")),
+        sa.CheckConstraint("state <> 'verified' OR verified_at IS NOT NULL", name=op.f("wallet_alias_verified_ck")),
+        sa.CheckConstraint(
+            "state IN ('pending', 'verified', 'refused', 'removed')", name=op.f("wallet_alias_state_ck")
+        ),
+        sa.CheckConstraint("octet_length(alias_hash) = 32", name=op.f("wallet_alias_hash_ck")),
+        sa.CheckConstraint("tries_left BETWEEN 0 AND 5", name=op.f("wallet_alias_tries_ck")),
+        sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("wallet_alias_wallet_id_fk")),
+        sa.PrimaryKeyConstraint("id", name=op.f("wallet_alias_pk")),
+    )
+    op.create_index(
+        "wallet_alias_default",
+        "wallet_alias",
+        ["alias_hash", "currency"],
+        unique=True,
+        postgresql_where=sa.text("is_default"),
+    )
+    op.create_index(
+        "wallet_alias_once",
+        "wallet_alias",
+        ["alias_hash", "wallet_id"],
+        unique=True,
+        postgresql_where=sa.text("state = 'verified'"),
+    )
+    op.create_index("wallet_alias_sent", "wallet_alias", ["alias_hash", "created_at"], unique=False)
+    op.create_index("wallet_alias_wallet", "wallet_alias", ["wallet_id", "id"], unique=False)
+    op.create_table(
+        "alias_lookup_count",
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("hour", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("lookups", sa.Integer(), nullable=False),
+        sa.CheckConstraint("lookups BETWEEN 1 AND 30", name=op.f("alias_lookup_count_bounded_ck")),
+        sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("alias_lookup_count_wallet_id_fk")),
+        sa.PrimaryKeyConstraint("wallet_id", "hour", name="alias_lookup_count_pk"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("alias_lookup_count")
+    op.drop_table("wallet_alias")
+    op.drop_table("corporate_customer")
+    op.drop_table("card_counter")
+    op.drop_table("hardware_card")
+    op.drop_table("child_credit")
+    op.drop_table("child_wallet")
+    op.drop_table("family_member")

@@ -1,0 +1,190 @@
+"""Tables of families (parent and child wallets), hardware wallets, corporate owners and aliases."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from wallet.store.tables import metadata
+
+_Moment = sa.DateTime(timezone=True)
+
+family_member = sa.Table(
+    "family_member",
+    metadata,
+    # A wallet is a parent or a child, never both: so a child of a child cannot be written (depth 1).
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.CheckConstraint("role IN ('parent', 'child')", name="role"),
+    sa.UniqueConstraint("wallet_id", "role", name="family_member_one_role_uq"),
+)
+
+child_wallet = sa.Table(
+    "child_wallet",
+    metadata,
+    sa.Column("wallet_id", sa.Uuid, primary_key=True),
+    sa.Column("role", sa.Text, nullable=False),
+    sa.Column("parent_id", sa.Uuid, nullable=False),
+    sa.Column("parent_role", sa.Text, nullable=False),
+    sa.Column("label", sa.Text, nullable=False),
+    # NULL until the ledger has opened it.
+    sa.Column("account", sa.BigInteger, sa.ForeignKey("wallet.account"), unique=True),
+    sa.Column("parent_account", sa.BigInteger, sa.ForeignKey("wallet.account"), nullable=False),
+    # The one account that it may pay besides its parent's; at any intermediary.
+    sa.Column("merchant_account", sa.BigInteger),
+    # The child's signing key under a secret that only the merchant has (docs/decisions/0012).
+    sa.Column("sealed_key", sa.LargeBinary),
+    sa.Column("balance_max_minor", sa.BigInteger),
+    sa.Column("single_max_minor", sa.BigInteger),
+    sa.Column("day_max_minor", sa.BigInteger),
+    sa.Column("total_max_minor", sa.BigInteger),
+    sa.Column("used_on", sa.Date, nullable=False),
+    sa.Column("used_day_minor", sa.BigInteger, nullable=False),
+    sa.Column("used_total_minor", sa.BigInteger, nullable=False),
+    # What was used already when a cap was lowered beneath it.
+    sa.Column("day_floor_minor", sa.BigInteger, nullable=False),
+    sa.Column("total_floor_minor", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", _Moment, nullable=False),
+    sa.Column("ended_at", _Moment),
+    sa.ForeignKeyConstraint(
+        ["wallet_id", "role"], ["family_member.wallet_id", "family_member.role"], name="child_wallet_is_child_fk"
+    ),
+    sa.ForeignKeyConstraint(
+        ["parent_id", "parent_role"],
+        ["family_member.wallet_id", "family_member.role"],
+        name="child_wallet_has_parent_fk",
+    ),
+    sa.CheckConstraint("role = 'child' AND parent_role = 'parent'", name="depth_one"),
+    sa.CheckConstraint("wallet_id <> parent_id", name="not_its_own_parent"),
+    sa.CheckConstraint("merchant_account <> parent_account AND merchant_account <> account", name="merchant"),
+    sa.CheckConstraint("sealed_key IS NULL OR (merchant_account IS NOT NULL AND state = 'open')", name="sealed_key"),
+    sa.CheckConstraint("merchant_account IS NULL OR total_max_minor IS NOT NULL", name="push_has_a_cap"),
+    sa.CheckConstraint(
+        "balance_max_minor >= 0 AND single_max_minor >= 0 AND day_max_minor >= 0 AND total_max_minor >= 0",
+        name="caps",
+    ),
+    sa.CheckConstraint("0 <= used_day_minor AND used_day_minor <= used_total_minor", name="used"),
+    sa.CheckConstraint(
+        "day_max_minor IS NULL OR used_day_minor <= GREATEST(day_max_minor, day_floor_minor)", name="day_i9"
+    ),
+    sa.CheckConstraint(
+        "total_max_minor IS NULL OR used_total_minor <= GREATEST(total_max_minor, total_floor_minor)",
+        name="total_i9",
+    ),
+    sa.CheckConstraint("state IN ('open', 'revoked', 'closed')", name="state"),
+    sa.CheckConstraint("(state = 'open') = (ended_at IS NULL)", name="ended"),
+    sa.Index("child_wallet_parent", "parent_id", "wallet_id"),
+)
+
+child_credit = sa.Table(
+    "child_credit",
+    metadata,
+    # A payment towards a child with a balance cap; while it is initiated it counts towards that cap.
+    sa.Column("payment_id", sa.Uuid, primary_key=True),
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("child_wallet.wallet_id"), nullable=False),
+    sa.Index("child_credit_wallet", "wallet_id"),
+)
+
+hardware_card = sa.Table(
+    "hardware_card",
+    metadata,
+    # Of the key in the card. A wallet may have other devices too, and another card after this one.
+    sa.Column("thumbprint", sa.Text, primary_key=True),
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), nullable=False),
+    sa.Column("account", sa.BigInteger, sa.ForeignKey("wallet.account"), nullable=False),
+    sa.Column("counter_last", sa.BigInteger, nullable=False),
+    sa.Column("pin_free_single_max_minor", sa.BigInteger, nullable=False),
+    sa.Column("pin_free_total_max_minor", sa.BigInteger, nullable=False),
+    # Carried without PIN since the last payment with one.
+    sa.Column("pin_free_minor", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("suspended_why", sa.Text),
+    sa.Column("suspended_at", _Moment),
+    # Two instructions with one counter, both signed by the card's key.
+    sa.Column("evidence_first", sa.Text),
+    sa.Column("evidence_second", sa.Text),
+    sa.Column("created_at", _Moment, nullable=False),
+    sa.CheckConstraint("counter_last BETWEEN 0 AND 4294967295", name="counter"),
+    sa.CheckConstraint("0 <= pin_free_single_max_minor", name="pin_free_single"),
+    sa.CheckConstraint("0 <= pin_free_minor AND pin_free_minor <= pin_free_total_max_minor", name="pin_free_i9"),
+    sa.CheckConstraint("state IN ('active', 'suspended')", name="state"),
+    sa.CheckConstraint(
+        "num_nonnulls(suspended_why, suspended_at) = CASE state WHEN 'suspended' THEN 2 ELSE 0 END",
+        name="suspended_says_why",
+    ),
+    sa.CheckConstraint("suspended_why IN ('reported', 'cloned')", name="suspended_why"),
+    sa.CheckConstraint(
+        "num_nonnulls(evidence_first, evidence_second) = CASE suspended_why WHEN 'cloned' THEN 2 ELSE 0 END",
+        name="clone_is_proved",
+    ),
+    sa.Index("hardware_card_wallet", "wallet_id", "thumbprint"),
+    sa.Index("hardware_card_account", "account"),
+)
+
+card_counter = sa.Table(
+    "card_counter",
+    metadata,
+    sa.Column("thumbprint", sa.Text, sa.ForeignKey("hardware_card.thumbprint"), nullable=False),
+    sa.Column("counter", sa.BigInteger, nullable=False),
+    sa.Column("payment_id", sa.Uuid, nullable=False, unique=True),
+    sa.Column("instruction", sa.Text, nullable=False),
+    # One instruction a counter, for ever.
+    sa.PrimaryKeyConstraint("thumbprint", "counter", name="card_counter_pk"),
+    sa.CheckConstraint("counter BETWEEN 1 AND 4294967295", name="counter"),
+)
+
+corporate_customer = sa.Table(
+    "corporate_customer",
+    metadata,
+    sa.Column("customer_id", sa.Uuid, sa.ForeignKey("customer.id"), primary_key=True),
+    # Legal name, LEI and social credit code under the customer's own data key.
+    sa.Column("legal_data", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", _Moment, nullable=False),
+)
+
+wallet_alias = sa.Table(
+    "wallet_alias",
+    metadata,
+    sa.Column("id", sa.Uuid, primary_key=True),
+    # HMAC-SHA-256 under a key of the service: a dump shows no phone number and no address.
+    sa.Column("alias_hash", sa.LargeBinary, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("is_default", sa.Boolean, nullable=False),
+    sa.Column("code_hash", sa.LargeBinary),
+    sa.Column("code_until", _Moment),
+    sa.Column("tries_left", sa.Integer, nullable=False),
+    sa.Column("created_at", _Moment, nullable=False),
+    sa.Column("verified_at", _Moment),
+    sa.Column("ended_at", _Moment),
+    sa.CheckConstraint("octet_length(alias_hash) = 32", name="hash"),
+    sa.CheckConstraint("kind IN ('phone', 'email')", name="kind"),
+    sa.CheckConstraint("state IN ('pending', 'verified', 'refused', 'removed')", name="state"),
+    sa.CheckConstraint(
+        "(state = 'pending') = (code_hash IS NOT NULL) AND (state = 'pending') = (code_until IS NOT NULL)",
+        name="pending_has_code",
+    ),
+    sa.CheckConstraint("state <> 'verified' OR verified_at IS NOT NULL", name="verified"),
+    sa.CheckConstraint("(state IN ('refused', 'removed')) = (ended_at IS NOT NULL)", name="ended"),
+    sa.CheckConstraint("NOT is_default OR state = 'verified'", name="default_is_verified"),
+    sa.CheckConstraint("tries_left BETWEEN 0 AND 5", name="tries"),
+    sa.Index("wallet_alias_default", "alias_hash", "currency", unique=True, postgresql_where=sa.text("is_default")),
+    sa.Index(
+        "wallet_alias_once", "alias_hash", "wallet_id", unique=True, postgresql_where=sa.text("state = 'verified'")
+    ),
+    sa.Index("wallet_alias_wallet", "wallet_id", "id"),
+    sa.Index("wallet_alias_sent", "alias_hash", "created_at"),
+)
+
+alias_lookup_count = sa.Table(
+    "alias_lookup_count",
+    metadata,
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), nullable=False),
+    sa.Column("hour", _Moment, nullable=False),
+    sa.Column("lookups", sa.Integer, nullable=False),
+    sa.PrimaryKeyConstraint("wallet_id", "hour", name="alias_lookup_count_pk"),
+    sa.CheckConstraint("lookups BETWEEN 1 AND 30", name="bounded"),
+)
