@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 JOBS ?= 3
 
-.PHONY: help setup demo test test-slow torture-ledger takeover check bench openapi lock format clean
+.PHONY: help setup demo test test-slow torture-ledger fuzz takeover check bench openapi lock format clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,10 @@ test-slow: setup  ## The long campaigns
 torture-ledger: setup  ## Kill a ledger under full load for SECONDS=600; SEED=7 repeats a run
 	$(BIN)/python -m tests.faults.campaign --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
 
+fuzz: setup  ## Every operation against its OpenAPI document; EXAMPLES=100 requests of each kind, SEED=7 other ones
+	JIAOZI_EXAMPLES=$(or $(EXAMPLES),100) JIAOZI_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -s -p no:xdist --timeout 0 \
+	  tests/api/test_ledger_schemathesis.py tests/api/test_wallet_schemathesis.py
+
 takeover: setup  ## Measure how fast a standby takes over (TIMES=5 of each kind)
 	JIAOZI_TAKEOVERS=$(or $(TIMES),5) $(BIN)/python -m pytest -s -m slow -p no:xdist tests/faults/test_standby.py
 
@@ -40,12 +44,14 @@ check: setup  ## Lint, format, types, import contracts, OpenAPI up to date
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m sandbox.openapi --check
+	$(BIN)/python -m sandbox.async_client --check
 
 bench: setup  ## Benchmarks (a quarter of an hour); ONLY=B1 one row, QUICK=1 smaller, RUNS=3 medians
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY)) $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS))
 
-openapi: setup  ## Write openapi/*.yaml from the code
+openapi: setup  ## Write openapi/*.yaml and the asynchronous client from the code
 	$(BIN)/python -m sandbox.openapi
+	$(BIN)/python -m sandbox.async_client
 
 lock:  ## Refresh requirements.lock (needs pip-tools in .venv)
 	$(BIN)/pip-compile --quiet --extra dev --generate-hashes --strip-extras --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-header --no-annotate -o requirements.lock pyproject.toml

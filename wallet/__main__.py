@@ -11,8 +11,6 @@ from uuid import UUID
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
 from kernel import ids, migrate
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -26,14 +24,17 @@ from kernel.settings import InvalidSettings
 from wallet.cli import bulk as bulk_commands
 from wallet.cli import families as family_commands
 from wallet.cli import hardware as card_commands
+from wallet.cli import interest as interest_commands
 from wallet.cli import lifecycle as lifecycle_commands
-from wallet.cli import requests as request_commands
 from wallet.cli import offline as offline_commands
-from wallet.cli import schedules as schedule_commands
+from wallet.cli import privacy as privacy_commands
 from wallet.cli import programs as program_commands
+from wallet.cli import requests as request_commands
+from wallet.cli import rules as rule_commands
+from wallet.cli import schedules as schedule_commands
 from wallet.client import WalletClient
-from wallet.domain.rules import Evidence, WalletClass, rule_class_name
-from wallet.rulepack_files import load_rule_pack, rule_pack_names
+from wallet.domain.rules import WalletClass
+from wallet.rulepack_files import load_rule_pack
 from wallet.settings import SERVICE, WalletSettings
 
 app = typer.Typer(
@@ -44,8 +45,10 @@ app = typer.Typer(
     help="The wallet service of an intermediary: run it, or use a running one. "
     "The service is configured by JIAOZI_WALLET_* variables; see `jiaozi-wallet config`.",
 )
-rules_app = typer.Typer(no_args_is_help=True, help="The dated rule packs: wallet classes, evidence, caps.")
-app.add_typer(rules_app, name="rules")
+app.add_typer(rule_commands.app, name="rules")
+app.add_typer(interest_commands.app, name="interest")
+app.add_typer(interest_commands.reserve_app, name="reserve")
+app.command("exchange-check")(interest_commands.exchange_check)
 app.add_typer(bulk_commands.app, name="payroll")
 request_commands.register(app)
 app.add_typer(family_commands.app, name="family")
@@ -56,6 +59,8 @@ app.add_typer(offline_commands.app, name="purse")
 app.command("verify-double-spend")(offline_commands.verify_double_spend)
 app.add_typer(lifecycle_commands.app, name="life")
 app.add_typer(program_commands.app, name="program")
+app.add_typer(privacy_commands.app, name="privacy")
+app.command("verify-unmask")(privacy_commands.verify_unmask_file)
 
 Url = Annotated[
     str,
@@ -114,54 +119,6 @@ def config() -> None:
     """Print the effective settings, one variable a line; secrets are masked."""
     for name, value in _settings().describe().items():
         typer.echo(f"{name}={value}")
-
-
-@rules_app.command("list")
-def list_rules() -> None:
-    """Name the rule packs."""
-    for name in rule_pack_names():
-        pack = load_rule_pack(name)
-        mark = "   DEMONSTRATION, invented caps" if pack.demonstration else ""
-        typer.echo(f"{name}   {pack.currency}   in force from {pack.in_force_from}{mark}")
-
-
-@rules_app.command("show")
-def show_rules(pack_name: Annotated[str, typer.Argument(metavar="PACK", help="e.g. ecny-2021-06")]) -> None:
-    """Show a pack: each class with the evidence that opens it and its caps. [x] = assumed, published by no source."""
-    try:
-        pack = load_rule_pack(pack_name)
-    except LookupError as error:
-        _fail(str(error))
-    currency = Currency.of(pack.currency)
-    table = Table(title=f"{pack.name}: {pack.title} ({pack.currency}), in force from {pack.in_force_from}")
-    table.add_column("class")
-    table.add_column("opened with")
-    for heading in ("balance", "single", "daily", "annual"):
-        table.add_column(heading, justify="right")
-    table.add_column("at the ledger")
-    for wallet_class in WalletClass:
-        rules = pack.classes[wallet_class]
-        evidence = ", ".join(item.value for item in Evidence if item in rules.evidence)
-        cells = []
-        for cap in (rules.balance, rules.single, rules.daily, rules.annual):
-            text = "none" if cap.max == "none" else Money.parse_major(cap.max, currency).format_major()
-            # rich reads [x] as markup
-            cells.append(f"\\[{text}]" if cap.assumed else text)
-        evidence = f"\\[{evidence}]" if pack.evidence_assumed else evidence
-        table.add_row(wallet_class.value, evidence, *cells, rule_class_name(pack, wallet_class))
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(table)
-    console.print(f"Source: {pack.source}. Days end at midnight in {pack.time_zone}. \\[x] = assumed.")
-    if pack.demonstration:
-        console.print("DEMONSTRATION ONLY: these caps are invented.")
-    if pack.interest is not None:
-        rate = pack.interest.rate_ppm_per_year
-        classes = ", ".join(sorted(pack.interest.classes))
-        console.print(
-            f"Interest: {rate // 10_000}.{rate % 10_000:04d} % a year on classes {classes}; settled on the "
-            f"{pack.interest.settled_on_day}th of a quarter's last month, credited on the "
-            f"{pack.interest.credited_on_day}st."
-        )
 
 
 @app.command()

@@ -17,6 +17,7 @@ from kernel.postgres import default_data_dir
 from kernel.settings import ServiceSettings
 from ledger.contract import AccountRef, CurrencyCode, Jwk, Model, ParticipantRef
 from wallet.contract import LedgerName
+from wallet.domain.reserves import OperatorKind
 
 SERVICE = "wallet"
 
@@ -46,8 +47,14 @@ class WalletSettings(ServiceSettings):
     ledgers_path: Path | None = None
     """A JSON file: [{"ledger", "url", "currency", "vault"?}], the home ledger first."""
     rule_pack: str = "ecny-2021-06"
+    pending_rule_pack: str | None = None
+    """The pack that takes its place on the day it comes into force."""
+    rule_authority_path: Path | None = None
+    """The rule-pack authority's public JWK: packs not signed by it are not loaded. Unset = the demonstration's."""
+    operator_kind: OperatorKind = OperatorKind.BANK
+    """A bank's wallet balances count in its reserve base; another operator keeps a margin (pack 2026-01)."""
     clients_path: Path
-    """A JSON file: [{"name", "key": JWK, "role": "channel" | "bridge" | "operator"}]: who may call this API."""
+    """A JSON file: [{"name", "key": JWK, "role": one of `ClientRole`}]: who may call this API."""
     peers_path: Path | None = None
     """A JSON file: [{"participant", "url"}]: other institutions' wallet services, for payment requests and codes."""
     pin_free_max_minor: Annotated[int, Field(ge=0, lt=2**63)] = 100_000
@@ -62,6 +69,8 @@ class WalletSettings(ServiceSettings):
     """How often unfinished sagas are looked for."""
     webhook_key_path: Path | None = None
     """The Ed25519 key that signs webhooks; unset = `data_dir/webhook.key`. Made at first start, mode 0600."""
+    privacy_log_key_path: Path | None = None
+    """The Ed25519 key of the privacy log; unset = `data_dir/privacy-log.key`. Made at first start, mode 0600."""
     worker_seconds: Annotated[float, Field(ge=0.05, le=3600)] = 0.5
     """How often payrolls, schedules and webhooks are looked after when there was nothing to do."""
     ledger_timeout_seconds: Annotated[float, Field(ge=0.1, le=120)] = 30.0
@@ -74,7 +83,11 @@ class ClientRole(StrEnum):
     BRIDGE = "bridge"
     """The settlement operator: asks for leg authorisations, nothing else."""
     OPERATOR = "operator"
-    """The bank's desk: orders settlements, and reads."""
+    """The bank's desk: orders settlements, and reads; names only masked."""
+    COMPLIANCE = "compliance"
+    """A compliance officer, each with a key of his own: unmask orders and approvals, erasure; no other reads."""
+    AUDITOR = "auditor"
+    """Examines for data subjects what was unmasked: the privacy log's entries with their salts, never the data."""
 
 
 class RegisteredClient(Model):

@@ -74,14 +74,16 @@ class WebhookSender:
                 pool.stream(
                     "POST",
                     url,
-                    headers={
-                        **headers,
-                        "content-type": "application/json",
-                        "content-length": str(len(body)),
-                        "accept-encoding": "identity",
-                        "user-agent": "jiaozi-webhooks/1",
-                        "connection": "close",
-                    },
+                    headers=[
+                        *headers.items(),
+                        *{
+                            "content-type": "application/json",
+                            "content-length": str(len(body)),
+                            "accept-encoding": "identity",
+                            "user-agent": "jiaozi-webhooks/1",
+                            "connection": "close",
+                        }.items(),
+                    ],
                     content=body,
                     extensions={"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self._seconds_max)},
                 ) as response,

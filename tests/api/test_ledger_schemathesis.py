@@ -9,13 +9,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from kernel import ids
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from ledger.contract import TransferItem
-from sandbox.openapi import path_of
+from sandbox.openapi import APPS
 from tests.ledger_world import LedgerWorld, running_ledger
 from tests.openapi_fuzz import OpenApiFuzz, examples_wanted
 
@@ -28,10 +27,9 @@ def test_every_answer_of_the_ledger_is_documented(fresh_database: Callable[[str]
         world.register(BANK)
         known, token = _seeded(world)
         signers = [RequestSigner(world.participants[BANK]), RequestSigner(world.operators[0])]
-        document = yaml.load(path_of("ledger").read_text(encoding="utf-8"), yaml.CSafeLoader)
         with httpx.Client(base_url=world.url, trust_env=False) as client:
             fuzz = OpenApiFuzz(
-                document,
+                APPS["ledger"]().openapi(),
                 client,
                 signers=signers,
                 known=known,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import psycopg
@@ -63,7 +63,7 @@ class Recorder:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Everything that the ledger of `scheme` receives. Named before `scheme`, so that it is there when that starts."""
     kept: list[bytes] = []
-    create = with_ledger.create_ledger
+    create = vars(with_ledger)["create_ledger"]
 
     def recorded(*arguments: Any, **more: Any) -> Any:
         app = create(*arguments, **more)
@@ -80,14 +80,14 @@ def databases() -> dict[str, str]:
 
 
 @pytest.fixture
-def fresh_database(fresh_database: Callable[[str], str], databases: dict[str, str]) -> Iterator[Callable[[str], str]]:
+def fresh_database(fresh_database: Callable[[str], str], databases: dict[str, str]) -> Callable[[str], str]:
     """The same, remembering where each service's is."""
 
     def make(service: str) -> str:
         databases[service] = fresh_database(service)
         return databases[service]
 
-    yield make
+    return make
 
 
 def disguises(text: str) -> set[bytes]:
@@ -160,7 +160,7 @@ def test_tier_1_never_sees_a_name(seen: list[bytes], scheme: Scheme, databases: 
     request = client.request_payment(
         wallet=shop.wallet, payee_name=HAN_NAME, currency="CNY", amount_minor=300, description=f"for {NAME} {EMAIL}"
     )
-    shown = client.show_request(payer.wallet, request=request.asked.request, institution="BKCHCNBJ")
+    shown = client.show_request(payer.wallet, request=request.request, institution="BKCHCNBJ")
     assert client.approve_request(payer.wallet, shown, key=payer_key, debit=payer.account).state == "final"
     back = client.refund(
         key=shop_key,

@@ -90,7 +90,7 @@ def test_only_the_banks_own_clients_may_change_a_wallet(service: Service) -> Non
     with service.client("channel") as client:
         missing = service.refusal(lambda: client.report_loss(wallet=ids.new_uuid7()))
         assert missing == (404, "wallet-not-found")
-        assert service.refusal(lambda: client.get_wallet_change(ids.new_uuid7())) == (404, "change-not-found")
+        assert service.refusal(lambda: client.get_wallet_change(ids.new_uuid7())) == (404, "wallet-change-not-found")
 
 
 def test_commands_of_a_wallets_life(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,8 +85,11 @@ class ChildMachine(RuleBasedStateMachine):
     @rule(kind=st.sampled_from(["refund", "exchange-out"]), credit=st.sampled_from([MERCHANT, STRANGER, PARENT]))
     def other_kinds_do_not_lead_round_the_merchant(self, kind: str, credit: AccountNumber) -> None:
         decided = families.decide_transfer(self.child, kind=kind, credit=credit, amount_minor=1, today=self.today)
+        is_capped = self.child.caps != ChildCaps()
         if self.child.merchant is not None or self.child.state != "open":
             assert isinstance(decided, Refusal)
+        elif kind == "exchange-out" and is_capped:
+            assert decided is TransferRefusal.KIND_NOT_ALLOWED
         else:
             assert isinstance(decided, ChildUsage)
 

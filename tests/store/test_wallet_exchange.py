@@ -6,7 +6,7 @@ each time, then recovered at start as a new process would, until a run has no po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ from kernel.errors import ProblemError
 from ledger.client import LedgerClient
 from ledger.contract import TransferItem, TransferKind
 from tests.wallet_bank import Bank, Holder
-from wallet.domain.core_banking import CoreBanking, PostingConflict, PostingOutcome
+from wallet.domain.core_banking import CoreBanking, Posting, PostingConflict, PostingOutcome
 from wallet.domain.rules import Evidence, WalletClass
 from wallet.store.wallets import find_wallet
 from wallet.usecases import exchange
@@ -101,6 +101,9 @@ class MortalCoreBanking:
 
     def look_up(self, posting_id: UUID) -> PostingOutcome | None:
         return self._inner.look_up(posting_id)
+
+    def statement(self, **asked: Any) -> Sequence[Posting]:
+        return self._inner.statement(**asked)
 
     def _around(self, call: Callable[[], PostingOutcome]) -> PostingOutcome:
         self._fuse("before core banking")

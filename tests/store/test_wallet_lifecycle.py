@@ -161,7 +161,7 @@ def test_order_that_raises_is_good_for_one_change_of_one_wallet_only(bank: Bank)
 def test_change_with_the_id_of_another_is_refused(bank: Bank) -> None:
     payer, change = bank.holder(WalletClass.IV), bank.new_id()
     set_caps(bank, payer, Caps(day_max_minor=5), id=change)
-    assert refused(lambda: set_caps(bank, payer, Caps(day_max_minor=4), id=change)) == "change-exists"
+    assert refused(lambda: set_caps(bank, payer, Caps(day_max_minor=4), id=change)) == "wallet-change-exists"
 
 
 def test_own_balance_cap_bounds_what_is_exchanged_in_and_on_its_way(bank: Bank) -> None:
@@ -280,7 +280,7 @@ def test_withdrawn_evidence_brings_every_wallet_of_the_customer_down(bank: Bank)
     assert wallet_of(bank, holder).wallet_class is WalletClass.III
     assert find_wallet(bank.context, second.id).wallet_class is WalletClass.IV
     assert [row.id for row in withdraw(bank, holder, Evidence.BANK_ACCOUNT, id=change)] == [row.id for row in made]
-    assert refused(lambda: withdraw(bank, holder, Evidence.ID, id=change)) == "change-exists"
+    assert refused(lambda: withdraw(bank, holder, Evidence.ID, id=change)) == "wallet-change-exists"
 
 
 def test_wallet_that_no_evidence_opens_is_suspended_and_comes_back_weaker(bank: Bank) -> None:

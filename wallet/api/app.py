@@ -24,9 +24,11 @@ from wallet.api import (
     bulk,
     events,
     families,
+    interest,
     lifecycle,
     money,
     offline,
+    privacy,
     programs,
     refunds,
     requests,
@@ -41,7 +43,7 @@ from wallet.client import WalletClient
 from wallet.domain.aliases import NoCodeSender
 from wallet.personal_data import PersonalDataVault
 from wallet.program_template_files import load_templates
-from wallet.rulepack_files import load_rule_pack
+from wallet.rulepack_files import load_rule_pack, read_authority
 from wallet.settings import (
     SERVICE,
     LedgerEntry,
@@ -59,6 +61,7 @@ from wallet.usecases.carrier import Carrier
 from wallet.usecases.context import Context, LedgerAccess, Ledgers
 from wallet.usecases.events import Hooks, tell, webhook_key
 from wallet.usecases.peers import Peers
+from wallet.usecases.privacy import PrivacyLog
 from wallet.usecases.recover import RecoveryThread
 from wallet.usecases.schedules import execute_due
 from wallet.usecases.worker import Worker
@@ -91,6 +94,7 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
         app.state.authenticator = running.authenticator
         app.state.sandbox_bank = running.bank
         app.state.hooks = running.hooks
+        app.state.privacy_log = running.privacy_log
         app.state.codes = running.codes
         try:
             yield
@@ -120,7 +124,7 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
         ),
     )
     parts = (wallets, money, settlements, bulk, schedules, events, families, aliases, lifecycle, programs)
-    for part in (*parts, requests, refunds, offline, *((simulate,) if settings.sandbox else ())):
+    for part in (*parts, requests, refunds, offline, privacy, interest, *((simulate,) if settings.sandbox else ())):
         app.include_router(part.router)
     return app
 
@@ -129,7 +133,12 @@ class _Running:
     """What is open between start and stop."""
 
     def __init__(self, settings: WalletSettings, connect: Connect, clock: Clock) -> None:
-        pack = load_rule_pack(settings.rule_pack)
+        authority = read_authority(settings.rule_authority_path)
+        pack = load_rule_pack(settings.rule_pack, authority=authority)
+        pending = settings.pending_rule_pack and load_rule_pack(settings.pending_rule_pack, authority=authority)
+        packs = (pack, pending) if pending else (pack,)
+        if pending and (pending.currency, pending.time_zone) != (pack.currency, pack.time_zone):
+            raise ValueError(f"{pending.name} has another currency or time zone than {pack.name}")
         key = PrivateKey.load(settings.signing_key_path)
         clients = read_clients(settings.clients_path)
         signer = RequestSigner(key)
@@ -161,6 +170,8 @@ class _Running:
             ),
             peers=Peers(self._peers),
             pin_free_max_minor=settings.pin_free_max_minor,
+            operator_kind=settings.operator_kind,
+            packs=packs,
         )
         nonces = PostgresNonceStore(lambda: self._database.session(is_lazy=True), clock=clock, table=request_nonce)
         self.authenticator = Authenticator(clients, public_url=settings.public_url, nonces=nonces, clock=clock)
@@ -168,6 +179,10 @@ class _Running:
         self.carrier.start()
         self._recovery = RecoveryThread(self.context, every_seconds=settings.recovery_seconds)
         self._recovery.start()
+        self.privacy_log = PrivacyLog(
+            settings.participant,
+            webhook_key(settings.privacy_log_key_path or settings.data_dir / "privacy-log.key"),
+        )
         self.hooks = Hooks(
             key=webhook_key(settings.webhook_key_path or settings.data_dir / "webhook.key"),
             sender=WebhookSender(is_sandbox=settings.sandbox),

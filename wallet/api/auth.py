@@ -16,6 +16,7 @@ from kernel.crypto.http_signatures import verify_request
 from kernel.crypto.keys import PublicKey
 from kernel.crypto.nonces import NonceStore
 from kernel.errors import ProblemError, RequestRefusal
+from wallet.domain.privacy import Sight
 from wallet.settings import ClientRole, RegisteredClient
 
 SIGNED = (
@@ -73,3 +74,11 @@ Channel = Annotated[RegisteredClient, Depends(_allow(ClientRole.CHANNEL))]
 Reader = Annotated[RegisteredClient, Depends(_allow(ClientRole.CHANNEL, ClientRole.OPERATOR))]
 Operator = Annotated[RegisteredClient, Depends(_allow(ClientRole.OPERATOR))]
 Bridge = Annotated[RegisteredClient, Depends(_allow(ClientRole.BRIDGE))]
+Compliance = Annotated[RegisteredClient, Depends(_allow(ClientRole.COMPLIANCE))]
+Examiner = Annotated[RegisteredClient, Depends(_allow(ClientRole.COMPLIANCE, ClientRole.AUDITOR))]
+
+
+def sight_of(client: RegisteredClient) -> Sight:
+    """How a client sees names and telephone numbers where it may see a customer at all: its customers' own bank in
+    plain, everybody else masked."""
+    return "plain" if client.role is ClientRole.CHANNEL else "masked"

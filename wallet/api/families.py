@@ -216,7 +216,12 @@ def create_charge(body: ChargeRequest, context: Services) -> PaymentView:
     status_code=201,
     summary="Say that a customer is a legal entity: its name, LEI and social credit code",
     responses=problems(
-        *SIGNED, _R.CUSTOMER_NOT_FOUND, _R.CUSTOMER_EXISTS, _R.CORPORATE_DATA_INVALID, statuses=STATUSES
+        *SIGNED,
+        _R.CUSTOMER_NOT_FOUND,
+        _R.CUSTOMER_ERASED,
+        _R.CUSTOMER_EXISTS,
+        _R.CORPORATE_DATA_INVALID,
+        statuses=STATUSES,
     ),
 )
 def register_corporate(
@@ -230,7 +235,7 @@ def register_corporate(
     "/v1/customers/{customer}/corporate",
     operation_id="get_corporate",
     summary="A legal entity's name and identifiers",
-    responses=problems(*SIGNED, _R.CUSTOMER_NOT_FOUND, statuses=STATUSES),
+    responses=problems(*SIGNED, _R.CUSTOMER_NOT_FOUND, _R.CUSTOMER_ERASED, statuses=STATUSES),
 )
 def get_corporate(customer: CustomerPath, context: Services, client: Reader) -> CorporateView:
     return _corporate_view(customer, corporate.find(context, customer))

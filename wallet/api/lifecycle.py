@@ -39,6 +39,7 @@ from wallet.contract.lifecycle import (
     WalletChangeView,
 )
 from wallet.domain.limits import Caps
+from wallet.settings import ClientRole
 from wallet.usecases import changes, closing, devices, lifecycle, listings, wallets
 
 router = strict_router(tags=["lifecycle"])
@@ -101,7 +102,7 @@ def change_wallet_class(
     operation_id="change_customer_evidence",
     status_code=201,
     summary="Evidence verified anew or no longer good; wallets go down to what it opens",
-    responses=problems(*SIGNED, _R.CUSTOMER_NOT_FOUND, _R.CHANGE_EXISTS, statuses=STATUSES),
+    responses=problems(*SIGNED, _R.CUSTOMER_NOT_FOUND, _R.CUSTOMER_ERASED, _R.CHANGE_EXISTS, statuses=STATUSES),
 )
 def change_customer_evidence(
     customer: Annotated[CustomerRef, Path()], body: EvidenceChangeRequest, context: Services, client: Channel
@@ -200,6 +201,8 @@ def suspend_wallet(wallet: WalletPath, body: SuspensionRequest, context: Service
     responses=_refusals(_R.WALLET_NOT_SUSPENDED, _R.EVIDENCE_INSUFFICIENT),
 )
 def resume_wallet(wallet: WalletPath, body: ResumptionRequest, context: Services, client: Reader) -> WalletChangeView:
+    if body.reason == "institution" and client.role is not ClientRole.OPERATOR:
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "the institution's own reason is for its desk to take away")
     identified_by = frozenset(body.identified_by)
     return change_view(lifecycle.resume(context, body.change, wallet, body.reason, identified_by=identified_by))
 
@@ -212,6 +215,8 @@ def resume_wallet(wallet: WalletPath, body: ResumptionRequest, context: Services
     responses=_refusals(
         _R.MONEY_ON_ITS_WAY,
         _R.CHILDREN_NOT_CLOSED,
+        _R.PURSE_NOT_SETTLED,
+        _R.PROGRAM_NOT_FINISHED,
         _R.PAYOUT_MISMATCH,
         _R.NOT_OUR_VAULT,
         LedgerRefusal.INSTRUCTION_INVALID,

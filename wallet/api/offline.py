@@ -51,6 +51,7 @@ PursePath = Annotated[PurseRef, Path()]
         _R.PURSE_EXISTS,
         _R.PURSES_TOO_MANY,
         LedgerRefusal.ID_FROM_FUTURE,
+        TransferRefusal.KIND_NOT_ALLOWED,
         RequestRefusal.SERVICE_UNAVAILABLE,
         statuses=STATUSES,
     ),

@@ -32,7 +32,7 @@ def simulate_deposit(request: Request, body: DepositRequest, context: Services, 
     if body.amount_minor == 0:
         raise ProblemError(TransferRefusal.AMOUNT_INVALID)
     try:
-        bank.credit_deposit(body.posting, body.customer, body.amount_minor)
+        bank.pay_in(body.posting, body.customer, body.amount_minor)
     except PostingConflict:
         raise ProblemError(WalletRefusal.POSTING_EXISTS) from None
     return DepositView(customer=body.customer, balance_minor=bank.balance(body.customer))
@@ -57,7 +57,7 @@ def get_simulated_deposit(
     summary="The newest one-time codes: what telephones and mailboxes would show",
     responses=problems(*SIGNED, statuses=STATUSES),
 )
-def list_simulated_codes(request: Request, context: Services, client: Reader) -> SentCodesView:
+def list_simulated_codes(request: Request, context: Services, client: Channel) -> SentCodesView:
     sender: SandboxCodeSender = request.app.state.codes
     return SentCodesView(
         codes=[SentCode(kind=sent.kind, to=sent.to, code=sent.code, sent_at=sent.sent_at) for sent in sender.sent()]

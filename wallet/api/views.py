@@ -20,20 +20,24 @@ from wallet.contract import (
     WalletState,
     WalletView,
 )
+from wallet.domain.aliases import mask_name
 from wallet.domain.lifecycle import caps_in_force
 from wallet.domain.limits import left
+from wallet.domain.privacy import Sight, mask_phone
 from wallet.domain.records import ExchangeIn, Payment, Wallet
 from wallet.domain.rules import RulePack
 from wallet.usecases.pay import Declined, Outcome
 from wallet.usecases.wallets import KnownCustomer
 
 
-def customer_view(known: KnownCustomer, pack: RulePack) -> CustomerView:
+def customer_view(known: KnownCustomer, pack: RulePack, *, sight: Sight = "plain") -> CustomerView:
+    """`masked`: for a role that may not see names."""
+    is_plain = sight == "plain"
     evidence = known.customer.evidence
     return CustomerView(
         customer=known.customer.id,
-        name=known.name,
-        phone=known.phone,
+        name=known.name if is_plain else mask_name(known.name),
+        phone=known.phone if is_plain else mask_phone(known.phone),
         evidence=sorted(evidence),
         highest_class=pack.highest_class(evidence),
         created_at=known.customer.created_at,

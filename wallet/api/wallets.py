@@ -10,7 +10,7 @@ from kernel.errors import RequestRefusal
 from kernel.http import problems, strict_router
 from kernel.limits import PAGE_ITEMS_DEFAULT
 from kernel.pagination import Page, PageCursor, PageLimit, decode, encode
-from wallet.api.auth import SIGNED, Channel, Reader
+from wallet.api.auth import SIGNED, Channel, Reader, sight_of
 from wallet.api.dependencies import STATUSES, Services
 from wallet.api.views import customer_view, history_page, payment_view, wallet_view
 from wallet.contract import (
@@ -37,7 +37,7 @@ WalletPath = Annotated[WalletRef, Path()]
     operation_id="create_customer",
     status_code=201,
     summary="Register a customer",
-    responses=problems(*SIGNED, _R.CUSTOMER_EXISTS, statuses=STATUSES),
+    responses=problems(*SIGNED, _R.CUSTOMER_EXISTS, _R.CUSTOMER_ERASED, statuses=STATUSES),
 )
 def create_customer(body: CustomerRequest, context: Services, client: Channel) -> CustomerView:
     known = wallets.register_customer(
@@ -50,10 +50,10 @@ def create_customer(body: CustomerRequest, context: Services, client: Channel) -
     "/v1/customers/{customer}",
     operation_id="get_customer",
     summary="A customer",
-    responses=problems(*SIGNED, _R.CUSTOMER_NOT_FOUND, statuses=STATUSES),
+    responses=problems(*SIGNED, _R.CUSTOMER_NOT_FOUND, _R.CUSTOMER_ERASED, statuses=STATUSES),
 )
 def get_customer(customer: Annotated[CustomerRef, Path()], context: Services, client: Reader) -> CustomerView:
-    return customer_view(wallets.find_customer(context, customer), context.pack)
+    return customer_view(wallets.find_customer(context, customer), context.pack, sight=sight_of(client))
 
 
 @router.post(
@@ -65,6 +65,7 @@ def get_customer(customer: Annotated[CustomerRef, Path()], context: Services, cl
         *SIGNED,
         _R.DEVICE_KEY_REFUSED,
         _R.CUSTOMER_NOT_FOUND,
+        _R.CUSTOMER_ERASED,
         _R.EVIDENCE_INSUFFICIENT,
         _R.WALLET_EXISTS,
         _R.DEVICE_KEY_IN_USE,

@@ -20,8 +20,10 @@ from ledger.contract import StatementLine, TransferKind, TransferTerms, sign_ins
 from wallet.client.bulk import BulkMethods
 from wallet.client.events import EventMethods
 from wallet.client.families import FamilyCalls
+from wallet.client.interest import InterestMethods
 from wallet.client.lifecycle import LifecycleClient
 from wallet.client.offline import OfflineMethods
+from wallet.client.privacy import PrivacyMethods
 from wallet.client.programs import ProgramMethods
 from wallet.client.requests import RequestMethods
 from wallet.client.schedules import ScheduleMethods
@@ -58,6 +60,7 @@ INSTRUCTION_LIFE = timedelta(minutes=10)
 
 
 class WalletClient(
+    InterestMethods,
     BulkMethods,
     EventMethods,
     ScheduleMethods,
@@ -66,6 +69,7 @@ class WalletClient(
     ProgramMethods,
     RequestMethods,
     OfflineMethods,
+    PrivacyMethods,
 ):
     """Sync client of one wallet service. Raises `kernel.client.ProblemResponse`, `kernel.client.ServiceUnreachable`.
 

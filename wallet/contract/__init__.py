@@ -104,6 +104,8 @@ class WalletRefusal(Refusal):
     CHILD_CLOSED = "child-closed", False, "The child wallet is closed."
     CHILD_NOT_EMPTY = "child-not-empty", True, "The child wallet still holds money: pool it first."
     CHILDREN_NOT_CLOSED = "children-not-closed", True, "The wallet has children that are not closed."
+    PURSE_NOT_SETTLED = "purse-not-settled", True, "The wallet has an offline purse that is not settled yet."
+    PROGRAM_NOT_FINISHED = "program-not-finished", True, "The wallet pays or is paid by a program that is not finished."
     CHILD_LIMIT_EXCEEDED = "child-limit-exceeded", True, "The payment would exceed the child's cap in total (I9)."
     CHILD_IS_FUNDED_BY_PAYMENTS = "child-is-funded-by-payments", False, "A child gets its money from payments."
     PUSH_REVOKED = "push-revoked", False, "The parent has revoked what it had pushed to the merchant."
@@ -128,12 +130,12 @@ class WalletRefusal(Refusal):
     WALLET_CLOSING = "wallet-closing", True, "The wallet is being closed: only its pay-out moves money."
     WALLET_CLOSED = "wallet-closed", False, "The wallet is closed."
     WALLET_NOT_SUSPENDED = "wallet-not-suspended", True, "The wallet is not suspended for this reason."
-    CHANGE_EXISTS = "change-exists", False, "Another change has this id."
-    CHANGE_NOT_FOUND = "change-not-found", True, "There is no such change here."
+    CHANGE_EXISTS = "wallet-change-exists", False, "Another change has this id."
+    CHANGE_NOT_FOUND = "wallet-change-not-found", True, "There is no such change here."
     CHANGE_IN_PROGRESS = "change-in-progress", True, "Another change of the wallet is not finished yet."
     CAP_ABOVE_CLASS = "cap-above-class", False, "A holder's own cap is at most the class's."
     HOLDER_ORDER_MISSING = "holder-order-missing", False, "The change needs the signature of an active device."
-    HOLDER_ORDER_INVALID = "holder-order-invalid", False, "The document is not an active device's, or of another change."
+    HOLDER_ORDER_INVALID = "holder-order-invalid", False, "The document is no active device's, or of another change."
     HOLDER_ORDER_EXPIRED = "holder-order-expired", False, "The holder's order has expired, or is valid for too long."
     DEVICE_UNKNOWN = "device-unknown", False, "The key is none of the wallet's active devices."
     DEVICES_TOO_MANY = "devices-too-many", True, "The wallet has as many devices as it may have."
@@ -243,6 +245,8 @@ STATUS_BY_WALLET_REFUSAL: Mapping[Refusal, int] = {
     WalletRefusal.CHILD_CLOSED: 409,
     WalletRefusal.CHILD_NOT_EMPTY: 409,
     WalletRefusal.CHILDREN_NOT_CLOSED: 409,
+    WalletRefusal.PURSE_NOT_SETTLED: 409,
+    WalletRefusal.PROGRAM_NOT_FINISHED: 409,
     WalletRefusal.PUSH_REVOKED: 409,
     WalletRefusal.CHARGE_NOT_AUTHORISED: 403,
     WalletRefusal.CARD_NOT_FOUND: 404,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from hashlib import sha256
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 from uuid import UUID
 
 from pydantic import Field, ValidationError, model_validator
@@ -33,6 +33,7 @@ APPROVALS_NEEDED = 2
 ORDER_LIFE_MAX = timedelta(days=7)
 """An order that nobody carried out in a week is asked for anew."""
 SALT_BYTES = 32
+_Document = TypeVar("_Document", bound=Model)
 _COMMITMENT_DOMAIN = b"jiaozi-privacy-entry-v1\n"
 
 UnmaskRef = Annotated[UUID, *id_type("unm")]
@@ -190,7 +191,7 @@ class StatementRefused(ValueError):
     """The statement is not signed by that key, or is not in the documented form."""
 
 
-def _read[Document: Model](token: str, key: PublicKey, *, typ: str, model: type[Document]) -> Document:
+def _read(token: str, key: PublicKey, *, typ: str, model: type[_Document]) -> _Document:
     try:
         payload = jws.verify(token, key, typ=typ)
         document = model.model_validate_json(payload)

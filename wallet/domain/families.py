@@ -30,6 +30,10 @@ class ChildCaps:
     day_max_minor: int | None = None
     total_max_minor: int | None = None
 
+    @property
+    def bounds_spending(self) -> bool:
+        return (self.single_max_minor, self.day_max_minor, self.total_max_minor) != (None, None, None)
+
 
 @dataclass(frozen=True, slots=True)
 class ChildUsage:
@@ -80,8 +84,8 @@ def counts(child: Child, *, kind: str, credit: int) -> bool:
 def decide_transfer(child: Child, *, kind: str, credit: int, amount_minor: int, today: date) -> ChildUsage | Refusal:
     """The child's usage with this transfer counted, or the first refusal in order of precedence.
 
-    Refuses: child-closed, push-revoked, payee-not-allowed, single-limit-exceeded, day-limit-exceeded,
-    child-limit-exceeded.
+    Refuses: child-closed, push-revoked, payee-not-allowed, kind-not-allowed, single-limit-exceeded,
+    day-limit-exceeded, child-limit-exceeded.
     """
     now = usage_on(child.usage, today)
     if kind == "payment" and credit == child.parent_account:  # also what reaches a closed child late finds its way back
@@ -92,6 +96,8 @@ def decide_transfer(child: Child, *, kind: str, credit: int, amount_minor: int, 
         return WalletRefusal.PUSH_REVOKED
     if child.merchant is not None and (kind != "payment" or credit != child.merchant):
         return WalletRefusal.PAYEE_NOT_ALLOWED
+    if kind == "exchange-out" and child.caps.bounds_spending:
+        return TransferRefusal.KIND_NOT_ALLOWED  # from the deposit it could be spent past every cap
     if kind != "payment":
         return now
     used = replace(now, day_minor=now.day_minor + amount_minor, total_minor=now.total_minor + amount_minor)

@@ -1,6 +1,6 @@
 """Interest on wallets, exact to the last fraction until it is settled.
 
-One day's interest is balance * rate / (10^6 * days of the year), on the balance at the end of that scheme day. Everything
+One day's interest is balance * rate / (10^6 * days of the year), on the balance at the end of that scheme day. All
 is counted in integers of *units*: `UNITS_PER_MINOR` of them are one minor unit, and both day counts divide them. So
 accruals add up without any rounding; the one rounding is half-even to minor units, when a period is settled, and what
 it took or gave is kept as the remainder: credited * UNITS_PER_MINOR + remainder = accrued, always.

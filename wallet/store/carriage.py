@@ -51,15 +51,32 @@ class Booked:
 
 def lock_payers(connection: Connection, accounts: Collection[int]) -> dict[int, Payer]:
     """Wallets that have an account, by its number, their rows locked in order of id."""
+    return lock_payers_and_rules(connection, accounts, ()).payers
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    payers: dict[int, Payer]
+    of_children: set[int]
+    """Which of the accounts that were asked about are a child's, and which have a card. Nearly always none."""
+    of_cards: set[int]
+
+
+def lock_payers_and_rules(connection: Connection, accounts: Collection[int], asked: Collection[int]) -> Locked:
+    """`lock_payers`, and in the same statement which of the accounts `asked` have rules of their own (a card or child
+    that is made in this very moment may be missed: nothing it has signed is on its way yet)."""
+    wanted = _array(set(asked))
     rows = connection.execute(
         "SELECT account, id, wallet_class, device_key::text, device_thumbprint,"
         " usage_day, usage_day_minor, usage_year_minor, state, other_device_keys::text, changing_to,"
-        " single_max_minor, day_max_minor, year_max_minor FROM wallet"
+        " single_max_minor, day_max_minor, year_max_minor,"
+        " (SELECT array_agg(account) FROM child_wallet WHERE account = ANY(%s::bigint[])),"
+        " (SELECT array_agg(account) FROM hardware_card WHERE account = ANY(%s::bigint[])) FROM wallet"
         " WHERE account = ANY(%s::bigint[]) ORDER BY id FOR NO KEY UPDATE",
-        (_array(set(accounts)),),
+        (wanted, wanted, _array(set(accounts))),
         prepare=True,
-    )
-    return {
+    ).fetchall()
+    payers = {
         account: Payer(
             wallet_id,
             _CLASSES[wallet_class],
@@ -72,8 +89,10 @@ def lock_payers(connection: Connection, accounts: Collection[int]) -> dict[int, 
             NO_CAPS if single is day_max is year_max is None else Caps(None, single, day_max, year_max),
         )
         for account, wallet_id, wallet_class, key, thumbprint, day, day_minor, year_minor, *special in rows
-        for state, others, changing_to, single, day_max, year_max in (special,)
+        for state, others, changing_to, single, day_max, year_max, _, _ in (special,)
     }
+    of_children, of_cards = rows[0][-2:] if rows else (None, None)
+    return Locked(payers, set(of_children or ()), set(of_cards or ()))
 
 
 def lock_payments(connection: Connection, payment_ids: Collection[UUID]) -> dict[UUID, Payment]:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
+from psycopg.types.json import Jsonb
 from sqlalchemy.dialects.postgresql import insert
 
 from kernel.ids import derive_uuid7, new_uuid7
@@ -39,6 +40,22 @@ def emit(
         "data": dict(data or {}),
     }
     connection.execute(insert(event).values(values).on_conflict_do_nothing())
+
+
+def emit_raw(
+    connection: psycopg.Connection[Any],
+    type: EventType,
+    subject: str,
+    *,
+    at: datetime,
+    wallet_id: UUID,
+    data: Mapping[str, object],
+) -> None:
+    """`emit`, where the transaction is psycopg's and the caller's lock lets the fact come about once."""
+    connection.execute(
+        "INSERT INTO event (id, type, subject, wallet_id, created_at, data) VALUES (%s, %s, %s, %s, %s, %s)",
+        (new_uuid7(), type.value, subject, wallet_id, at, Jsonb(dict(data))),
+    )
 
 
 def event_id(subject: UUID, type: EventType) -> UUID:

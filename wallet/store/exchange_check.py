@@ -26,9 +26,7 @@ def exchanges_in(connection: sa.Connection, *, since: datetime, until: datetime)
 def exchanges_out(connection: sa.Connection, *, since: datetime, until: datetime) -> list[Payment]:
     """As `exchanges_in`."""
     columns = payment.c
-    unfinished = (columns.state == "initiated") | (
-        (columns.state == "final") & columns.deposit_credited_at.is_(None)
-    )
+    unfinished = (columns.state == "initiated") | ((columns.state == "final") & columns.deposit_credited_at.is_(None))
     query = sa.select(payment).where(
         columns.kind == "exchange-out",
         columns.created_at < until,

@@ -16,9 +16,10 @@ from wallet.store.tables import wallet
 
 
 def join_family(connection: sa.Connection, wallet_id: UUID, role: str) -> str:
-    """The wallet's role: the one given, unless it has one already. The row stays locked."""
+    """The wallet's role: the one given, unless it has one already. A role never changes: the service may not update the
+    row (nor, therefore, lock it), and whoever counts a parent's children has locked its wallet."""
     connection.execute(insert(family_member).values(wallet_id=wallet_id, role=role).on_conflict_do_nothing())
-    query = sa.select(family_member.c.role).where(family_member.c.wallet_id == wallet_id).with_for_update()
+    query = sa.select(family_member.c.role).where(family_member.c.wallet_id == wallet_id)
     found: str = connection.execute(query).scalar_one()
     return found
 

@@ -16,6 +16,7 @@ from wallet.domain.records import Wallet
 from wallet.domain.rules import DayCount, WalletClass
 from wallet.store.interest_tables import interest_run, interest_segment, interest_settlement
 from wallet.store.lifecycle_tables import wallet_change
+from wallet.store.offline_tables import purse_escrow
 from wallet.store.tables import wallet
 from wallet.store.wallets import find_wallet
 
@@ -258,8 +259,7 @@ def _settlements() -> sa.Select[Any]:
 def _settlement(row: sa.RowMapping) -> Settlement:
     values = dict(row)
     return Settlement(
-        **values
-        | {"accrued_units": int(values["accrued_units"]), "remainder_units": int(values["remainder_units"])}
+        **values | {"accrued_units": int(values["accrued_units"]), "remainder_units": int(values["remainder_units"])}
     )
 
 
@@ -273,3 +273,10 @@ def _segment(row: sa.RowMapping) -> Segment:
         day_count=DayCount(row["day_count"]),
         pack=row["pack"],
     )
+
+
+def purse_escrow_account(connection: sa.Connection, ledger: str) -> AccountNumber | None:
+    """Where the institution holds what offline purses are loaded with."""
+    query = sa.select(purse_escrow.c.account).where(purse_escrow.c.ledger == ledger)
+    account = connection.execute(query).scalar()
+    return None if account is None else AccountNumber(account)

@@ -11,12 +11,15 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from kernel.ids import show_account
 from wallet.domain.events import EventType
 from wallet.domain.lifecycle import Change, Device, DeviceStateName, Notice
 from wallet.domain.limits import Caps
 from wallet.domain.rules import Evidence
 from wallet.store import events
 from wallet.store.lifecycle_tables import customer_evidence_change, notice, wallet_change, wallet_device
+from wallet.store.programs_tables import program
+from wallet.store.requests_tables import redemption, refund, refund_original
 from wallet.store.tables import exchange_in, payment, wallet
 
 _OPEN_STATES = ("pending", "waiting")
@@ -106,7 +109,7 @@ def wallet_ids_of(connection: sa.Connection, customer_id: UUID) -> list[UUID]:
 
 
 def has_unfinished_money(connection: sa.Connection, wallet_id: UUID) -> bool:
-    """Whether a payment, an exchange or a deposit credit of the wallet is on its way."""
+    """Whether a payment, an exchange, a deposit credit, a payer's code or a refund of the wallet is on its way."""
     payments = sa.exists().where(
         payment.c.wallet_id == wallet_id,
         sa.or_(
@@ -119,7 +122,32 @@ def has_unfinished_money(connection: sa.Connection, wallet_id: UUID) -> bool:
     exchanges = sa.exists().where(
         exchange_in.c.wallet_id == wallet_id, exchange_in.c.state.in_(("initiated", "debited", "compensating"))
     )
-    return bool(connection.execute(sa.select(sa.or_(payments, exchanges))).scalar_one())
+    codes = sa.exists().where(redemption.c.wallet_id == wallet_id, redemption.c.state == "initiated")
+    refunds = sa.exists().where(
+        refund.c.original_id == refund_original.c.transfer_id,
+        refund_original.c.wallet_id == wallet_id,
+        refund.c.state == "reserved",
+    )
+    return bool(connection.execute(sa.select(sa.or_(payments, exchanges, codes, refunds))).scalar_one())
+
+
+def has_unfinished_program(connection: sa.Connection, wallet_id: UUID, account: int | None) -> bool:
+    """Whether a program that holds money, or may, pays from the wallet or to its account.
+
+    Who was promised vouchers is not kept by them: what he does not spend goes back to who gave them.
+    """
+    concerns = [program.c.wallet_id == wallet_id]
+    if account is not None:
+        party = [{"role": "payee", "account": show_account(account)}]
+        concerns.append(program.c.terms["parties"].contains(party))
+    query = sa.select(
+        sa.exists().where(
+            program.c.wake_at.is_not(None),  # as every unfinished one has (`not_forgotten`); it has an index
+            program.c.state.in_(("funding", "active", "refusing")),
+            sa.or_(*concerns),
+        )
+    )
+    return bool(connection.execute(query).scalar_one())
 
 
 def exchanged_in_beyond(connection: sa.Connection, wallet_id: UUID, *, seq: int) -> int:

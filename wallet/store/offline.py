@@ -13,9 +13,11 @@ from psycopg.rows import dict_row
 from sqlalchemy.dialects.postgresql import insert
 
 from kernel import ids
+from wallet.domain.events import EventType
 from wallet.domain.offline.books import BookedSpend, Books, PurseBook, SourceBook
 from wallet.domain.offline.messages import Part
 from wallet.domain.offline.records import FundingRow, PayoutRow, PurseRow
+from wallet.store import events
 from wallet.store.carriage import Connection as RawConnection
 from wallet.store.offline_tables import (
     purse,
@@ -196,6 +198,7 @@ def finish_funding(
     )
     if connection.execute(statement).rowcount == 1:
         connection.execute(sa.insert(purse_source).values(_source_values(source)))
+        _tell(connection, EventType.PURSE_LOADED, row.purse_id, booked_at, data={"transfer": f"trf_{row.id}"})
 
 
 def fundings_unfinished(connection: sa.Connection, *, before: datetime, limit: int) -> list[FundingRow]:
@@ -301,6 +304,8 @@ def save_books(connection: sa.Connection, books: Books, *, proofs: Mapping[UUID,
                 for position, part in enumerate(spend.parts)
             ],
         )
+        data = {"payer": f"pur_{spend.payer}", "payment": spend.hash.hex(), "amount_minor": str(spend.amount_minor)}
+        _tell(connection, EventType.PURSE_SYNCED, spend.payee, now, data=data)
     for book in books.purses.values():
         values: dict[str, Any] = {
             "loss_minor": book.loss_minor,
@@ -309,11 +314,13 @@ def save_books(connection: sa.Connection, books: Books, *, proofs: Mapping[UUID,
         }
         if book.is_closed:
             values["closed_at"] = sa.func.coalesce(purse.c.closed_at, now)
+            _tell(connection, EventType.PURSE_SETTLED, book.purse, now, is_once=True)
         connection.execute(sa.update(purse).where(purse.c.id == book.purse).values(values))
     for purse_id, proof in proofs.items():
         values = {"purse_id": purse_id, "proof": proof, "found_at": now}
         connection.execute(insert(purse_proof).values(values).on_conflict_do_nothing())
         mark_revoked(connection, purse_id, "double-spend", at=now)
+        _tell(connection, EventType.PURSE_DOUBLE_SPENT, purse_id, now, is_once=True)
     for payout in books.payouts:
         connection.execute(
             sa.insert(purse_payout).values(
@@ -326,6 +333,20 @@ def save_books(connection: sa.Connection, books: Books, *, proofs: Mapping[UUID,
                 created_at=now,
             )
         )
+
+
+def _tell(
+    connection: sa.Connection,
+    type: EventType,
+    purse_id: UUID,
+    at: datetime,
+    *,
+    data: Mapping[str, object] | None = None,
+    is_once: bool = False,
+) -> None:
+    wallet_id = connection.execute(sa.select(purse.c.wallet_id).where(purse.c.id == purse_id)).scalar_one()
+    once = purse_id if is_once else None
+    events.emit(connection, type, f"pur_{purse_id}", at=at, wallet_id=wallet_id, data=data, once=once)
 
 
 def payout_id(purse_id: UUID, kind: str, event: bytes) -> UUID:

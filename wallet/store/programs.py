@@ -192,6 +192,14 @@ def find_spend(connection: Connection, spend_id: UUID) -> Spend | None:
     return None if row is None else Spend(**row)
 
 
+def find_spend_of(connection: Connection, payment_id: UUID) -> Spend | None:
+    """The purchase that this transfer to the merchant belongs to."""
+    with connection.cursor(row_factory=dict_row) as cursor:
+        cursor.execute("SELECT * FROM program_spend WHERE payment_id = %s", (payment_id,))
+        row = cursor.fetchone()
+    return None if row is None else Spend(**row)
+
+
 def open_spends(connection: Connection, program_id: UUID) -> list[Spend]:
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(

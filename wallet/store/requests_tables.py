@@ -129,7 +129,7 @@ redemption = sa.Table(
     sa.CheckConstraint("(state = 'refused') = (refusal IS NOT NULL)", name="refused_says_why"),
     sa.CheckConstraint("(state = 'refused') = (counted_on IS NULL)", name="counted_i9"),
     # Two codes for one request would make one and the same payment of the vault, which the ledger takes for a retry,
-    # and two holds be posted: so one live code a payment.
+    # and two holds be posted: so one live code a payment. (The ledger refuses the second by the id of its post.)
     sa.Index("redemption_payment_i7", "payment_id", unique=True, postgresql_where=sa.text("state <> 'refused'")),
     sa.Index("redemption_unfinished", "created_at", postgresql_where=sa.text("state = 'initiated'")),
 )

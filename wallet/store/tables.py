@@ -87,7 +87,9 @@ wallet = sa.Table(
     ),
     sa.CheckConstraint("suspensions <@ ARRAY['loss', 'evidence', 'institution']", name="suspensions"),
     sa.CheckConstraint("(state = 'suspended') <= (cardinality(suspensions) > 0)", name="suspended"),
-    sa.CheckConstraint("(state IN ('open', 'closing')) <= (cardinality(suspensions) = 0)", name="open_is_not_suspended"),
+    sa.CheckConstraint(
+        "(state IN ('open', 'closing')) <= (cardinality(suspensions) = 0)", name="open_is_not_suspended"
+    ),
     sa.CheckConstraint("(state = 'refused') = (refusal IS NOT NULL)", name="refused_says_why"),
     sa.CheckConstraint("0 <= usage_day_minor AND usage_day_minor <= usage_year_minor", name="usage_i9"),
     sa.Index("wallet_customer_id", "customer_id"),

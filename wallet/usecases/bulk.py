@@ -34,6 +34,7 @@ from wallet.contract import WalletRefusal
 from wallet.domain import bulk as rules
 from wallet.domain.bulk import BadLine, CheckedLine, FileUnreadable, PayrollLine, line_transfer_id
 from wallet.domain.events import EventType
+from wallet.domain.lifecycle import caps_in_force
 from wallet.domain.limits import scheme_day
 from wallet.domain.records import Payment, Wallet
 from wallet.store import bulk, events
@@ -89,7 +90,7 @@ def check_file(context: Context, wallet_id: UUID, content: bytes) -> CheckedFile
         raise ProblemError(WalletRefusal.BULK_FILE_UNREADABLE, str(error)) from None
     payer = rules.Payer(
         account=wallet.account,
-        caps=context.pack.caps(wallet.wallet_class),
+        caps=caps_in_force(context.pack, wallet.wallet_class, changing_to=wallet.changing_to, own=wallet.own_caps),
         usage=wallet.usage,
         available_minor=account.available_minor,
     )

@@ -32,7 +32,7 @@ from wallet.contract.lifecycle import HOLDER_ORDER_LIFE_MAX
 from wallet.domain.lifecycle import Change, ChangeKindName, Notice, refuse_unless_open
 from wallet.domain.records import Wallet
 from wallet.domain.rules import Evidence
-from wallet.store import customers, lifecycle, wallets
+from wallet.store import customers, hardware, lifecycle, wallets
 from wallet.usecases.context import Context, is_definite, ledger_unavailable
 from wallet.usecases.wallets import find_wallet
 
@@ -72,8 +72,8 @@ def begin(
     *,
     lock_customer: bool = False,
 ) -> Change:
-    """Record the change, or find it recorded. Raises: ProblemError(wallet-not-found, change-exists, id-from-future,
-    change-in-progress) and what `decide` raises."""
+    """Record the change, or find it recorded. Raises: ProblemError(wallet-not-found, wallet-change-exists,
+    id-from-future, change-in-progress) and what `decide` raises."""
     now = context.clock()
     if ids.is_from_future(change_id, now=now):
         raise ProblemError(LedgerRefusal.ID_FROM_FUTURE)
@@ -127,7 +127,7 @@ def refuse_unless(row: Wallet) -> None:
 
 
 def find_change(context: Context, change_id: UUID) -> Change:
-    """Raises: ProblemError(change-not-found)."""
+    """Raises: ProblemError(wallet-change-not-found)."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         row = lifecycle.find_change(connection, change_id)
     if row is None:
@@ -258,13 +258,16 @@ def refused(said: LedgerSaidNo) -> dict[str, object]:
 # --- the holder ------------------------------------------------------------------------------------------------------
 
 
-def check_holder(row: Wallet, token: str, *, typ: str) -> bytes:
-    """The payload, if an active device of the wallet has signed it. Raises: ProblemError(holder-order-invalid)."""
+def check_holder(connection: sa.Connection, row: Wallet, token: str, *, typ: str) -> bytes:
+    """The payload, if an active device of the wallet has signed it, which is no card: a card signs payments alone, so
+    whatever else its key has signed comes from a broken chip. Raises: ProblemError(holder-order-invalid)."""
     try:
         kid = jws.peek_header(token).get("kid")
         key = row.devices.get(str(kid))
         if key is None:
             raise ProblemError(WalletRefusal.HOLDER_ORDER_INVALID, "signed by no active device of the wallet")
+        if any(record.card.thumbprint == kid for record in hardware.cards_of(connection, row.id)):
+            raise ProblemError(WalletRefusal.HOLDER_ORDER_INVALID, "a card signs payments, and nothing else")
         return jws.verify(token, PublicKey.from_jwk(dict(key)), typ=typ)
     except jws.InvalidJws as error:
         raise ProblemError(WalletRefusal.HOLDER_ORDER_INVALID, error.reason) from None

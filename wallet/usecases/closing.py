@@ -1,6 +1,7 @@
 """Close a wallet and pay out what is in it. Resumable; every step has an id derived from the closure's.
 
-  1. recorded: nothing but the pay-out is debited any more; the interest to the day before is fixed
+  1. recorded: nothing but the pay-out is debited any more; the interest to the day before is fixed. Refused while
+     anything is owed to the wallet or by it: money on its way, children, purses not settled, programs not finished
   2. interest, if there is any: vault -> wallet
   3. the holder's own instruction for the whole balance: to his deposit, or to another wallet
   4. the ledger closes the account, which it does only without balance and holds
@@ -38,7 +39,7 @@ from wallet.contract import WalletRefusal
 from wallet.domain.interest import Accrual
 from wallet.domain.lifecycle import Change, ChangeKindName
 from wallet.domain.records import Wallet
-from wallet.store import families, lifecycle
+from wallet.store import families, lifecycle, offline
 from wallet.usecases.changes import (
     Decision,
     account_of,
@@ -98,8 +99,9 @@ def close_wallet(
 ) -> Closure:
     """Begin, or go on with, the closure. While the pay-out is missing it is pending and says what is due.
 
-    Raises: ProblemError(money-on-its-way, change-in-progress, payout-mismatch, wallet-suspended, service-unavailable),
-    what becomes of the instruction (as `pay_one`), and as `begin`.
+    Raises: ProblemError(money-on-its-way, children-not-closed, purse-not-settled, program-not-finished,
+    change-in-progress, payout-mismatch, wallet-suspended, service-unavailable), what becomes of the instruction (as
+    `pay_one`), and as `begin`.
     """
     accrual: Accrual | None = None
     if accrued_interest is not None:
@@ -117,6 +119,14 @@ def close_wallet(
             raise ProblemError(WalletRefusal.MONEY_ON_ITS_WAY)
         if families.count_not_closed(connection, wallet_id):
             raise ProblemError(WalletRefusal.CHILDREN_NOT_CLOSED)
+        unsettled_purses = offline.purses_unsettled(connection, wallet_id)
+        if unsettled_purses:
+            # What others pay to the purse is owed to this wallet until then, and nothing else can take it.
+            settled_at = max(purse.closes_at for purse in unsettled_purses)
+            detail = f"the last one is settled at {settled_at.isoformat()}"
+            raise ProblemError(WalletRefusal.PURSE_NOT_SETTLED, detail)
+        if lifecycle.has_unfinished_program(connection, wallet_id, row.account):
+            raise ProblemError(WalletRefusal.PROGRAM_NOT_FINISHED)
         fix_for_closure(context, connection, row, accrual, change_id=change_id)
         lifecycle.update_wallet(connection, wallet_id, state="closing")
         return Decision(progress={"interest_minor": str(interest_minor)})
@@ -128,8 +138,8 @@ def close_wallet(
 
 
 def cancel_closure(context: Context, change_id: UUID) -> Change:
-    """The wallet is open again. Raises: ProblemError(change-not-found, change-in-progress): the account is being closed
-    already, or the pay-out is on its way."""
+    """The wallet is open again. Raises: ProblemError(wallet-change-not-found, change-in-progress): the account is being
+    closed already, or the pay-out is on its way."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         change = lifecycle.find_change(connection, change_id)
     if change is None or change.kind != "close":

@@ -22,6 +22,7 @@ from ledger.contract import AccountKind, AccountOpening, LedgerRefusal, Transfer
 from wallet.contract import WalletRefusal
 from wallet.domain.aliases import CodeSender, NoCodeSender
 from wallet.domain.core_banking import CoreBanking
+from wallet.domain.reserves import OperatorKind
 from wallet.domain.rules import RulePack
 from wallet.personal_data import PersonalDataVault
 from wallet.program_template_files import TemplateBook, builtin_templates
@@ -113,8 +114,15 @@ class Context:
     """The most that a payer's code pays without asking its holder again, in minor units: the institution's policy."""
     codes: CodeSender = field(default_factory=NoCodeSender)
     """Where one-time codes for aliases leave."""
+    operator_kind: OperatorKind = OperatorKind.BANK
+    """What this institution is to the rules on reserves."""
     packs: Sequence[RulePack] = ()
     """Every pack that was, is or will be in force here, for what goes by the day; empty = `pack` alone."""
+
+    def take_effect(self, pack: RulePack) -> None:
+        """A pending pack's day has come: every operation that begins from now on sees it. The one thing of a context
+        that ever changes, by `wallet.usecases.rule_adoption`."""
+        object.__setattr__(self, "pack", pack)
 
 
 def ledger_unavailable(error: ProblemResponse | ServiceUnreachable) -> ProblemError:

@@ -37,6 +37,8 @@ def register(context: Context, customer_id: UUID, data: LegalData) -> LegalData:
         customer = customers.find_customer(connection, customer_id)
         if customer is None:
             raise ProblemError(WalletRefusal.CUSTOMER_NOT_FOUND)
+        if customer.is_erased:
+            raise ProblemError(WalletRefusal.CUSTOMER_ERASED)
         plain = strict_json.dumps(asdict(data))
         sealed = context.personal_data.seal_document(customer_id, customer.wrapped_key, plain, label=_LABEL)
         families.insert_corporate(connection, customer_id, legal_data=sealed, created_at=context.clock())
@@ -53,6 +55,8 @@ def find(context: Context, customer_id: UUID) -> LegalData:
         sealed = families.find_corporate(connection, customer_id)
     if customer is None or sealed is None:
         raise ProblemError(WalletRefusal.CUSTOMER_NOT_FOUND)
+    if customer.is_erased:
+        raise ProblemError(WalletRefusal.CUSTOMER_ERASED)
     plain = context.personal_data.open_document(customer_id, customer.wrapped_key, sealed, label=_LABEL)
     value = strict_json.loads(plain)
     return LegalData(str(value["legal_name"]), str(value["lei"]), str(value["social_credit_code"]))

@@ -93,7 +93,7 @@ def change_device(context: Context, wallet_id: UUID, consent: str) -> Change:
 
     def decide(connection: sa.Connection, row: Wallet, changes: Sequence[Change]) -> Decision:
         refuse_unless(row)
-        _check_consent(context, row, consent, document)
+        _check_consent(connection, context, row, consent, document)
         refuse_if_open(changes, _DEVICE_CHANGES)
         now = context.clock()
         if body.change == "remove-holder-key":
@@ -257,9 +257,12 @@ def object_to_key(context: Context, wallet_id: UUID, consent: str) -> Change:
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         recoveries = [change for change in lifecycle.open_changes(connection, wallet_id) if change.kind == "recover"]
         before = lifecycle.find_objected(connection, wallet_id, document.id)
+        if before is None:
+            _check_consent(connection, context, row, consent, document)
+        else:  # its id alone tells nobody anything
+            check_holder(connection, row, consent, typ=CONSENT_TYP)
     if before is not None:
         return before
-    _check_consent(context, row, consent, document)
     if not recoveries:
         raise ProblemError(WalletRefusal.NOTHING_ANNOUNCED)
     recovery = recoveries[0]
@@ -301,10 +304,12 @@ def _read(context: Context, consent: str) -> AccountChangeDocument:
     return document
 
 
-def _check_consent(context: Context, row: Wallet, consent: str, document: AccountChangeDocument) -> None:
+def _check_consent(
+    connection: sa.Connection, context: Context, row: Wallet, consent: str, document: AccountChangeDocument
+) -> None:
     if document.change.account != row.account:
         raise ProblemError(WalletRefusal.HOLDER_ORDER_INVALID, "signed for another account")
-    check_holder(row, consent, typ=CONSENT_TYP)
+    check_holder(connection, row, consent, typ=CONSENT_TYP)
     check_validity(context, document.valid_until)
 
 

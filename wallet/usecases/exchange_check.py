@@ -1,15 +1,15 @@
 """`exchange-check`: a day's exchanges against the bank's books and the ledger's vault.
 
-  1. this service's exchanges begun on the day, and all that are unfinished since before
-  2. the bank's postings and the vault's lines of the day
-  3. for legs of 1 that are not in 2 (booked around midnight, or days later): asked for by id, one by one
-  4. lines of 2 that belong to an exchange of another day are left to that day; the rest is unknown here
+1. this service's exchanges begun on the day, and all that are unfinished since before
+2. the bank's postings and the vault's lines of the day
+3. for legs of 1 that are not in 2 (booked around midnight, or days later): asked for by id, one by one
+4. lines of 2 of another day's exchange are compared with it; what belongs to no exchange is unknown here
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, time, timedelta
 from uuid import UUID
 
@@ -49,19 +49,20 @@ def check_day(context: Context, day: date) -> Checked:
         mine = {(leg.side, leg.id) for exchange in exchanges for leg in exchange.legs}
         strange = [entry.id for entry in (*vault, *bank) if (entry.side, entry.id) not in mine]
         came_in, went_out = store.exchanges_near(connection, strange)
-    others = {
-        (leg.side, leg.id)
-        for exchange in (*(of_exchange_in(row) for row in came_in), *(of_exchange_out(row) for row in went_out))
-        for leg in exchange.legs
-    } - mine
-    entries = [entry for entry in (*vault, *bank) if (entry.side, entry.id) not in others]
+    entries = [*vault, *bank]
     seen = {(entry.side, entry.id) for entry in entries}
     for exchange in exchanges:
         for leg in exchange.legs:
-            if leg.need != "may" and (leg.side, leg.id) not in seen:
+            if leg.need == "must" and (leg.side, leg.id) not in seen:
                 entries += _look_up(context, exchange, leg)
+    known = {(exchange.direction, exchange.id) for exchange in exchanges}
+    others = [*(of_exchange_in(row) for row in came_in), *(of_exchange_out(row) for row in went_out)]
+    for exchange in others:
+        legs = [leg for leg in exchange.legs if (leg.side, leg.id) in seen]
+        if legs and (exchange.direction, exchange.id) not in known:
+            exchanges.append(replace(exchange, legs=legs, is_finished=True))
     breaks = check(exchanges, entries, now=context.clock())
-    return Checked(day, len(exchanges), len(bank), len(vault), breaks)
+    return Checked(day, len(known), len(bank), len(vault), breaks)
 
 
 def _vault_lines(context: Context, *, since: datetime, until: datetime) -> Iterator[Entry]:

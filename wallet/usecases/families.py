@@ -2,6 +2,10 @@
 
 What a child may pay is decided where every payment is recorded (`wallet.usecases.own_rules`). A parent's view names its
 children one by one; a child has no view of its parent.
+
+Each wallet is suspended by itself: a suspended parent's children pay on within their caps, a pushed merchant charges
+on, and money still goes back to the parent; the parent revokes and closes as before, and opens no other child. A parent
+is closed only after its children.
 """
 
 from __future__ import annotations
@@ -104,6 +108,9 @@ def open_child(
     )
 
     def join(connection: sa.Connection) -> None:
+        locked = wallet_store.lock_wallet(connection, parent_id)
+        if locked is None or locked.state != "open":  # a closure that has begun meanwhile has seen no child
+            raise ProblemError(WalletRefusal.WALLET_NOT_OPEN, "the parent is not open")
         if store.join_family(connection, parent_id, "parent") != "parent":
             raise ProblemError(WalletRefusal.PARENT_IS_CHILD)
         if len(store.list_children(connection, parent_id)) >= CHILDREN_MAX:

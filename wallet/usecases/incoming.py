@@ -8,7 +8,7 @@ does not hang on it, for the ledger books the id of a request's payment once.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -26,7 +26,14 @@ from ledger.contract import (
     read_instruction,
 )
 from wallet.contract import WalletRefusal
-from wallet.contract.requests import DECLINE_TYP, REQUEST_TYP, DeclineDocument, RequestDocument, RequestOffer
+from wallet.contract.requests import (
+    DECLINE_TYP,
+    REQUEST_LIFE_DAYS_MAX,
+    REQUEST_TYP,
+    DeclineDocument,
+    RequestDocument,
+    RequestOffer,
+)
 from wallet.domain.records import Payment, Wallet
 from wallet.domain.requests import OPEN_STATES, PAYMENTS_MAX, Request, Terms, amount_refused, payment_id
 from wallet.store import carriage, payments, wallets
@@ -67,8 +74,13 @@ def offer_of(request: Request, now: datetime) -> RequestOffer:
 
 
 def get_offer(context: Context, request_id: UUID) -> RequestOffer:
-    """For payers' institutions. Raises: ProblemError(request-not-found, service-unavailable)."""
-    return offer_of(requests.look(context, requests.find_request(context, request_id)), context.clock())
+    """For payers' institutions, and whoever else knows the id: many at once cost the ledger one statement.
+
+    Raises: ProblemError(request-not-found, service-unavailable).
+    """
+    now = context.clock()
+    since = now - requests.LOOKED_AGAIN_AFTER
+    return offer_of(requests.look(context, requests.find_request(context, request_id), unless_looked_since=since), now)
 
 
 # --- shown -----------------------------------------------------------------------------------------------------------
@@ -102,6 +114,9 @@ def show_request(
 def deliver_request(context: Context, document: str) -> None:
     """Another institution sends a request to one of our wallets. Raises: as `show_request`, and not-our-wallet."""
     asked = signed_document(context, document, typ=REQUEST_TYP, model=RequestDocument)
+    now = context.clock()
+    if not now < asked.expires_at <= now + timedelta(days=REQUEST_LIFE_DAYS_MAX):
+        raise ProblemError(WalletRefusal.REQUEST_DOCUMENT_INVALID, "it has expired, or would stand for too long")
     keep(context, wallet_of(context, asked.payer), document, asked)
 
 
@@ -213,12 +228,12 @@ def approve(context: Context, wallet_id: UUID, request_id: UUID, token: str) -> 
         if row.state == "declined":
             raise ProblemError(WalletRefusal.REQUEST_ENDED, "the payer has declined it")
         _check_answers(item, asked, _ask_offer(context, asked.institution, request_id))
-        context.database.run_session(lambda connection: _make_way(connection, item, wallet_id))
+        context.database.run_session(lambda connection: _make_way(connection, item, wallet_id, request_id))
     outcome = pay(context, [token], kinds=frozenset({TransferKind.PAYMENT}))[0]
     if _is_taken(outcome):
         # Either the ledger has booked another payment under the request's id (I7), or one of another wallet here was
         # quicker by a moment and its outcome is not known yet.
-        context.database.run_session(lambda connection: _make_way(connection, item, wallet_id))
+        context.database.run_session(lambda connection: _make_way(connection, item, wallet_id, request_id))
         raise ProblemError(WalletRefusal.REQUEST_ALREADY_PAID, "another payment of it was booked first")
     payment = final(outcome)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
@@ -290,8 +305,9 @@ def _check_answers(item: Instruction, asked: RequestDocument, offer: RequestOffe
         raise ProblemError(WalletRefusal.REQUEST_TERMS_MISMATCH, wrong)
 
 
-def _make_way(connection: Connection, item: Instruction, wallet_id: UUID) -> None:
-    """The id belongs to the request, so another payment may have had it here and been refused: it is forgotten.
+def _make_way(connection: Connection, item: Instruction, wallet_id: UUID, request_id: UUID) -> None:
+    """An id that belongs to the request another payment may have had here and been refused: it is forgotten. An id of
+    somebody else's making is his.
 
     Raises: ProblemError(request-payment-under-way, request-already-paid).
     """
@@ -303,7 +319,7 @@ def _make_way(connection: Connection, item: Instruction, wallet_id: UUID) -> Non
     if before.state == "initiated":
         raise ProblemError(WalletRefusal.REQUEST_PAYMENT_UNDER_WAY)
     is_same = (before.wallet_id, before.amount_minor) == (wallet_id, item.amount_minor)
-    if not is_same:
+    if not is_same and item.id in (payment_id(request_id, number) for number in range(PAYMENTS_MAX)):
         carriage.forget(connection, item.id)
 
 

@@ -131,6 +131,29 @@ def resume_interest(context: Context) -> int:
     return settle_some(context) + credit_some(context)
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    settled_on: date | None
+    settled: int
+    credited: int
+    is_finished: bool
+    """Every wallet has its settlement, and nothing that may be credited today is left."""
+
+
+def run(context: Context) -> Ran:
+    """One bounded pass that somebody has asked for: what was refused a moment ago is tried again."""
+    settled_on = last_settlement_day(context)
+    settled = settle_some(context, ignore_scan=True)
+    credited = credit_some(context, is_asked=True)
+    is_finished = settled_on is None
+    if settled_on is not None:
+        with context.database.transaction(isolation="READ COMMITTED") as connection:
+            found = interest.find_run(connection, settled_on)
+            due = interest.settlements_due(connection, today=_today(context), refused_before=context.clock(), limit=1)
+        is_finished = found is not None and found[1] is not None and not due
+    return Ran(settled_on, settled, credited, is_finished)
+
+
 def settle_some(context: Context, *, ignore_scan: bool = False) -> int:
     """Settle wallets for the quarter that ended last (and any before it that were missed). How many."""
     settled_on = last_settlement_day(context)

@@ -80,7 +80,7 @@ def set_caps(context: Context, change_id: UUID, wallet_id: UUID, own: Caps, *, o
             refuse_unless(row)
             if order is None:
                 raise ProblemError(WalletRefusal.HOLDER_ORDER_MISSING, "a cap is raised: sign a CapsOrder")
-            _check_caps_order(context, row, order, change_id, shown)
+            _check_caps_order(connection, context, row, order, change_id, shown)
         lifecycle.save_own_caps(connection, wallet_id, own)
         notify(connection, wallet_id, "caps-changed", at=context.clock(), data=content)
         return Decision(is_done=True, token=order)
@@ -88,8 +88,10 @@ def set_caps(context: Context, change_id: UUID, wallet_id: UUID, own: Caps, *, o
     return begin(context, change_id, wallet_id, "caps", content, decide)
 
 
-def _check_caps_order(context: Context, row: Wallet, token: str, change_id: UUID, caps: CapsView) -> None:
-    payload = check_holder(row, token, typ=CAPS_ORDER_TYP)
+def _check_caps_order(
+    connection: sa.Connection, context: Context, row: Wallet, token: str, change_id: UUID, caps: CapsView
+) -> None:
+    payload = check_holder(connection, row, token, typ=CAPS_ORDER_TYP)
     try:
         order = CapsOrder.model_validate_json(payload)
     except ValueError:
@@ -175,7 +177,7 @@ def change_evidence(
 ) -> list[Change]:
     """Evidence verified anew or no longer good; returns what became of the customer's wallets because of it.
 
-    Raises: ProblemError(customer-not-found, change-exists, validation-failed).
+    Raises: ProblemError(customer-not-found, wallet-change-exists, validation-failed).
     """
     if added & withdrawn or not added | withdrawn:
         detail = "name evidence that is added or withdrawn, none of it as both"
@@ -185,6 +187,8 @@ def change_evidence(
         customer = customers.find_customer(connection, customer_id, lock="change")
         if customer is None:
             raise ProblemError(WalletRefusal.CUSTOMER_NOT_FOUND)
+        if customer.is_erased:
+            raise ProblemError(WalletRefusal.CUSTOMER_ERASED)
         known = lifecycle.find_evidence_change(connection, change_id)
         if known is not None:
             if known != (customer_id, added, withdrawn):

@@ -101,8 +101,12 @@ def issue_purse(
         return _same_purse(known, wallet_id, key)
     if is_from_future(purse_id, now=context.clock()):
         raise ProblemError(LedgerRefusal.ID_FROM_FUTURE)
+    context.database.run_session(lambda connection: _may_have_purse(connection, wallet.account or 0))
     row = _new_purse(context, purse_id, wallet, key, policy)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
+        locked = wallets.lock_wallet(connection, wallet_id)
+        if locked is None or locked.state != "open":  # a closure that has begun meanwhile has seen no purse
+            raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
         unsettled = offline.purses_unsettled(connection, wallet_id)
         for purse in unsettled:
             if purse.revoked_for is None and purse.not_after <= context.clock():
@@ -323,11 +327,14 @@ def _may_fund(connection: RawConnection, payer: Payer, account: int) -> None:
     refusal = refuse_paying(payer.state)
     if refusal is not None:
         raise ProblemError(refusal)
+    _may_have_purse(connection, account)
+
+
+def _may_have_purse(connection: RawConnection, account: int) -> None:
+    """What a purse takes in and pays out between two devices is counted towards nobody's own caps."""
     of_children, of_cards = own_rules.accounts_with_rules(connection, {account})
     if account in of_children or account in of_cards:
-        raise ProblemError(
-            TransferRefusal.KIND_NOT_ALLOWED, "a child wallet or card loads no purse: its caps end there"
-        )
+        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, "a child wallet or card has no purse: its caps end there")
 
 
 def _advance(context: Context, row: FundingRow) -> FundingRow:

@@ -38,15 +38,21 @@ class OwnRules:
         return any(account == of_card for of_card, _ in self.cards)
 
 
-def load(connection: Connection, moves: Collection[tuple[UUID, int, int]]) -> OwnRules:
-    """`moves`: (payment's id, debit, credit). The payers' wallets must be locked."""
-    accounts = {account for _, *both in moves for account in both if account}
-    of_children, of_cards = store.accounts_with_rules(connection, accounts)
+def load(
+    connection: Connection,
+    moves: Collection[tuple[UUID, int, int]],
+    *,
+    of_children: Collection[int],
+    of_cards: Collection[int],
+) -> OwnRules:
+    """`moves`: (payment's id, debit, credit); the others: which of these accounts have rules. The payers' wallets must
+    be locked."""
     if not of_children and not of_cards:
         return OwnRules()
     children = store.lock_children(connection, of_children) if of_children else {}
     debits = {debit for _, debit, _ in moves}
-    found = store.lock_cards(connection, of_cards & debits) if of_cards & debits else {}
+    with_cards = debits.intersection(of_cards)
+    found = store.lock_cards(connection, with_cards) if with_cards else {}
     used = [
         (thumbprint, cards.read_stamp(payment_id).counter)
         for payment_id, debit, _ in moves

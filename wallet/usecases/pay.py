@@ -246,8 +246,11 @@ class _Recorder:
 
         Raises: psycopg.errors.UniqueViolation; then run it again.
         """
-        payers = carriage.lock_payers(connection, [_debit(item) for item in self._items])
-        self._own = own_rules.load(connection, [(item.id, _debit(item), _credit(item)) for item in self._items])
+        moves = [(item.id, _debit(item), _credit(item)) for item in self._items]
+        sides = {account for _, *both in moves for account in both if account}
+        locked = carriage.lock_payers_and_rules(connection, [debit for _, debit, _ in moves], sides)
+        payers = locked.payers
+        self._own = own_rules.load(connection, moves, of_children=locked.of_children, of_cards=locked.of_cards)
         if not self._must_ask:
             decided = self._decide(connection, payers, {})
             self._must_ask = True

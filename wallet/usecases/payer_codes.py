@@ -12,6 +12,11 @@ So the holder's signature stands before every fen that leaves his account; nobod
 three are booked or none; a code pays once, for its hold books once; and a request is paid once. Above the code's cap or
 the institution's own nothing is sent: the request is put before the payer, who approves it as any other.
 
+Two codes for one request would make one and the same third transfer, which the ledger takes for a repetition: two
+payers would be debited for one payment. Two things that know nothing of each other forbid it: one live redemption a
+payment (`redemption_payment_i7`), and the post's id, which is the request's and not the hold's: the ledger books the
+post of one hold under it and refuses, whole, the chain of any other hold (I7).
+
 What the holder trusts his institution with: that it posts a code's hold only for a merchant who has scanned it, at most
 the cap, within the code's minutes. Every such post is on his statement.
 """
@@ -38,6 +43,7 @@ from ledger.contract import (
     TransferRefusal,
     TransferResult,
     TransferTerms,
+    TransferView,
 )
 from wallet.contract import WalletRefusal
 from wallet.contract.requests import (
@@ -51,16 +57,17 @@ from wallet.contract.requests import (
     RequestDocument,
 )
 from wallet.domain import limits, qr
+from wallet.domain.events import EventType
 from wallet.domain.lifecycle import caps_in_force, refuse_paying
 from wallet.domain.payer_holds import hold_of
 from wallet.domain.qr import PayerCode, QrRefused
 from wallet.domain.records import Wallet
 from wallet.domain.requests import OPEN_STATES, payment_id
+from wallet.store import events, wallets
 from wallet.store import requests as store
-from wallet.store import wallets
 from wallet.store.requests import Redemption
 from wallet.usecases import incoming, requests
-from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, ledger_unavailable, refusal_of
+from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of
 from wallet.usecases.peers import REQUEST_REFUSALS, canonical, peer_unavailable, signed_document
 
 log = logging.getLogger("jiaozi.wallet.payer-codes")
@@ -268,11 +275,16 @@ def _finish(context: Context, row: Redemption) -> Redemption:
     return row
 
 
+def post_id(payment: UUID) -> UUID:
+    """The id of the one post that may stand behind a request's payment, whichever code it is of."""
+    return derive_uuid7(payment, "code-post")
+
+
 def chain_of(context: Context, row: Redemption) -> list[TransferItem]:
     """Hold, post, payment: linked, so all or nothing. The same again at every try, so each books once (I7)."""
     home = context.ledgers.home
     post = TransferTerms(
-        id=derive_uuid7(row.hold_id, "code-post"),
+        id=post_id(row.payment_id),
         kind=TransferKind.POST,
         hold=row.hold_id,
         amount_minor=row.amount_minor,
@@ -312,9 +324,9 @@ def _send(context: Context, row: Redemption) -> Redemption:
     booked = [item for item in results if item.outcome is not TransferOutcome.REFUSED]
     if len(booked) == len(results) == 3:
         return _write(context, row, state="final", seq=results[2].seq, booked_at=results[2].booked_at)
-    if row.tries == 1:  # the only copy that ever was
-        return _write(context, row, state="refused", refusal=_reason(results))
-    return _second_look(context, row, _reason(results))
+    if row.tries == 1:
+        row = _write(context, row, state="refused", refusal=_reason(results), if_sent_once=True)
+    return row if row.state != "initiated" else _second_look(context, row, _reason(results))
 
 
 def _reason(results: list[TransferResult]) -> str:
@@ -327,39 +339,37 @@ def _reason(results: list[TransferResult]) -> str:
 
 
 def _second_look(context: Context, row: Redemption, reason: str) -> Redemption:
-    """What became of a chain of which one copy was refused while another's answer is not known: the ledger's word on
-    the request's payment, believed when no copy can be booked any more (the hold's own expiry sees to that)."""
+    """What became of a chain of which one copy was refused while another's answer is not known: the ledger's word.
+
+    The post under the request's id says which code has paid. Without one this code has not, and that is final when no
+    copy of its chain can be booked any more: after its hold's own expiry. The time is read before the ledger is asked.
+    """
+    is_over = context.clock() > row.valid_until + SUBMISSION_GRACE
     try:
-        view = context.ledgers.home.client.get_transfer(row.payment_id)
-    except ServiceUnreachable:
+        post = _booked(context, post_id(row.payment_id))
+        payment = _booked(context, row.payment_id)
+    except (ProblemResponse, ServiceUnreachable) as error:
+        log.info("a code's outcome is not known yet: %s", type(error).__name__)
         return row
-    except ProblemResponse as error:
-        is_over = context.clock() > row.valid_until + SUBMISSION_GRACE
-        if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value and is_over:
-            return _write(context, row, state="refused", refusal=reason)
-        return row
-    is_ours = (view.debit, view.credit, view.amount_minor, view.reference) == (
-        context.ledgers.vault(context.ledgers.home),
-        row.credit_account,
-        row.amount_minor,
-        row.request_id,
-    )
-    if is_ours and _is_posted(context, row):
-        return _write(context, row, state="final", seq=view.seq, booked_at=view.booked_at)
-    return _write(context, row, state="refused", refusal=WalletRefusal.REQUEST_ALREADY_PAID.value)
+    if post is not None and post.hold == row.hold_id:
+        if payment is None:  # they are booked together: the next look sees both
+            return row
+        return _write(context, row, state="final", seq=payment.seq, booked_at=payment.booked_at)
+    if post is not None or is_over:
+        is_paid = post is not None or payment is not None
+        refusal = WalletRefusal.REQUEST_ALREADY_PAID.value if is_paid else reason
+        return _write(context, row, state="refused", refusal=refusal)
+    return row
 
 
-def _is_posted(context: Context, row: Redemption) -> bool:
-    """Whether this code's hold was posted: another code of ours may have paid the same request."""
+def _booked(context: Context, transfer_id: UUID) -> TransferView | None:
+    """Raises: ProblemResponse, ServiceUnreachable."""
     try:
-        context.ledgers.home.client.get_transfer(derive_uuid7(row.hold_id, "code-post"))
+        return context.ledgers.home.client.get_transfer(transfer_id)
     except ProblemResponse as error:
         if error.refusal == LedgerRefusal.TRANSFER_NOT_FOUND.value:
-            return False
-        raise ledger_unavailable(error) from error
-    except ServiceUnreachable as error:
-        raise ledger_unavailable(error) from error
-    return True
+            return None
+        raise
 
 
 def _write(
@@ -370,14 +380,16 @@ def _write(
     refusal: str | None = None,
     seq: int | None = None,
     booked_at: datetime | None = None,
+    if_sent_once: bool = False,
 ) -> Redemption:
-    """The outcome, once; what was counted for a refused one is given back."""
+    """The outcome, once; what was counted for a refused one is given back. `if_sent_once`: only if no other copy has
+    been sent meanwhile, which may be booked yet."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         payer = wallets.lock_wallet(connection, row.wallet_id)
         locked = store.find_redemption(connection, row.hold_id, lock=True)
         if locked is None or payer is None:
             return row
-        if locked.state != "initiated":
+        if locked.state != "initiated" or (if_sent_once and locked.tries > 1):
             return locked
         counted_on = locked.counted_on
         if state == "refused" and counted_on is not None:
@@ -392,6 +404,18 @@ def _write(
             booked_at=booked_at,
             counted_on=counted_on,
         )
+        if booked_at is not None:
+            data = {"payment": f"trf_{row.payment_id}", "amount_minor": str(row.amount_minor)}
+            subject, once = f"trf_{row.hold_id}", row.hold_id
+            events.emit(
+                connection,
+                EventType.CODE_REDEEMED,
+                subject,
+                at=booked_at,
+                wallet_id=row.wallet_id,
+                data=data,
+                once=once,
+            )
         found = store.find_redemption(connection, row.hold_id)
     return found or row
 

@@ -62,6 +62,7 @@ from wallet.contract.programs import (
     terms_sha256,
 )
 from wallet.domain import limits
+from wallet.domain.events import EventType
 from wallet.domain.lifecycle import caps_in_force, refuse_paying
 from wallet.domain.program_records import Part, Program, Statement, Voucher
 from wallet.domain.program_templates import (
@@ -84,7 +85,7 @@ from wallet.domain.program_templates import (
     worst_cases,
 )
 from wallet.domain.programs import ProgramInvalid, Said, Scene
-from wallet.store import carriage, own_rules
+from wallet.store import carriage, events, own_rules
 from wallet.store import programs as store
 from wallet.store.carriage import Connection, Payer
 from wallet.usecases.context import Context, is_definite, refusal_of
@@ -532,6 +533,7 @@ def _place(context: Context, known: Known) -> None:
                 wake_at=now,
             ),
         )
+        _tell(connection, EventType.PROGRAM_FUNDED, program, funded_at, amount_minor=program.funded_minor)
 
     context.database.run_session(activate)
 
@@ -587,8 +589,10 @@ def _keep_out(context: Context, known: Known) -> None:
                 wake_at=None,
             )
             store.save_program(connection, done)
+            _tell(connection, EventType.PROGRAM_FINISHED, program, context.clock())
             return
         store.save_program(connection, replace(program, state="refused", wake_at=None))
+        _tell(connection, EventType.PROGRAM_REFUSED, program, context.clock())
 
     context.database.run_session(work)
 
@@ -610,6 +614,8 @@ def take_statement(context: Context, token: str) -> Known:
         if before is not None:
             if before.program_id != statement.program or _payload(before.token) != _payload(token):
                 raise ProblemError(_R.STATEMENT_EXISTS)
+            if before.token != token:  # signed once more, or by nobody: what is in it is no secret
+                _check_said_by(connection, known, statement, token)
             return
         _check_said_by(connection, known, statement, token)
         template = known.plan.template
@@ -827,6 +833,21 @@ def save_totals(
             wake_at=wake_at,
         ),
     )
+    if released:
+        _tell(connection, EventType.PROGRAM_RELEASED, program, now, amount_minor=released)
+    if returned:
+        _tell(connection, EventType.PROGRAM_RETURNED, program, now, amount_minor=returned)
+    if not unfinished:
+        _tell(connection, EventType.PROGRAM_FINISHED, program, now)
+
+
+def _tell(
+    connection: Connection, type: EventType, program: Program, at: datetime, *, amount_minor: int | None = None
+) -> None:
+    """In the transaction that has made it so, under the program's lock, so once. In order: what is told later in one
+    transaction has the later id."""
+    data = {} if amount_minor is None else {"amount_minor": str(amount_minor)}
+    events.emit_raw(connection, type, f"prg_{program.id}", at=at, wallet_id=program.wallet_id, data=data)
 
 
 def _look_up(context: Context, known: Known) -> None:
@@ -960,7 +981,12 @@ def keys_of(connection: Connection, account: int | None, named: Mapping[str, str
     except KeyRefused as error:
         raise ProblemError(_R.PROGRAM_INVALID, str(error)) from None
     wallet = None if account is None else carriage.lock_payers(connection, [account]).get(account)
-    return keys if wallet is None else [*_device_keys(wallet).values()]
+    if wallet is None or account is None:
+        return keys
+    # A card signs payments and nothing else; what its key has signed besides comes from a broken chip.
+    _, with_card = own_rules.accounts_with_rules(connection, [account])
+    of_cards = {thumbprint for _, thumbprint in own_rules.lock_cards(connection, with_card)} if with_card else set()
+    return [key for thumbprint, key in _device_keys(wallet).items() if thumbprint not in of_cards]
 
 
 def _check_said_by(connection: Connection, known: Known, statement: ProgramStatement, token: str) -> None:

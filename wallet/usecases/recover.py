@@ -14,6 +14,7 @@ from wallet.usecases.interest import resume_interest
 from wallet.usecases.offline import resume_offline
 from wallet.usecases.program_pass import resume_programs
 from wallet.usecases.request_pass import resume_requests
+from wallet.usecases.rule_adoption import adopt_pack
 from wallet.usecases.wallets import resume_openings
 
 log = logging.getLogger("jiaozi.wallet.recovery")
@@ -32,10 +33,11 @@ class Recovered:
     requests: int = 0
     offline: int = 0
     interest: int = 0
+    pack: int = 0
 
     def __bool__(self) -> bool:
         done = (self.openings, self.exchanges, self.payments, self.changes, self.programs, self.requests, self.offline)
-        return any(done) or bool(self.interest)
+        return any(done) or bool(self.interest or self.pack)
 
 
 def recover(context: Context, *, at_start: bool = False) -> Recovered:
@@ -50,6 +52,7 @@ def recover(context: Context, *, at_start: bool = False) -> Recovered:
         requests=resume_requests(context, older_than=older_than),
         offline=resume_offline(context, older_than=older_than),
         interest=resume_interest(context),
+        pack=adopt_pack(context),
     )
 
 

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from uuid import UUID
+
+import sqlalchemy as sa
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
-from kernel.errors import ProblemError
+from kernel.errors import InvariantBroken, ProblemError
 from kernel.ids import AccountNumber
 from ledger.contract import (
     INSTRUCTION_TYP,
@@ -34,9 +36,11 @@ from ledger.contract import (
     read_instruction,
 )
 from wallet.contract import WalletRefusal
+from wallet.domain.events import EventType
 from wallet.domain.records import Payment, Wallet
 from wallet.domain.refunds import Original, Refund, release, reserve
-from wallet.store import payments, wallets
+from wallet.store import events, payments, wallets
+from wallet.store import programs as program_store
 from wallet.store import refunds as store
 from wallet.store import requests as request_store
 from wallet.usecases.context import SUBMISSION_GRACE, Context, ledger_unavailable
@@ -138,6 +142,10 @@ def _received(context: Context, original_id: UUID, wallet: Wallet) -> Original |
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         for_request = request_store.find_payment(connection, original_id)
     behind = None if for_request is None else for_request.refund_account
+    if behind is None and view.debit == context.ledgers.vault(context.ledgers.home):
+        behind = _issuer_behind(context, original_id)
+        if behind is None:
+            return None
     return Original(
         transfer_id=original_id,
         wallet_id=wallet.id,
@@ -149,6 +157,18 @@ def _received(context: Context, original_id: UUID, wallet: Wallet) -> Original |
         seq=view.seq,
         booked_at=view.booked_at,
     )
+
+
+def _issuer_behind(context: Context, payment_id: UUID) -> AccountNumber | None:
+    """Whose money our vault passed on: of a voucher's purchase, the issuer's, to whom what is not used returns. None:
+    nobody's that is known here; given back to the vault, it would be the institution's."""
+    spend = context.database.run_session(lambda connection: program_store.find_spend_of(connection, payment_id))
+    if spend is None:
+        return None
+    program = context.database.run_session(lambda connection: program_store.find_program(connection, spend.program_id))
+    if program is None:
+        raise InvariantBroken("I6", f"purchase {spend.id} is of no program")
+    return AccountNumber(program.payer_account)
 
 
 def _booked(context: Context, transfer_id: UUID) -> TransferView | None:
@@ -218,11 +238,23 @@ def _release_at_once(context: Context, refund_id: UUID) -> None:
         if original is not None and row is not None and row.state == "reserved" and row.tries == 1:
             store.save_refunded(connection, release(original, row.amount_minor))
             store.save_refund(connection, refund_id, state="released")
+            _tell(connection, EventType.REFUND_RELEASED, original, refund_id, context.clock())
 
 
 def _finish(context: Context, refund_id: UUID, payment: Payment) -> None:
     with context.database.transaction(isolation="READ COMMITTED") as connection:
+        row = store.find_refund(connection, refund_id)
+        original = None if row is None else store.find_original(connection, row.original_id)
         store.save_refund(connection, refund_id, state="final", seq=payment.seq, booked_at=payment.booked_at)
+        if original is not None:
+            _tell(connection, EventType.REFUND_FINAL, original, refund_id, payment.booked_at or context.clock())
+
+
+def _tell(connection: sa.Connection, type: EventType, original: Original, refund_id: UUID, at: datetime) -> None:
+    """One that was released may be signed again and released again: each is told."""
+    data: dict[str, object] = {"original": f"trf_{original.transfer_id}"}
+    once = refund_id if type is EventType.REFUND_FINAL else None
+    events.emit(connection, type, f"trf_{refund_id}", at=at, wallet_id=original.wallet_id, data=data, once=once)
 
 
 def settle_refunds(context: Context, *, older_than: timedelta = OLD_ENOUGH) -> int:
@@ -249,11 +281,13 @@ def _settle(context: Context, row: Refund) -> bool:
         )
         if view is not None and is_this:
             store.save_refund(connection, row.id, state="final", seq=view.seq, booked_at=view.booked_at)
+            _tell(connection, EventType.REFUND_FINAL, original, row.id, view.booked_at)
             return True
         if not is_over and view is None:
             return False
         store.save_refunded(connection, release(original, row.amount_minor))
         store.save_refund(connection, row.id, state="released")
+        _tell(connection, EventType.REFUND_RELEASED, original, row.id, context.clock())
         return True
 
 

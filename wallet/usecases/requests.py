@@ -9,10 +9,12 @@ whatever he told us.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
+
+import sqlalchemy as sa
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
@@ -27,6 +29,7 @@ from wallet.contract.requests import (
     DeclineDocument,
     RequestDocument,
 )
+from wallet.domain.events import EventType
 from wallet.domain.requests import (
     OPEN_STATES,
     PAYMENTS_MAX,
@@ -38,6 +41,7 @@ from wallet.domain.requests import (
     end,
     receive,
 )
+from wallet.store import events
 from wallet.store import requests as store
 from wallet.store.requests import RequestPayment, Watch
 from wallet.usecases.context import SUBMISSION_GRACE, Context, ledger_unavailable
@@ -199,15 +203,17 @@ def list_payments(context: Context, request_id: UUID, *, after_seq: int, limit: 
 # --- what the ledger knows ------------------------------------------------------------------------------------------
 
 
-def look(context: Context, request: Request) -> Request:
+def look(context: Context, request: Request, *, unless_looked_since: datetime | None = None) -> Request:
     """The request with every payment that the ledger has booked for it by now.
 
-    Raises: ProblemError when the ledger cannot be reached.
+    `unless_looked_since`: a statement that was read later than this is not read again, for those who may ask as often
+    as they like. Raises: ProblemError when the ledger cannot be reached.
     """
     if not request.terms.has_slots:
         with context.database.transaction(isolation="READ COMMITTED") as connection:
             watched = store.find_watch(connection, request.account)
-        if watched is not None:
+        is_fresh = watched is not None and unless_looked_since is not None and watched.looked_at > unless_looked_since
+        if watched is not None and not is_fresh:
             look_at_account(context, watched)
         return find_request(context, request.id)
     while request.state != "paid" and request.next_payment is not None and request.payments < PAYMENTS_MAX:
@@ -246,6 +252,10 @@ def record(context: Context, request_id: UUID, received: Received) -> Request:
         after, is_surplus = receive(request, received)
         store.insert_payment(connection, request_id, received, is_surplus=is_surplus, refund_account=None)
         store.save_progress(connection, after)
+        if is_surplus:
+            _tell(connection, EventType.REQUEST_SURPLUS, after, received.booked_at, transfer=received.transfer_id)
+        elif after.state == "paid":
+            _tell(connection, EventType.REQUEST_PAID, after, received.booked_at, once=request_id)
     if is_surplus:
         log.warning("a surplus payment has come for a request: refund it")
     return after
@@ -289,7 +299,29 @@ def _end(context: Context, request: Request, state: RequestStateName) -> Request
             raise ProblemError(WalletRefusal.REQUEST_NOT_FOUND)
         after = end(row, "expired" if row.state_at(now) == "expired" else state, now)
         store.save_progress(connection, after)
+        if after.state in _TOLD_ENDS:
+            _tell(connection, _TOLD_ENDS[after.state], after, now, once=request.id)
     return after
+
+
+_TOLD_ENDS: Mapping[RequestStateName, EventType] = {
+    "declined": EventType.REQUEST_DECLINED,
+    "expired": EventType.REQUEST_EXPIRED,
+}
+"""Whoever cancels knows it himself."""
+
+
+def _tell(
+    connection: sa.Connection,
+    type: EventType,
+    request: Request,
+    at: datetime,
+    *,
+    once: UUID | None = None,
+    transfer: UUID | None = None,
+) -> None:
+    data = {} if transfer is None else {"transfer": f"trf_{transfer}"}
+    events.emit(connection, type, f"req_{request.id}", at=at, wallet_id=request.wallet_id, data=data, once=once)
 
 
 def expire_requests(context: Context) -> int:

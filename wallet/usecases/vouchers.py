@@ -21,6 +21,7 @@ from psycopg.errors import UniqueViolation
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
+from kernel.crypto.keys import PublicKey
 from kernel.errors import ProblemError
 from kernel.ids import AccountNumber
 from ledger.contract import (
@@ -108,12 +109,16 @@ def _record(connection: Connection, context: Context, order: VoucherSpend, token
     if before is not None:
         if jws.peek_payload(before.token) != jws.peek_payload(token):
             raise ProblemError(_R.SPEND_EXISTS)
+        if before.token != token:  # signed once more, or by nobody: what is in it is no secret
+            of_voucher = store.find_voucher(connection, before.voucher_id)
+            keys = [] if of_voucher is None else _recipient_keys(connection, of_voucher)
+            check_signed(token, keys, typ=SPEND_TYP, refusal=_R.SPEND_INVALID)
         return
     voucher = store.find_voucher(connection, order.voucher)
     if voucher is None:
         raise ProblemError(_R.VOUCHER_NOT_FOUND)
     known = programs.locked(connection, context, voucher.program_id)
-    keys = keys_of(connection, voucher.recipient_account, voucher.recipient_key)
+    keys = _recipient_keys(connection, voucher)
     check_signed(token, keys, typ=SPEND_TYP, refusal=_R.SPEND_INVALID)
     now = context.clock()
     if order.valid_until <= now:
@@ -156,6 +161,10 @@ def _record(connection: Connection, context: Context, order: VoucherSpend, token
     soon = now + RETRY_AFTER
     wake_at = known.program.wake_at
     store.save_program(connection, replace(known.program, wake_at=soon if wake_at is None else min(soon, wake_at)))
+
+
+def _recipient_keys(connection: Connection, voucher: Voucher) -> list[PublicKey]:
+    return keys_of(connection, voucher.recipient_account, voucher.recipient_key)
 
 
 def _free(known: Known, voucher_id: UUID) -> list[tuple[int, int]]:

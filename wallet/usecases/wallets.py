@@ -49,11 +49,13 @@ def register_customer(
 
 
 def find_customer(context: Context, customer_id: UUID) -> KnownCustomer:
-    """Raises: ProblemError(customer-not-found)."""
+    """Raises: ProblemError(customer-not-found, customer-erased)."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         row = customers.find_customer(connection, customer_id)
     if row is None:
         raise ProblemError(WalletRefusal.CUSTOMER_NOT_FOUND)
+    if row.is_erased:
+        raise ProblemError(WalletRefusal.CUSTOMER_ERASED)
     name, phone = context.personal_data.open(row.id, row.wrapped_key, row.personal_data)
     return KnownCustomer(row, name, phone)
 
@@ -71,7 +73,7 @@ def open_wallet(
 
     `beside` writes what belongs to a new wallet, in the transaction that records it.
 
-    Raises: ProblemError(device-key-refused, customer-not-found, evidence-insufficient, wallet-exists,
+    Raises: ProblemError(device-key-refused, customer-not-found, customer-erased, evidence-insufficient, wallet-exists,
     device-key-in-use, wallet-opening-refused).
     """
     try:
@@ -101,6 +103,8 @@ def open_wallet(
         customer = customers.find_customer(connection, customer_id, lock="evidence")
         if customer is None:
             raise ProblemError(WalletRefusal.CUSTOMER_NOT_FOUND)
+        if customer.is_erased:
+            raise ProblemError(WalletRefusal.CUSTOMER_ERASED)
         known = wallets.find_wallet(connection, wallet_id)
         if known is None:
             if not context.pack.allows(wallet_class, customer.evidence):

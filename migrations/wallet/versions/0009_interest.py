@@ -79,9 +79,7 @@ def upgrade() -> None:
         sa.Column("pack", sa.Text(), nullable=False),
         sa.Column("units", sa.Numeric(40, 0), nullable=False),
         sa.CheckConstraint("first_on <= last_on AND last_on <= settled_on", name=op.f("interest_segment_days_ck")),
-        sa.CheckConstraint(
-            "wallet_class IN ('I', 'II', 'III')", name=op.f("interest_segment_class_bears_interest_ck")
-        ),
+        sa.CheckConstraint("wallet_class IN ('I', 'II', 'III')", name=op.f("interest_segment_class_bears_interest_ck")),
         sa.CheckConstraint("balance_minor > 0 AND rate_ppm >= 0", name=op.f("interest_segment_amounts_ck")),
         sa.CheckConstraint("day_count IN ('actual/360', 'actual/365')", name=op.f("interest_segment_day_count_ck")),
         sa.CheckConstraint(
@@ -98,5 +96,7 @@ def upgrade() -> None:
     )
     op.add_column("sandbox_posting", sa.Column("purpose", sa.Text(), nullable=False, server_default="exchange"))
     op.alter_column("sandbox_posting", "purpose", server_default=None)
-    op.create_check_constraint(op.f("sandbox_posting_purpose_ck"), "sandbox_posting", "purpose IN ('exchange', 'other')")
+    op.create_check_constraint(
+        op.f("sandbox_posting_purpose_ck"), "sandbox_posting", "purpose IN ('exchange', 'other')"
+    )
     op.create_index("sandbox_posting_created", "sandbox_posting", ["created_at", "id"], unique=False)
