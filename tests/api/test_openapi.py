@@ -65,6 +65,7 @@ def test_amounts_are_strings_of_digits_everywhere(service: str) -> None:
     }
     assert amounts
     for name, schema in amounts.items():
+        schema = schema["items"] if schema.get("type") == "array" else schema
         kinds = {schema.get("type"), *(option.get("type") for option in schema.get("anyOf", []))}
         assert "integer" not in kinds, name
         assert "number" not in kinds, name

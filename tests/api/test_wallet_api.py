@@ -220,8 +220,9 @@ CUSTOMER = "cus_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"
 FOR_CHANNELS = names(
     """
     add_bulk_lines cancel_bulk_file cancel_payment_request cancel_schedule cancel_scheduled_payment
-    cancel_wallet_closure change_customer_evidence change_wallet_class change_wallet_device check_bulk_file create_bulk_file
-    close_child_wallet close_wallet create_alias create_customer create_exchange_in create_payment_request
+    cancel_wallet_closure change_customer_evidence change_wallet_class change_wallet_device check_bulk_file
+    close_child_wallet close_wallet create_alias create_bulk_file create_customer create_exchange_in
+    create_payment_request
     create_program create_purse create_schedule decline_request list_simulated_codes look_up_alias make_alias_default
     open_child_wallet open_wallet pool_children prolong_schedule recover_wallet_key redeem_payer_code register_card
     register_corporate remove_alias report_card report_purse_lost revoke_child_wallet set_child_caps set_wallet_caps

@@ -22,7 +22,16 @@ from tests.ledger_world import running_ledger
 from tests.roles import as_service, dsn, with_user
 
 JOURNAL = ("account", "block", "directive", "evidence", "hold_event", "hold_tombstone", "transfer")
-LOG = ("closing", "closing_page", "log_acknowledgement", "log_checkpoint", "log_cosignature", "log_identity", "log_incident", "log_tile")
+LOG = (
+    "closing",
+    "closing_page",
+    "log_acknowledgement",
+    "log_checkpoint",
+    "log_cosignature",
+    "log_identity",
+    "log_incident",
+    "log_tile",
+)
 UNMASK = ("unmask_approval", "unmask_case", "unmask_disclosure")
 PRIVACY = ("customer_erasure", "privacy_checkpoint", "privacy_entry", *UNMASK)
 PROGRAMS = ("program_template", "program_statement", "program_decision")

@@ -208,6 +208,7 @@ class WalletRefusal(Refusal):
     UNMASK_NOT_YOURS = "unmask-not-yours", False, "Only the officer who gave the order is answered."
     UNMASK_ANSWERED = "unmask-answered", False, "The order was answered; it is answered once."
 
+
 STATUS_BY_WALLET_REFUSAL: Mapping[Refusal, int] = {
     **dict.fromkeys(WalletRefusal, 422),
     WalletRefusal.CUSTOMER_NOT_FOUND: 404,
