@@ -69,7 +69,7 @@ def fresh_database(postgres: EmbeddedPostgres) -> Iterator[Callable[[str], str]]
     def make(service: str) -> str:
         template = _template(postgres, service)
         name = _fresh_name()
-        _administer(postgres, sql.SQL("CREATE DATABASE {} TEMPLATE {}"), name, template)
+        _administer(postgres, sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"), name, template)
         made.append(name)
         return postgres.url(name)
 

@@ -126,7 +126,7 @@ def test_a_mandate_is_proposed_approved_and_carried_out_at_the_prompt(world: Led
     approvers = [word for number in (0, 1) for word in ("--approver", str(tmp_path / f"operator-{number}.pem"))]
     done = command("issue", vault, "12.50", "--maker", str(tmp_path / "bank.pem"), *approvers)
     assert (done.exit_code, "executed" in done.output) == (0, True), done.output
-    mandate = re.findall(r"mdt_\w+", command("propose", vault, "7.50", *key_of("bank")).output)[0]
+    mandate = re.findall(r"mdt_[\w-]+", command("propose", vault, "7.50", *key_of("bank")).output)[0]
     for number in (0, 1):
         assert command("approve", mandate, *key_of(f"operator-{number}")).exit_code == 0
     assert command("execute", mandate).exit_code == 2  # no key, no signature

@@ -65,6 +65,7 @@ def processes_of(home: Home) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_demo_holds_from_issue_to_proof_through_two_crashes(home: Home) -> None:
     done = jiaozi("demo", home, "--instructions", "400", "--keep")
     assert done.returncode == 0, done.stdout + done.stderr

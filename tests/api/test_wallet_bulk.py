@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from kernel.ids import show, show_account
 from tests.wallet_processes import Opened, WalletWorld, running_wallet
 from wallet.domain.rules import WalletClass
@@ -102,11 +104,12 @@ def test_file_that_cannot_be_paid_whole_is_not_begun(fresh_database: Callable[[s
         assert world.balance(payees[0]) == 0
 
 
+@pytest.mark.slow
 def test_I7_killed_client_and_killed_service_pay_each_line_once(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
     chance = random.Random(7)
-    lines = 3_000
+    lines = 1_200
     with running_wallet(fresh_database, tmp_path) as world:
         payer, payees = scene(world, payees=3, lines=lines)
         path = tmp_path / "killed.csv"

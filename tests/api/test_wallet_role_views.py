@@ -111,6 +111,7 @@ def test_the_table_is_total(world: PrivacyWorld) -> None:
     assert set(ROLES.values()) == {C, B, D, P, A}
 
 
+@pytest.mark.slow
 def test_each_role_reads_what_the_table_says(world: PrivacyWorld) -> None:
     _, wallet, _ = world.customer()
     shown = ids.show("wlt", wallet.wallet)
@@ -125,6 +126,7 @@ def test_each_role_reads_what_the_table_says(world: PrivacyWorld) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_only_a_channel_reads_a_name(world: PrivacyWorld) -> None:
     customer, wallet, _ = world.customer()
     channel = world.client(C)

@@ -465,7 +465,7 @@ def machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:
 
 
 TestPureBooks = machine(PureBank).TestCase
-TestPureBooks.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPureBooks.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 
 
 @pytest.fixture

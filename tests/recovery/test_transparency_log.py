@@ -513,6 +513,7 @@ def test_keys_are_made_once_and_a_log_goes_on_with_no_others(
 # --- a ledger that forks ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_ledger_restored_from_an_older_database_is_refused_by_its_witnesses(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -657,6 +658,7 @@ def test_an_acknowledgement_covers_one_incident_and_not_the_next(fresh_database:
 # --- a sealer that hangs ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sealer_that_hangs_is_noticed_and_started_again(
     fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

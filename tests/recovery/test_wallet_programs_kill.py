@@ -38,7 +38,7 @@ from wallet.client.programs import program_request, statement_token
 from wallet.contract.programs import FundRequest, VoucherRequest, VoucherSpend, sign_spend
 from wallet.domain.rules import WalletClass
 
-KILLS = int(os.environ.get("JIAOZI_KILLS", "3"))
+KILLS = int(os.environ.get("JIAOZI_KILLS", "2"))
 SEED = int(os.environ.get("JIAOZI_SEED", "20261123"))
 PROGRAMS, INSTALMENTS, PURCHASES = 3, 5, 6
 
@@ -110,6 +110,7 @@ def insist(work: Callable[[], object], *, seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_killed_at_any_moment_nothing_is_lost_or_doubled(scheme: Scheme, process: Process) -> None:
     world, random = World(scheme), Random(SEED)

@@ -256,7 +256,8 @@ def test_write_skew_is_retried_until_both_transactions_are_in(database: Database
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(database.run, append, isolation="SERIALIZABLE") for _ in range(2)]
         assert sorted(one.result() for one in both) == [0, 1]
-    assert sorted(calls) == [0, 0, 1]
+    assert calls[:2] == [0, 0]
+    assert calls[-1] == 1 and set(calls[2:-1]) <= {0}  # as many retries as it takes
     assert len(ids(database)) == 2
 
 
