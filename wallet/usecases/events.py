@@ -236,8 +236,14 @@ def replay(
 
 
 def tell(context: Context, hooks: Hooks) -> int:
-    """One round of everything above; how much was done."""
-    return number_events(context) + look_for_money(context) + fan_out(context) + deliver(context, hooks)
+    """One round of everything above; how much was done if more may wait, else 0. Then the next round comes in a while:
+    a round for each batch of payments would cost more than the payments."""
+    numbered = number_events(context)
+    look_for_money(context)
+    fanned_out = fan_out(context)
+    sent = deliver(context, hooks)
+    is_more = numbered >= NUMBERED_TOGETHER_MAX or fanned_out >= FANNED_OUT_TOGETHER_MAX or sent >= SENT_TOGETHER_MAX
+    return numbered + fanned_out + sent if is_more else 0
 
 
 def fan_out(context: Context) -> int:
