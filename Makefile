@@ -22,7 +22,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup  ## The main job end to end: issue, pay, settle across a border, reconcile, verify
 	$(BIN)/jiaozi demo
 
-test: setup  ## All tests but the long campaigns (real PostgreSQL, real processes): a quarter of an hour on two cores
+test: setup  ## All tests but the long campaigns (real PostgreSQL, real processes): under twenty minutes on two cores
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: setup  ## The long campaigns
