@@ -51,6 +51,15 @@ class OutcomeUnknown(Exception):
     """COMMIT was sent and its outcome is not known (or not as durable as asked): read back, never guess."""
 
 
+class AskOutside(Exception):
+    """Raised by a session's work that needs an answer from afar: nobody's locks may wait for that. The transaction is
+    rolled back and its connection given back, then `ask` is called, then the work is begun again."""
+
+    def __init__(self, ask: Callable[[], object]) -> None:
+        super().__init__("to be asked outside of the transaction")
+        self.ask = ask
+
+
 class TransactionAborted(Exception):
     """COMMIT was asked for after an SQL error that was caught and forgotten. Nothing was written: the caller's bug.
 
@@ -197,7 +206,8 @@ class Database:
             self._sessions_free.release()
 
     def run_session(self, work: Callable[[CheckedConnection], Result], *, attempts: int = RETRY_ATTEMPTS_MAX) -> Result:
-        """`run` over a session, READ COMMITTED: `work`, then COMMIT, as often as a deadlock undoes it."""
+        """`run` over a session, READ COMMITTED: `work`, then COMMIT, as often as a deadlock undoes it or `work` asks
+        for something outside (`AskOutside`)."""
         attempt = 1
         while True:
             try:
@@ -208,7 +218,11 @@ class Database:
             except (errors.SerializationFailure, errors.DeadlockDetected):
                 if attempt == attempts:
                     raise
-            _pause(attempt)
+                _pause(attempt)
+            except AskOutside as wanted:
+                if attempt == attempts:
+                    raise
+                wanted.ask()
             attempt += 1
 
     def _rested(self, is_lazy: bool) -> CheckedConnection | None:

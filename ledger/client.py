@@ -34,6 +34,7 @@ from ledger.contract import (
     AccountOpeningResult,
     AccountView,
     BlockView,
+    BookingsResponse,
     CheckpointView,
     ClosingView,
     ConsistencyProofView,
@@ -170,6 +171,11 @@ class LedgerClient:
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    def bookings(self, *, after_seq: int, limit: int = 1000) -> BookingsResponse:
+        """What was booked on the signing participant's accounts after a seq; go on at the answer's `through_seq`."""
+        query = {"after_seq": after_seq, "limit": limit}
+        return BookingsResponse.model_validate(self._http.get("/v1/bookings", query=query))
 
     # --- account changes
 

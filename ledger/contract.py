@@ -562,6 +562,27 @@ class StatementResponse(Model):
     next_cursor: str | None
 
 
+class Booking(Model):
+    """One booked transfer that debits or credits an account of the participant who asks."""
+
+    seq: int
+    transfer: TransferRef
+    kind: TransferKind
+    debit: AccountRef | None
+    credit: AccountRef | None
+    amount_minor: Amount
+    """What it moved in the posted balances: 0 for a hold, void or expiry."""
+    reference: Reference | None
+    booked_at: Moment
+
+
+class BookingsResponse(Model):
+    bookings: list[Booking]
+    """In order of seq."""
+    through_seq: int
+    """Everything up to here has been told: pass it as `after_seq` next. It may move on without a booking."""
+
+
 # --- account changes -------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,8 @@ START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 15.0
 """A service finishes what is in flight within 10 s (kernel.limits.SHUTDOWN_SECONDS_MAX)."""
 KILL_SECONDS_MAX = 5.0
+STOP_ROUNDS_MAX = 10
+"""A second round is rare, a third has not been seen: nobody is left who could start processes."""
 LOG_TAIL_LINES = 15
 _POLL_SECONDS = 0.05
 
@@ -180,13 +182,34 @@ class Processes:
         return int(process.pid)
 
     def stop_all(self) -> list[int]:
-        """SIGTERM to every service of this sandbox, SIGKILL to those that do not go. Returns the pids stopped."""
+        """SIGTERM to every process of this sandbox, SIGKILL to those that do not go. Returns the pids stopped.
+
+        Looks again until it finds none: a service that was told to stop while it was starting may have brought forth
+        a process of its own (a ledger has two) after the list was made, and dies without waiting for it.
+
+        Raises: ServiceFailed.
+        """
+        stopped: set[int] = set()
+        for _ in range(STOP_ROUNDS_MAX):
+            processes = self._living()
+            if not processes:
+                for path in self._home.run.glob("*.pid"):
+                    path.unlink(missing_ok=True)
+                return sorted(stopped)
+            stopped.update(process.pid for process in processes)
+            self._stop(processes)
+        raise ServiceFailed(f"new processes of {self._home.path} keep appearing: who starts them?")
+
+    def _living(self) -> list[psutil.Process]:
+        """Every live process of this sandbox, by its mark or by its pid file."""
         by_pid = {process.pid: process for process in self._marked()}
-        for name, pid in self.pids().items():
-            process = self._read_pid_file(self._home.run / f"{name}.pid")
+        for path in self._home.run.glob("*.pid"):
+            process = self._read_pid_file(path)
             if process is not None:
-                by_pid.setdefault(pid, process)
-        processes = list(by_pid.values())
+                by_pid.setdefault(process.pid, process)
+        return list(by_pid.values())
+
+    def _stop(self, processes: Sequence[psutil.Process]) -> None:
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -196,9 +219,6 @@ class Processes:
         left = self._wait(processes, KILL_SECONDS_MAX)
         if left:
             raise ServiceFailed(f"process {left[0].pid} could not be stopped")
-        for path in self._home.run.glob("*.pid"):
-            path.unlink(missing_ok=True)
-        return sorted(by_pid)
 
     def _wait(self, processes: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
         """Those still alive after `seconds`."""

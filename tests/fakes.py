@@ -41,6 +41,8 @@ from ledger.contract import (
     AccountStatus,
     AccountView,
     AnnouncedKeyView,
+    Booking,
+    BookingsResponse,
     HolderKeyChange,
     InvalidInstruction,
     LedgerRefusal,
@@ -94,6 +96,9 @@ class _Booked:
     terms: TransferTerms
     booked_at: datetime
     balances: dict[int, int] = field(default_factory=dict)
+
+
+_UNPOSTED = (TransferKind.HOLD, TransferKind.VOID, TransferKind.EXPIRE, TransferKind.TOMBSTONE)
 
 
 class FakeLedger(LedgerClient):
@@ -286,6 +291,25 @@ class FakeLedger(LedgerClient):
             lines=lines,
             next_cursor=str(lines[-1].seq) if more else None,
         )
+
+    def bookings(self, *, after_seq: int, limit: int = 1000) -> BookingsResponse:
+        """Of all accounts: the one participant has them all."""
+        self._arrive("bookings")
+        found = sorted((item for item in self.booked.values() if item.seq > after_seq), key=lambda item: item.seq)
+        page = [
+            Booking(
+                seq=item.seq,
+                transfer=item.terms.id,
+                kind=item.terms.kind,
+                debit=item.terms.debit,
+                credit=item.terms.credit,
+                amount_minor=0 if item.terms.kind in _UNPOSTED else item.terms.amount_minor,
+                reference=item.terms.reference,
+                booked_at=item.booked_at,
+            )
+            for item in found[:limit]
+        ]
+        return BookingsResponse(bookings=page, through_seq=page[-1].seq if page else after_seq)
 
     # --- inside
 

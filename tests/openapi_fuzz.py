@@ -77,6 +77,8 @@ class OpenApiFuzz:
     """Ids that exist, by their prefix, or by the name of a path parameter."""
     made: Mapping[str, Callable[[], str]] = field(default_factory=dict)
     """Members that only a key's holder can fill (signed tokens), by name."""
+    files: Mapping[tuple[str, str], Callable[[], str]] = field(default_factory=dict)
+    """Whole bodies that are no JSON, by operation's label and media type; every other request has one."""
     examples: int = 2
     skipped: frozenset[str] = frozenset()
     number: int = int(os.environ.get("JIAOZI_SEED", "0"))
@@ -130,6 +132,8 @@ class OpenApiFuzz:
             }
         if is_whole and isinstance(case.body, dict):
             case.body = self._with_known(case.body, choice)
+        elif is_whole and choice % 2 and (case.operation.label, case.media_type) in self.files:
+            case.body = self.files[case.operation.label, case.media_type]()
         if is_whole and case.query:
             case.query = {name: self._known(value, choice) for name, value in case.query.items()}
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
+
+from sqlalchemy import make_url
 
 from kernel import ids
 from kernel.clock import ManualClock
@@ -14,7 +17,9 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.ids import AccountNumber
 from ledger.contract import TransferKind, TransferTerms, sign_instruction
+from tests.card_world import ISSUER, ROOT
 from tests.fakes import FakeLedger
+from tests.roles import as_service
 from wallet.domain.records import Wallet
 from wallet.domain.rules import Evidence, WalletClass, ledger_rule_classes
 from wallet.personal_data import PersonalDataVault
@@ -29,6 +34,27 @@ ALL_EVIDENCE = frozenset(Evidence)
 VAULT_FUNDS = 10_000_000_00
 
 
+def service_database(owner: Database) -> Database:
+    """The same database under the wallet service's role; closed with the owner's."""
+    url = owner.engine.url
+    plain = url.difference_update_query(["options"]).render_as_string(hide_password=False)
+    named = make_url(as_service(plain, "wallet"))
+    pool: Any = owner.engine.pool
+    service = Database(
+        named.set(query=url.query).render_as_string(hide_password=False),
+        application_name="test-service",
+        pool_size=pool.size(),
+    )
+    close_owner = owner.close
+
+    def close() -> None:
+        service.close()
+        close_owner()
+
+    owner.close = close  # type: ignore[method-assign]
+    return service
+
+
 @dataclass
 class Holder:
     wallet: Wallet
@@ -41,18 +67,22 @@ class Holder:
 
 
 class Bank:
+    """Its use cases run under the service's own role, so that a missing grant fails a test; `database` is the owner's,
+    for what a test reads or tampers with by itself. Closing that closes both."""
+
     def __init__(self, database: Database, *, pack: str = "ecny-2021-06") -> None:
         self.clock = ManualClock(NOON)
         self.pack = load_rule_pack(pack)
         self.ledger = FakeLedger(clock=self.clock, rule_classes=ledger_rule_classes(self.pack))
         self.abroad = FakeLedger(clock=self.clock, name="aed", currency="AED")
-        self.core_banking = SandboxCoreBanking(database, clock=self.clock)
         self.database = database
+        service = service_database(database)
+        self.core_banking = SandboxCoreBanking(service, clock=self.clock)
         ledgers = Ledgers(
-            [LedgerAccess("cny", "CNY", self.ledger), LedgerAccess("aed", "AED", self.abroad)], database=database
+            [LedgerAccess("cny", "CNY", self.ledger), LedgerAccess("aed", "AED", self.abroad)], database=service
         )
         self.context = Context(
-            database=database,
+            database=service,
             ledgers=ledgers,
             pack=self.pack,
             participant=ids.parse_participant("BKCHCNBJ"),
@@ -61,6 +91,7 @@ class Bank:
             core_banking=self.core_banking,
             personal_data=PersonalDataVault(bytes(32)),
             time_zone=ZoneInfo("Asia/Shanghai"),
+            card_issuers={ISSUER: ROOT.public},
         )
         self.vault = ledgers.vault(ledgers.home)
         self.vault_abroad = ledgers.vault(ledgers.all()[1])

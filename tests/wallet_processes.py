@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
@@ -41,6 +42,7 @@ from ledger.contract import (
     sign_proposal,
 )
 from ledger.settings import LedgerSettings
+from tests.commands import Done, run_here
 from tests.ledger_world import free_port
 from wallet.client import WalletClient
 from wallet.contract import WalletView
@@ -76,8 +78,10 @@ class WalletWorld:
     process: subprocess.Popen[bytes] | None = None
     opened: list[Opened] = field(default_factory=list)
 
-    def client(self) -> WalletClient:
-        return WalletClient(self.wallet_url, signer=RequestSigner(PrivateKey.load(self.channel_path)))
+    def client(self, role: str = "channel") -> WalletClient:
+        """`operator` is the other role that is registered."""
+        path = self.channel_path.with_name(f"{role}.pem")
+        return WalletClient(self.wallet_url, signer=RequestSigner(PrivateKey.load(path)))
 
     def ledger(self) -> LedgerClient:
         return LedgerClient(self.ledger_url, signer=RequestSigner(self.bank_key))
@@ -86,6 +90,12 @@ class WalletWorld:
         with (self.directory / "wallet.log").open("ab") as log:
             command = [sys.executable, "-m", "wallet", "serve"]
             self.process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
+        self.wait_until_healthy()
+
+    def is_dead(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
+    def wait_until_healthy(self) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
@@ -93,9 +103,9 @@ class WalletWorld:
                     return
             except httpx.HTTPError:
                 pass
-            if self.process.poll() is not None:
+            if self.is_dead():
                 break
-            time.sleep(0.05)
+            time.sleep(0.02)
         raise RuntimeError((self.directory / "wallet.log").read_text()[-2000:])
 
     def kill(self) -> None:
@@ -114,6 +124,11 @@ class WalletWorld:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    def run_here(self, *arguments: str | Path) -> Done:
+        """The same command in this process."""
+        settings = {"JIAOZI_CLIENT_KEY": str(self.channel_path), "JIAOZI_WALLET_PUBLIC_URL": self.wallet_url}
+        return run_here("wallet", *map(str, arguments), **settings)
 
     def mandate(self, client: LedgerClient, action: object) -> None:
         proposal = Proposal.model_validate(
@@ -155,25 +170,47 @@ class WalletWorld:
             return ledger.get_account(wallet.account).balance_minor
 
 
+World = TypeVar("World", bound=WalletWorld)
+
+
 @contextmanager
 def running_wallet(
     fresh_database: Callable[[str], str], directory: Path, *, settings: Mapping[str, str] | None = None
 ) -> Iterator[WalletWorld]:
+    """`running_world` of the usual kind."""
+    with running_world(WalletWorld, fresh_database, directory, settings=settings) as world:
+        yield world
+
+
+@contextmanager
+def running_world(
+    kind: type[World],
+    fresh_database: Callable[[str], str],
+    directory: Path,
+    *,
+    settings: Mapping[str, str] | None = None,
+    pack: str = PACK,
+) -> Iterator[World]:
     """Both services, the bank registered; the wallet service is the block's to kill and start again."""
     operators = [PrivateKey.generate() for _ in range(3)]
     bank_key, channel = PrivateKey.generate(), PrivateKey.generate()
     bank_key.save(directory / "bank.pem")
     channel.save(directory / "channel.pem")
+    operator = PrivateKey.generate()
+    operator.save(directory / "operator.pem")
     genesis = Genesis(
         ledger="cny",
         currency="CNY",
         time_zone="Asia/Shanghai",
         operators=[GenesisOperator(name=f"op{n}", key=key.public.to_jwk()) for n, key in enumerate(operators)],
         approvals_needed=2,
-        rule_classes=ledger_rule_classes(load_rule_pack(PACK)),
+        rule_classes=ledger_rule_classes(load_rule_pack(pack)),
     )
     (directory / "genesis.json").write_text(genesis.model_dump_json(exclude_none=True))
-    clients = [{"name": "channel", "key": channel.public.to_jwk(), "role": "channel"}]
+    clients = [
+        {"name": role, "key": key.public.to_jwk(), "role": role}
+        for role, key in (("channel", channel), ("operator", operator))
+    ]
     (directory / "clients.json").write_text(json.dumps(clients))
     port, wallet_port = free_port(), free_port()
     url = f"http://127.0.0.1:{port}"
@@ -202,13 +239,14 @@ def running_wallet(
         "SIGNING_KEY_PATH": str(directory / "bank.pem"),
         "CLIENTS_PATH": str(directory / "clients.json"),
         "LEDGER_URL": url,
+        "RULE_PACK": pack,
         "SANDBOX": "true",
         "RECOVERY_SECONDS": "1",
         "WORKER_SECONDS": "0.1",
         **(settings or {}),
     }
     environment = {**os.environ, **{f"JIAOZI_WALLET_{name}": value for name, value in given.items()}}
-    world = WalletWorld(directory, url, wallet_url, operators, bank_key, directory / "channel.pem", environment)
+    world = kind(directory, url, wallet_url, operators, bank_key, directory / "channel.pem", environment)
     try:
         with world.ledger() as ledger:
             action = RegisterParticipantAction(

@@ -22,11 +22,15 @@ from kernel.money import Currency, Money, format_minor
 from kernel.server import serve as serve_app
 from kernel.settings import InvalidSettings
 from wallet.cli import bulk as bulk_commands
+from wallet.cli import controls as control_commands
+from wallet.cli import customers as customer_commands
+from wallet.cli import events as event_commands
 from wallet.cli import families as family_commands
 from wallet.cli import hardware as card_commands
 from wallet.cli import interest as interest_commands
 from wallet.cli import lifecycle as lifecycle_commands
 from wallet.cli import offline as offline_commands
+from wallet.cli import payments as payment_commands
 from wallet.cli import privacy as privacy_commands
 from wallet.cli import programs as program_commands
 from wallet.cli import requests as request_commands
@@ -36,6 +40,8 @@ from wallet.client import WalletClient
 from wallet.domain.rules import WalletClass
 from wallet.rulepack_files import load_rule_pack
 from wallet.settings import SERVICE, WalletSettings
+from wallet.store.tenancy import tenant_url
+from wallet.tenant_settings import TenantsSettings, load_settings
 
 app = typer.Typer(
     name="jiaozi-wallet",
@@ -45,6 +51,15 @@ app = typer.Typer(
     help="The wallet service of an intermediary: run it, or use a running one. "
     "The service is configured by JIAOZI_WALLET_* variables; see `jiaozi-wallet config`.",
 )
+app.add_typer(customer_commands.app, name="customer")
+app.add_typer(customer_commands.wallet_app, name="wallet")
+app.add_typer(payment_commands.app, name="payment")
+app.add_typer(payment_commands.exchange_app, name="exchange")
+app.add_typer(payment_commands.settlement_app, name="settlement")
+app.command("exchange-out")(payment_commands.exchange_out)
+app.command("institution")(payment_commands.institution)
+app.command("events")(event_commands.events)
+app.add_typer(event_commands.webhook_app, name="webhook")
 app.add_typer(rule_commands.app, name="rules")
 app.add_typer(interest_commands.app, name="interest")
 app.add_typer(interest_commands.reserve_app, name="reserve")
@@ -54,6 +69,7 @@ request_commands.register(app)
 app.add_typer(family_commands.app, name="family")
 app.add_typer(family_commands.alias_app, name="alias")
 app.add_typer(card_commands.app, name="card")
+app.add_typer(control_commands.app, name="control")
 app.add_typer(schedule_commands.app, name="schedule")
 app.add_typer(offline_commands.app, name="purse")
 app.command("verify-double-spend")(offline_commands.verify_double_spend)
@@ -93,6 +109,7 @@ SWITCH_SECONDS = 0.0005
 def serve() -> None:
     """Serve the API until SIGTERM. Without JIAOZI_WALLET_DATABASE_URL an embedded PostgreSQL is started."""
     from wallet.api.app import create
+    from wallet.api.tenants import Tenants
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = _settings()
@@ -100,15 +117,25 @@ def serve() -> None:
     # of a payment's whole time (7 % more payments a second and shorter worst waits, with
     # both services set so; the ledger keeps the default, for its bulk path).
     sys.setswitchinterval(SWITCH_SECONDS)
-    serve_app(create(settings), host=settings.host, port=settings.port, log_level=settings.log_level)
+    try:
+        served = Tenants(settings) if isinstance(settings, TenantsSettings) else create(settings)
+    except (OSError, InvalidSettings) as error:
+        _fail(str(error))
+    serve_app(served, host=settings.host, port=settings.port, log_level=settings.log_level)
 
 
 @app.command("migrate")
 def migrate_database() -> None:
-    """Bring the service's database to this program's tables. Safe to repeat."""
+    """Bring the service's database to this program's tables. Safe to repeat.
+
+    Rows from before there were tenants become those of JIAOZI_WALLET_PARTICIPANT: such a database is migrated with the
+    settings of its one institution first, and with a file of tenants only then.
+    """
     settings = _settings()
     url, server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)
     owner = server.url(SERVICE) if server is not None else settings.migration_url or url
+    if isinstance(settings, WalletSettings):
+        owner = tenant_url(owner, settings.participant)
     migrate.upgrade(SERVICE, owner, service_url=url)
     if server is not None:
         server.stop()
@@ -117,8 +144,15 @@ def migrate_database() -> None:
 
 @app.command()
 def config() -> None:
-    """Print the effective settings, one variable a line; secrets are masked."""
-    for name, value in _settings().describe().items():
+    """Print the effective settings, one variable a line; secrets are masked.
+
+    With JIAOZI_WALLET_TENANTS_PATH (a JSON file of several institutions) each one's own follow, after its code.
+    """
+    try:
+        found = _settings().describe()
+    except (OSError, InvalidSettings) as error:
+        _fail(str(error))
+    for name, value in found.items():
         typer.echo(f"{name}={value}")
 
 
@@ -307,9 +341,9 @@ def history(
 # --- helpers ---------------------------------------------------------------------------------------------------------
 
 
-def _settings() -> WalletSettings:
+def _settings() -> WalletSettings | TenantsSettings:
     try:
-        return WalletSettings.load()
+        return load_settings()
     except (ValidationError, InvalidSettings) as error:
         _fail(str(error))
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 from pydantic_settings import SettingsConfigDict
 
 from kernel import strict_json
@@ -17,12 +17,15 @@ from kernel.postgres import default_data_dir
 from kernel.settings import ServiceSettings
 from ledger.contract import AccountRef, CurrencyCode, Jwk, Model, ParticipantRef
 from wallet.contract import LedgerName
+from wallet.contract.cards import IssuerName
 from wallet.domain.reserves import OperatorKind
 
 SERVICE = "wallet"
 
 
-class WalletSettings(ServiceSettings):
+class ProcessSettings(ServiceSettings):
+    """What one process has once, however many institutions it serves."""
+
     model_config = SettingsConfigDict(env_prefix="JIAOZI_WALLET_")
 
     host: str = "127.0.0.1"
@@ -36,6 +39,20 @@ class WalletSettings(ServiceSettings):
     data_dir: Path = Field(default_factory=lambda: default_data_dir(SERVICE))
     """Of the embedded server and the data key."""
     database_pool_size: Annotated[int, Field(ge=2, le=100)] = 16
+    """Shared out evenly among institutions."""
+    sandbox: bool = False
+    """Mounts /v1/simulate/*: deposits from nowhere."""
+    recovery_seconds: Annotated[float, Field(ge=0.2, le=3600)] = 5.0
+    """How often unfinished sagas are looked for."""
+    worker_seconds: Annotated[float, Field(ge=0.05, le=3600)] = 0.5
+    """How often payrolls, schedules, programs and webhooks are looked after when there was nothing to do."""
+    ledger_timeout_seconds: Annotated[float, Field(ge=0.1, le=120)] = 30.0
+    log_level: str = "info"
+
+
+class InstitutionSettings(BaseModel):
+    """What each institution has for itself."""
+
     participant: ParticipantRef
     """This institution's code in the shape of a BIC."""
     signing_key_path: Path
@@ -59,22 +76,20 @@ class WalletSettings(ServiceSettings):
     """A JSON file: [{"participant", "url"}]: other institutions' wallet services, for payment requests and codes."""
     pin_free_max_minor: Annotated[int, Field(ge=0, lt=2**63)] = 100_000
     """The most that a payer's code pays without asking its holder again, in minor units."""
-    sandbox: bool = False
-    """Mounts /v1/simulate/*: deposits from nowhere."""
     program_templates_path: Path | None = None
     """A directory of this institution's own program templates, each with its publisher's signature beside it."""
     program_publishers_path: Path | None = None
     """A JSON file: [JWK], the public keys of those publishers."""
-    recovery_seconds: Annotated[float, Field(ge=0.2, le=3600)] = 5.0
-    """How often unfinished sagas are looked for."""
+    card_issuers_path: Path | None = None
+    """A JSON file: [{"issuer": name, "key": JWK}], the root keys of the card issuers that are trusted."""
     webhook_key_path: Path | None = None
     """The Ed25519 key that signs webhooks; unset = `data_dir/webhook.key`. Made at first start, mode 0600."""
     privacy_log_key_path: Path | None = None
     """The Ed25519 key of the privacy log; unset = `data_dir/privacy-log.key`. Made at first start, mode 0600."""
-    worker_seconds: Annotated[float, Field(ge=0.05, le=3600)] = 0.5
-    """How often payrolls, schedules and webhooks are looked after when there was nothing to do."""
-    ledger_timeout_seconds: Annotated[float, Field(ge=0.1, le=120)] = 30.0
-    log_level: str = "info"
+
+
+class WalletSettings(InstitutionSettings, ProcessSettings):
+    """A service of one institution, or one of several in a process (`wallet.tenant_settings`)."""
 
 
 class ClientRole(StrEnum):
@@ -104,6 +119,11 @@ class LedgerEntry(Model):
     """Our account there; unset = opened at first need and remembered."""
 
 
+class CardIssuerEntry(Model):
+    issuer: IssuerName
+    key: Jwk
+
+
 class PeerEntry(Model):
     participant: ParticipantRef
     url: str
@@ -111,16 +131,27 @@ class PeerEntry(Model):
 
 def read_peers(path: Path) -> dict[ParticipantId, str]:
     """URLs by participant. Raises: OSError, ValueError."""
-    entries = TypeAdapter(list[PeerEntry]).validate_python(_json_of(path))
+    entries = TypeAdapter(list[PeerEntry]).validate_python(read_json(path))
     found = {entry.participant: entry.url for entry in entries}
     if len(found) != len(entries):
         raise ValueError(f"{path}: each participant once")
     return found
 
 
+def read_card_issuers(path: Path | None) -> dict[str, PublicKey]:
+    """Root keys by issuer. Raises: OSError, ValueError."""
+    if path is None:
+        return {}
+    entries = TypeAdapter(list[CardIssuerEntry]).validate_python(read_json(path))
+    found = {entry.issuer: PublicKey.from_jwk(entry.key) for entry in entries}
+    if len(found) != len(entries):
+        raise ValueError(f"{path}: each issuer once")
+    return found
+
+
 def read_clients(path: Path) -> dict[str, RegisteredClient]:
     """Clients by the thumbprint of their key. Raises: OSError, ValueError naming what is wrong."""
-    clients = TypeAdapter(list[RegisteredClient]).validate_python(_json_of(path))
+    clients = TypeAdapter(list[RegisteredClient]).validate_python(read_json(path))
     found = {PublicKey.from_jwk(client.key).thumbprint: client for client in clients}
     if len(found) != len(clients):
         raise ValueError(f"{path}: two clients have the same key")
@@ -131,18 +162,19 @@ def read_publishers(path: Path | None) -> list[PublicKey]:
     """Keys of those who sign program templates. Raises: OSError, ValueError."""
     if path is None:
         return []
-    return [PublicKey.from_jwk(key) for key in TypeAdapter(list[Jwk]).validate_python(_json_of(path))]
+    return [PublicKey.from_jwk(key) for key in TypeAdapter(list[Jwk]).validate_python(read_json(path))]
 
 
 def read_ledgers(path: Path) -> list[LedgerEntry]:
     """Raises: OSError, ValueError."""
-    entries = TypeAdapter(list[LedgerEntry]).validate_python(_json_of(path))
+    entries = TypeAdapter(list[LedgerEntry]).validate_python(read_json(path))
     if not entries or len({entry.ledger for entry in entries}) != len(entries):
         raise ValueError(f"{path}: at least one ledger, each once")
     return entries
 
 
-def _json_of(path: Path) -> object:
+def read_json(path: Path) -> object:
+    """Raises: OSError, ValueError."""
     try:
         return strict_json.loads(path.read_bytes())
     except ProblemError as error:

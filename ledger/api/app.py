@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from kernel.clock import Clock, system_clock
 from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
-from ledger.api import account_change_routes, closing_routes, log_routes, statement_routes
+from ledger.api import account_change_routes, booking_routes, closing_routes, log_routes, statement_routes
 from ledger.api.routes import router, submit_transfers_directly
 from ledger.api.standby import Starting
 from ledger.contract import STATUS_BY_REFUSAL, TransferBatchRequest
@@ -51,6 +51,7 @@ def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: St
     )
     app.include_router(router)
     app.include_router(statement_routes.router)
+    app.include_router(booking_routes.router)
     app.include_router(account_change_routes.router)
     app.include_router(closing_routes.router)
     app.include_router(log_routes.router)

@@ -8,10 +8,14 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+import numpy.typing as npt
 import psycopg
 import sqlalchemy as sa
+from psycopg import sql
 
 from ledger.domain.blocks import BlockHeader
+from ledger.store.copying import PackedLayout
 from ledger.store.history import Entry
 from ledger.store.journal import BLOCK_COLUMNS, BlockMismatch, header_of
 from ledger.store.tables import block, evidence, hold_event, hold_tombstone, transfer
@@ -46,6 +50,10 @@ class HoldRecord:
 _TRANSFERS = (
     "SELECT id, seq, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter, booked_at"
     " FROM transfer WHERE id = ANY(%s::uuid[])"
+)
+_TRANSFERS_AT = (
+    "SELECT id, seq, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter, booked_at"
+    " FROM transfer WHERE seq = ANY(%s::bigint[]) ORDER BY seq"
 )
 _TRANSFER = sa.select(
     transfer.c.seq,
@@ -110,6 +118,35 @@ def find_transfers(connection: psycopg.Connection[Any], entries: Sequence[Entry]
     if missing is not None:
         raise BlockMismatch(f"seq {missing.seq} is in the history of an account and not in the journal")
     return [found[entry.id] for entry in entries]
+
+
+_BOOKED = PackedLayout(
+    [
+        ("seq", "int8", "seq"),
+        ("debit", "int8", "debit_account"),
+        ("credit", "int8", "credit_account"),
+    ]
+)
+
+
+def seqs_of_owner(
+    connection: psycopg.Connection[Any], owners: npt.NDArray[np.int32], owner: int, *, first_seq: int, last_seq: int
+) -> list[int]:
+    """Seqs, in order, of the booked transfers of a range that debit or credit an account of `owner`; `owners` has the
+    participant of each account, by its number."""
+    with connection.cursor() as cursor:
+        source = sql.SQL("transfer WHERE seq BETWEEN {} AND {}").format(first_seq, last_seq)
+        rows = _BOOKED.read(cursor, source)
+    if len(rows) != last_seq - first_seq + 1:
+        raise BlockMismatch(f"seq {first_seq}..{last_seq}: {len(rows)} transfers found")
+    is_theirs = (owners[rows["debit"]] == owner) | (owners[rows["credit"]] == owner)
+    return sorted(rows["seq"][is_theirs].tolist())
+
+
+def transfers_at(connection: psycopg.Connection[Any], seqs: Sequence[int]) -> list[BookedTransfer]:
+    """In order of seq."""
+    rows = connection.execute(_TRANSFERS_AT, (list(seqs),), prepare=True)
+    return [BookedTransfer(*row) for row in rows]
 
 
 def find_block(connection: sa.Connection, number: int) -> BlockHeader | None:

@@ -47,6 +47,8 @@ UNPOSTED_CODES = frozenset(
     KIND_CODE[kind] for kind in (TransferKind.HOLD, TransferKind.VOID, TransferKind.EXPIRE, TransferKind.TOMBSTONE)
 )
 """Kinds that do not move the posted balance."""
+BOOKINGS_READ_MAX = 20_000
+"""Journal rows that one page of bookings may read: some twenty milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,28 @@ class Accounts:
         opening, closing = (balance, first) if newest_first else (first, balance)
         next_cursor = pagination.encode([lines[-1].booked.seq, balance], filters) if has_more else None
         return StatementPage(account, self._state.currency, opening, closing, lines, next_cursor)
+
+    def bookings(self, *, caller: Caller, after_seq: int, limit: int) -> tuple[list[BookedTransfer], int]:
+        """What was booked on the caller's accounts after a seq, in order, and the seq up to which that is all. One
+        call reads BOOKINGS_READ_MAX transfers of the journal at most, so both may be less than there is.
+
+        Raises: ProblemError(role-not-allowed) for who has no accounts.
+        """
+        if not caller.participant:
+            raise ProblemError(LedgerRefusal.ROLE_NOT_ALLOWED, "participants have accounts")
+        head = self._sequencer.current_head()
+        newest = head.first_seq + head.transfer_count - 1 if head is not None else 0
+        last_seq = min(newest, after_seq + BOOKINGS_READ_MAX)
+        if last_seq <= after_seq:
+            return [], after_seq
+        with self._database.session(is_lazy=True) as connection:
+            seqs = queries.seqs_of_owner(
+                connection, self._state.participant, caller.participant, first_seq=after_seq + 1, last_seq=last_seq
+            )
+            if len(seqs) > limit:
+                seqs = seqs[:limit]
+                last_seq = seqs[-1]
+            return queries.transfers_at(connection, seqs) if seqs else [], last_seq
 
     def supply(self) -> SupplyView:
         """I2 as the newest block's header states it: its totals are hashed with it, and checked by the verifier."""

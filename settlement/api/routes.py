@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse
 
+from kernel import ids
 from kernel.errors import ProblemError, RequestRefusal
 from kernel.http import IdempotencyKey, problems, strict_router
 from kernel.idempotency import Outcome
@@ -46,6 +47,18 @@ from settlement.usecases.statements import write_batch_statement
 from settlement.usecases.submit import BatchFormat, Submission, submit_batch
 
 router = strict_router()
+
+
+def _ref(prefix: str) -> Any:
+    """An id in a path, as the document shows it. One that is none names nothing, so it is 404, not 422."""
+    example = f"{prefix}_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"
+    return Path(json_schema_extra={"pattern": ids.pattern(prefix), "examples": [example]})
+
+
+BatchPath = Annotated[str, _ref("bat")]
+SettlementPath = Annotated[str, _ref("stl")]
+StatementPath = Annotated[str, _ref("stf")]
+ReconciliationPath = Annotated[str, _ref("rec")]
 XML = "application/xml"
 CSV = "text/csv"
 
@@ -113,7 +126,7 @@ def _json(outcome: Outcome) -> Response:
     summary="A batch, with its settlements counted by state",
     responses=_responses(R.BATCH_NOT_FOUND),
 )
-def get_batch(batch: str, service: Services, caller: Signed) -> BatchView:
+def get_batch(batch: BatchPath, service: Services, caller: Signed) -> BatchView:
     return batch_view(_batch(service, caller, batch))
 
 
@@ -124,7 +137,7 @@ def get_batch(batch: str, service: Services, caller: Signed) -> BatchView:
     summary="Let the engine settle a batch; harmless if it does already",
     responses=_responses(R.BATCH_NOT_FOUND),
 )
-def run_batch(batch: str, service: Services, caller: Signed) -> BatchView:
+def run_batch(batch: BatchPath, service: Services, caller: Signed) -> BatchView:
     row = _batch(service, caller, batch)
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         batches.start(connection, row.id, now=service.clock())
@@ -141,7 +154,7 @@ def run_batch(batch: str, service: Services, caller: Signed) -> BatchView:
     responses=_responses(R.BATCH_NOT_FOUND),
 )
 def list_settlements(
-    batch: str,
+    batch: BatchPath,
     service: Services,
     caller: Signed,
     state: Annotated[list[SettlementState] | None, Query()] = None,
@@ -168,7 +181,7 @@ def list_settlements(
     summary="A settlement: legs, decision, finality time, reason",
     responses=_responses(R.SETTLEMENT_NOT_FOUND),
 )
-def get_settlement(settlement: str, service: Services, caller: Signed) -> SettlementView:
+def get_settlement(settlement: SettlementPath, service: Services, caller: Signed) -> SettlementView:
     return settlement_view(_settlement(service, caller, settlement))
 
 
@@ -180,7 +193,7 @@ def get_settlement(settlement: str, service: Services, caller: Signed) -> Settle
     summary="Give an undecided settlement up; the engine writes ABORT unless a decision came first",
     responses=_responses(R.SETTLEMENT_NOT_FOUND, R.SETTLEMENT_DECIDED),
 )
-def abort_settlement(settlement: str, service: Services, caller: Operator) -> SettlementView:
+def abort_settlement(settlement: SettlementPath, service: Services, caller: Operator) -> SettlementView:
     row = _settlement(service, caller, settlement)
     if row.decision is not None:
         raise ProblemError(R.SETTLEMENT_DECIDED, f"it was decided: {row.decision.value}")
@@ -262,7 +275,7 @@ def get_quote(
     operation_id="write_statement",
     status_code=201,
     summary="Write a camt.053.001.08 of what a batch moved on a participant's account",
-    responses=_responses(R.BATCH_NOT_FOUND, R.ACCOUNT_NOT_IN_BATCH),
+    responses=_responses(R.CURRENCY_NOT_SERVED, R.BATCH_NOT_FOUND, R.ACCOUNT_NOT_IN_BATCH),
 )
 def write_statement(body: StatementRequest, service: Services, caller: Signed) -> StatementFileView:
     caller.require(body.participant)
@@ -286,7 +299,7 @@ def write_statement(body: StatementRequest, service: Services, caller: Signed) -
     responses=_responses(R.STATEMENT_NOT_FOUND)
     | {200: {"content": {XML: {"schema": {"type": "string"}}}, "description": "camt.053.001.08"}},
 )
-def get_statement(statement: str, service: Services, caller: Signed) -> Response:
+def get_statement(statement: StatementPath, service: Services, caller: Signed) -> Response:
     key = parse_ref("stf", statement, R.STATEMENT_NOT_FOUND)
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         row = reports.find_statement_file(connection, key)
@@ -305,7 +318,7 @@ def get_statement(statement: str, service: Services, caller: Signed) -> Response
     status_code=201,
     response_model=ReconciliationView,
     summary="Compare our record of a batch with a counterparty's camt.053.001.08, line by line",
-    responses=_responses(R.STATEMENT_INVALID, R.BATCH_NOT_FOUND, R.STATEMENT_OF_ANOTHER_ACCOUNT),
+    responses=_responses(R.CURRENCY_NOT_SERVED, R.STATEMENT_INVALID, R.BATCH_NOT_FOUND, R.STATEMENT_OF_ANOTHER_ACCOUNT),
     openapi_extra={"requestBody": {"required": True, "content": {XML: {"schema": {"type": "string"}}}}},
 )
 async def reconcile(
@@ -342,7 +355,7 @@ async def reconcile(
     summary="A reconciliation and its breaks",
     responses=_responses(R.RECONCILIATION_NOT_FOUND),
 )
-def get_reconciliation(reconciliation: str, service: Services, caller: Signed) -> ReconciliationView:
+def get_reconciliation(reconciliation: ReconciliationPath, service: Services, caller: Signed) -> ReconciliationView:
     key = parse_ref("rec", reconciliation, R.RECONCILIATION_NOT_FOUND)
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         row = reports.find_reconciliation(connection, key)

@@ -2,7 +2,8 @@
 
 Goal: an operator orders a closing, a bank fetches its holder's proof, and the holder verifies it with one command, the
 file and the ledger's public key, while nothing runs; strangers get nothing.
-Method: one real ledger on real PostgreSQL, the product's own client; the command in a process of its own, as typed.
+Method: one real ledger on real PostgreSQL, the product's own client; the command in a process of its own, as typed,
+and its variations in this one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ledger.client import ProofRefused, open_statement, verify_balance_proof
 from ledger.log.keys import load_master
 from ledger.log.leaves import block_commitment
 from ledger.log.service import key_paths
+from tests.commands import Done, run_here
 from tests.ledger_world import LedgerWorld, running_ledger
 
 BANK, OTHER = "BKCHCNBJ", "ICBKCNBJ"
@@ -55,7 +57,7 @@ def refusal_of(call: object, *arguments: object) -> str:
     return caught.value.refusal
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+def as_typed(*arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JIAOZI_LEDGER_")}
     return subprocess.run(
         [sys.executable, "-m", "ledger", *arguments],
@@ -65,6 +67,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         check=False,
         env={**clean, "COLUMNS": "200"},
     )
+
+
+def command(*arguments: str) -> Done:
+    return run_here("ledger", *arguments)
 
 
 def test_a_holder_verifies_his_balance_offline(world: LedgerWorld, log_key: VerifierKey, tmp_path: Path) -> None:
@@ -95,7 +101,7 @@ def test_a_holder_verifies_his_balance_offline(world: LedgerWorld, log_key: Veri
     file = tmp_path / "proof.json"
     file.write_text(proof.model_dump_json())
     arguments = ("verify-balance", str(file), "--log-key", str(log_key), "--account", ids.show_account(wallet))
-    done = command(*arguments, "--balance", "12.50")
+    done = as_typed(*arguments, "--balance", "12.50")
     assert done.returncode == 0, done.stderr
     assert "The balance is counted in full." in done.stdout
     assert "CNY 12.50" in done.stdout

@@ -196,6 +196,44 @@ def test_holder_pays_across_intermediaries_and_reads_it_back(world: LedgerWorld,
         assert client.get_account(payer).balance_minor == 7_500
 
 
+def test_bookings_tell_a_participant_its_own_in_order_page_by_page(world: LedgerWorld) -> None:
+    key, stranger = PrivateKey.generate(), "FEEDCNBJ"
+    world.register(stranger, quota_minor=10_000)
+    ours, theirs = world.open_vault(BANK), world.open_vault(stranger)
+    world.issue(ours, 1_000)
+    world.issue(theirs, 500)
+    wallet, other = world.open_wallet(BANK, key), world.open_wallet(stranger, PrivateKey.generate())
+    with world.client(BANK) as client:
+        start = client.bookings(after_seq=0, limit=1_000).through_seq
+        exchanged, paid = (
+            world.terms("exchange-in", ours, wallet, 300),
+            world.terms("payment", wallet, other, 7, reference=uuid4()),
+        )
+        client.transfer(exchanged)
+        with world.client(stranger) as elsewhere:
+            elsewhere.transfer(world.terms("exchange-in", theirs, other, 5))  # none of ours
+        client.submit_instruction(world.instruction(paid, key))
+        page = client.bookings(after_seq=start)
+        assert [(item.transfer, item.kind, item.debit, item.credit, item.amount_minor) for item in page.bookings] == [
+            (exchanged.id, "exchange-in", ours, wallet, 300),
+            (paid.id, "payment", wallet, other, 7),
+        ]
+        assert page.bookings[1].reference == paid.reference
+        assert page.through_seq == page.bookings[1].seq
+        one = client.bookings(after_seq=start, limit=1)
+        assert (one.bookings, one.through_seq) == (page.bookings[:1], page.bookings[0].seq)
+        rest = client.bookings(after_seq=one.through_seq, limit=1)
+        assert rest.bookings == page.bookings[1:]
+        end = client.bookings(after_seq=10**12)
+        assert (end.bookings, end.through_seq) == ([], 10**12)
+    with world.client(stranger) as client:
+        assert [item.kind for item in client.bookings(after_seq=start).bookings] == ["exchange-in", "payment"]
+    with world.operator() as client:
+        assert refusal_of(lambda: client.bookings(after_seq=0)) == "role-not-allowed"
+    with world.anonymous() as client:
+        assert refusal_of(lambda: client.bookings(after_seq=0)) == "signature-missing"
+
+
 def test_instruction_attacks_are_refused_each_with_its_reason(world: LedgerWorld) -> None:
     key, other_key = PrivateKey.generate(), PrivateKey.generate()
     vault = world.open_vault(BANK)

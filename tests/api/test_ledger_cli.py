@@ -1,7 +1,7 @@
 """`jiaozi-ledger` at the prompt: what is missing is one line that says what to do, and nothing is left behind.
 
 Goal: a person who starts it wrong is helped, not shown a traceback.
-Method: the command in a process of its own, as typed.
+Method: the command in a process of its own, as typed, where processes are the point; else in this one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from kernel.postgres import EmbeddedPostgres
+from tests.commands import run_here
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def as_typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JIAOZI_LEDGER_")}
     return subprocess.run(
         [sys.executable, "-m", "ledger", *arguments],
@@ -29,7 +30,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_serve_without_genesis_says_what_to_set_and_leaves_no_server(server_dir: Path) -> None:
-    done = run("serve", JIAOZI_LEDGER_DATA_DIR=str(server_dir))
+    done = as_typed("serve", JIAOZI_LEDGER_DATA_DIR=str(server_dir))
     assert done.returncode == 1
     assert "JIAOZI_LEDGER_GENESIS_PATH" in done.stderr
     assert "Traceback" not in done.stderr
@@ -37,7 +38,7 @@ def test_serve_without_genesis_says_what_to_set_and_leaves_no_server(server_dir:
 
 
 def test_verify_makes_no_database_to_find_nothing_wrong_in(server_dir: Path) -> None:
-    done = run("verify", JIAOZI_LEDGER_DATA_DIR=str(server_dir / "none"))
+    done = run_here("ledger", "verify", JIAOZI_LEDGER_DATA_DIR=str(server_dir / "none"))
     assert done.returncode == 1
     assert "there is no ledger" in done.stderr
     assert not (server_dir / "none" / "cluster").exists()
@@ -45,7 +46,7 @@ def test_verify_makes_no_database_to_find_nothing_wrong_in(server_dir: Path) -> 
 
 def test_verify_of_an_empty_journal_is_no_success(fresh_database: object) -> None:
     url = fresh_database("ledger")  # type: ignore[operator]
-    done = run("verify", "--database-url", url)
+    done = run_here("ledger", "verify", "--database-url", url)
     assert done.returncode == 1
     assert "empty" in done.stderr
 
@@ -59,7 +60,7 @@ def test_verify_of_an_empty_journal_is_no_success(fresh_database: object) -> Non
     ],
 )
 def test_settings_that_cannot_be_are_named(name: str, value: str, said: str) -> None:
-    done = run("serve", **{name: value})
+    done = run_here("ledger", "serve", **{name: value})
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -21,6 +21,7 @@ from tests.openapi_fuzz import OpenApiFuzz, examples_wanted
 BANK = "BKCHCNBJ"
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(3600)
 def test_every_answer_of_the_ledger_is_documented(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     with running_ledger(fresh_database("ledger"), tmp_path) as world:
@@ -34,7 +35,7 @@ def test_every_answer_of_the_ledger_is_documented(fresh_database: Callable[[str]
                 signers=signers,
                 known=known,
                 made={"instruction": token},
-                examples=examples_wanted(4),
+                examples=examples_wanted(2),
             )
             fuzz.run()
         with world.operator() as client:

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +59,32 @@ def test_stop_ends_a_process_whose_starter_died_before_writing_its_pid_file(
     ours = sleeper(sleepers, home.path)
     assert Processes(home).stop_all() == [ours.pid]
     assert ours.wait(5) != 0
+
+
+def test_stop_ends_what_a_process_starts_while_it_is_stopped(
+    home: Home, tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    """As a ledger does that is stopped while it starts its sealer: the child is born after the list was made."""
+    ready, child = tmp_path / "ready", tmp_path / "child"
+    (tmp_path / "parent.py").write_text(
+        "import pathlib, signal, subprocess, sys, time\n"
+        "def stop(*_):\n"
+        "    born = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"    pathlib.Path({str(child)!r}).write_text(str(born.pid))\n"
+        "    raise SystemExit\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], env={**os.environ, MARK: str(home.path)})
+    sleepers.append(parent)
+    while not ready.exists():
+        assert parent.poll() is None
+        time.sleep(0.01)
+    stopped = Processes(home).stop_all()
+    born = int(child.read_text())
+    assert stopped == sorted([parent.pid, born])
+    assert not psutil.pid_exists(born) or psutil.Process(born).status() == psutil.STATUS_ZOMBIE
 
 
 def test_stop_leaves_other_sandboxes_and_unmarked_processes_alone(

@@ -1,6 +1,7 @@
 """Goal: a person with a receipt and public keys finds out by one command, offline, whether it stands.
 
-Method: the commands in processes of their own, as typed, against a real ledger with two witnesses, then without it.
+Method: the commands against a real ledger with two witnesses, then without it; the decisive one in a process of its
+own, as typed, the others in this one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import pytest
 from kernel import ids
 from kernel.crypto.keys import PrivateKey
 from kernel.transparency.notes import KeyKind, VerifierKey
+from tests.commands import Done, run_here
 from tests.log_world import BANK, scene_on
 from tests.roles import as_service
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def as_typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JIAOZI_LEDGER_")}
     return subprocess.run(
         [sys.executable, "-m", "ledger", *arguments],
@@ -30,6 +32,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         check=False,
         env={**clean, "COLUMNS": "200", **environment},
     )
+
+
+def run(*arguments: str, **environment: str) -> Done:
+    return run_here("ledger", *arguments, **environment)
 
 
 @pytest.mark.timeout(300)
@@ -53,7 +59,7 @@ def test_a_receipt_by_command(fresh_database: Callable[[str], str], tmp_path: Pa
     trusted = ["--log-key", str(scene.log_key)]
     for witness in scene.witnesses:
         trusted += ["--witness", str(witness.key)]
-    good = run("verify-receipt", str(file), *trusted, "--quorum", "2")
+    good = as_typed("verify-receipt", str(file), *trusted, "--quorum", "2")
     assert good.returncode == 0, good.stderr
     assert "The transfer is in the log." in good.stdout
     assert "CNY 0.03" in good.stdout

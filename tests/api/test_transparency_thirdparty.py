@@ -66,6 +66,7 @@ def run(command: list[str], given: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.medium
 @pytest.mark.timeout(300)
 def test_gos_checksum_database_library_accepts_the_log(scene: Scene, go_program: Path) -> None:
     sizes = []

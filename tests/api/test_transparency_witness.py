@@ -31,6 +31,7 @@ from kernel.transparency.merkle import EMPTY_ROOT
 from kernel.transparency.notes import KeyKind, Note, VerifierKey, parse_signatures, sign_text, to_base64
 from kernel.transparency.tiles import TILE_WIDTH, GrowingTree, TiledTree, entries
 from kernel.transparency.witness import AnotherSize, Witness, WitnessSettings, WitnessStore, create, load_witness
+from tests.commands import run_here
 from tests.ledger_world import free_port
 
 LOG = PrivateKey.generate()
@@ -275,7 +276,7 @@ def test_as_a_process_it_keeps_what_it_answered_through_sigkill(tmp_path: Path) 
         "JIAOZI_WITNESS_PORT": str(port),
     }
     command = [sys.executable, "-m", "wallet", "witness"]
-    shown = subprocess.run([*command, "--show-key"], env=environment, capture_output=True, text=True, check=True)
+    shown = run_here("wallet", "witness", "--show-key", **environment)
     key = VerifierKey.parse(shown.stdout.strip())
     url, size = f"http://127.0.0.1:{port}/add-checkpoint", 0
     for _ in range(2):

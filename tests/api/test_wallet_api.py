@@ -23,6 +23,7 @@ from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from kernel.errors import RequestRefusal
 from ledger.contract import LedgerRefusal, TransferKind, TransferRefusal, TransferTerms
+from tests.card_world import issuers_file
 from tests.fakes import FakeLedger
 from wallet.api.app import create
 from wallet.api.dependencies import STATUSES
@@ -81,6 +82,7 @@ def service(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Se
         signing_key_path=tmp_path / "bank.pem",
         clients_path=tmp_path / "clients.json",
         ledgers_path=tmp_path / "ledgers.json",
+        card_issuers_path=issuers_file(tmp_path),
         sandbox=True,
         recovery_seconds=3600,
     )
@@ -234,14 +236,15 @@ FOR_CHANNELS_AND_THE_DESK = names(
     """
     create_webhook_endpoint disable_webhook_endpoint enable_webhook_endpoint get_bulk_file get_bulk_result
     get_child_wallet get_child_wallet_history get_corporate get_customer get_double_spend_proof get_exchange_in
-    get_incoming_request get_interest get_merchant get_payment get_payment_request get_program get_purse
-    get_purse_escrow get_purse_funding get_request_qr get_schedule get_simulated_deposit get_voucher get_voucher_spend
-    get_wallet get_wallet_balance_proof get_wallet_change get_wallet_history get_wallet_qr get_wallet_receipt
-    list_aliases list_bulk_files list_bulk_lines list_cards list_child_wallets list_events list_incoming_requests
-    list_interest_settlements list_payment_requests list_programs list_refunds list_request_payments
-    list_schedule_dates list_scheduled_payments list_schedules list_wallet_changes list_wallet_devices
-    list_wallet_notices list_wallet_payments list_wallets list_webhook_deliveries list_webhook_endpoints
-    preview_program read_code replay_webhooks resume_wallet suspend_wallet take_merchant_statement
+    get_incoming_request get_interest get_merchant get_payment get_payment_control get_payment_request get_program
+    get_purse get_purse_escrow get_purse_funding get_request_qr get_schedule get_simulated_deposit get_voucher
+    get_voucher_spend get_wallet get_wallet_balance_proof get_wallet_change get_wallet_history get_wallet_qr
+    get_wallet_receipt list_aliases list_bulk_files list_bulk_lines list_cards list_child_wallets list_events
+    list_incoming_requests list_interest_settlements list_payment_requests list_programs list_refunds
+    list_request_payments list_schedule_dates list_scheduled_payments list_schedules list_wallet_changes
+    list_wallet_devices list_wallet_notices list_wallet_payments list_wallets list_webhook_deliveries
+    list_webhook_endpoints preview_program read_code replay_webhooks resume_wallet suspend_wallet
+    take_merchant_statement
     """
 )
 FOR_THE_DESK = names(
@@ -285,6 +288,11 @@ OPEN_TO_ALL = {
     "object_to_announced_key": "a current device's consent: whoever lost the channel to an impostor must be heard",
     "fund_program": "the payer's agreement and holds",
     "create_program_statement": "a party's statement, bound to the hash of the terms",
+    "set_payment_control": "two signatories' signatures on the same rules, bound to wallet, version and expiry",
+    "approve_payments": "a signatory's approval, bound to wallet and digests",
+    "withdraw_approvals": "the same signatory's withdrawal",
+    "take_card_revocations": "a list that a registered card issuer has signed",
+    "get_purchase_origin": "for who knows the purchase's transfer id; says the account that a refund credits, signed",
     "spend_voucher": "the recipient's order, bound to voucher, merchant, amount and expiry",
     # The body proves itself.
     "create_charge": "a child's id and the merchant's 256-bit secret, without which nothing can be signed",

@@ -15,6 +15,7 @@ from kernel.clock import system_clock
 from kernel.crypto.keys import PrivateKey
 from kernel.ids import AccountNumber
 from tests.api.test_wallet_api import Service, open_wallet, service
+from tests.card_world import attest
 from wallet import sealed_keys
 from wallet.contract.families import AliasKind, ChildCapsBody
 from wallet.domain.rules import Evidence, WalletClass
@@ -128,7 +129,11 @@ def test_card_over_http(service: Service, tmp_path: Path) -> None:
         assert wallet.account is not None and shop.account is not None
         card.bind(AccountNumber(wallet.account))
         view = client.register_card(
-            wallet.wallet, key=card.public_key, pin_free_single_max_minor=100, pin_free_total_max_minor=200
+            wallet.wallet,
+            key=card.public_key,
+            attestation=attest(card.public_key, single=100, total=200, now=system_clock()),
+            pin_free_single_max_minor=100,
+            pin_free_total_max_minor=200,
         )
         assert (view.state, view.counter_last, view.evidence) == ("active", 0, [])
         service.ledger.fund(wallet.account, 1_000)

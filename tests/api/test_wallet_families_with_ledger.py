@@ -17,6 +17,7 @@ from kernel.ids import AccountNumber
 from ledger.client import LedgerClient
 from ledger.contract import IssueAction
 from tests.api.test_wallet_with_ledger import Scheme, order_by_operators, scheme
+from tests.card_world import attest
 from wallet import sealed_keys
 from wallet.__main__ import app
 from wallet.client import WalletClient
@@ -74,7 +75,11 @@ def test_push_charge_pool_and_card_over_both_services(scheme: Scheme, tmp_path: 
         assert wallet.account is not None
         card.bind(AccountNumber(wallet.account))
         client.register_card(
-            wallet.wallet, key=card.public_key, pin_free_single_max_minor=100, pin_free_total_max_minor=200
+            wallet.wallet,
+            key=card.public_key,
+            attestation=attest(card.public_key, single=100, total=200, now=system_clock()),
+            pin_free_single_max_minor=100,
+            pin_free_total_max_minor=200,
         )
         client.pay(
             key=parent_key, debit=parent.account, credit=wallet.account, amount_minor=500, ledger="cny", currency="CNY"

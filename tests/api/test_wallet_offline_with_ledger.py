@@ -121,29 +121,33 @@ def test_escrow_is_what_the_ledger_calls_offline_at_every_step(scheme: Scheme) -
     assert town.balance(one_account) == 12_000
     offline_is(18_000)
 
-    # The copied device pays another with the same money: he is paid, the institution bears it, the device is named.
-    vault_before = town.balance(town.vault)
+    # The copied device pays another with the same money: he is paid, by what the purse has left; the device is named.
+    vault_before, copy = town.balance(town.vault), replace(hacked)
     conflicting = hacked.pays(two, 12_000, seconds(), Disposition.ACCOUNT)
-    (borne,) = anybody.sync_purses([conflicting])
-    assert (borne.credited_minor, borne.short_minor) == (12_000, 0)
-    assert (town.balance(two_account), town.balance(town.vault)) == (12_000, vault_before - 12_000)
-    offline_is(18_000)
+    (second,) = anybody.sync_purses([conflicting])
+    assert (second.credited_minor, second.short_minor) == (12_000, 0)
+    assert (town.balance(two_account), town.balance(town.vault)) == (12_000, vault_before)
+    offline_is(6_000)
     assert desk.double_spend_proof(payer.id)
 
-    # What is left and not spent comes back by the device itself. (A named device's rest goes to the vault first only
-    # where it is still there when its purse is settled.)
-    (rest,) = anybody.sync_purses([payer.redeem(18_000, seconds())])
-    assert rest.credited_minor is not None
-    assert rest.credited_minor == 18_000
-    left = 18_000 - rest.credited_minor
-    offline_is(left)
+    # The rest is held: the device takes nothing home.
+    (held,) = anybody.sync_purses([payer.redeem(18_000, seconds())])
+    assert (held.credited_minor, held.refusal) == (None, "purse-held")
+    offline_is(6_000)
+
+    # And once more the same money: the rest first, then the institution bears it.
+    third = copy.pay(two.ask(12_000, seconds(), Disposition.ACCOUNT), seconds())  # his device would refuse it
+    (borne,) = anybody.sync_purses([third])
+    assert (borne.credited_minor, borne.short_minor) == (12_000, 0)
+    assert (town.balance(two_account), town.balance(town.vault)) == (24_000, vault_before - 6_000)
+    offline_is(0)
     lines = town.bank.statement(escrow).lines
     kinds = Counter((line.kind, line.direction, line.amount_minor) for line in lines)
     assert kinds[TransferKind.PURSE_FUND, "credit", 30_000] == 1
-    assert kinds[TransferKind.PURSE_LOSS, "credit", 12_000] == 1
-    assert kinds[TransferKind.PURSE_REDEEM, "debit", 12_000] == 2
-    assert sum(line.amount_minor if line.direction == "credit" else -line.amount_minor for line in lines) == left
-    assert town.balance(payer_account) == 20_000 + rest.credited_minor
+    assert kinds[TransferKind.PURSE_LOSS, "credit", 6_000] == 1
+    assert kinds[TransferKind.PURSE_REDEEM, "debit", 12_000] == 3
+    assert sum(line.amount_minor if line.direction == "credit" else -line.amount_minor for line in lines) == 0
+    assert town.balance(payer_account) == 20_000
 
 
 def test_two_codes_at_once_debit_one_payer_and_without_the_index_the_ledger_sees_to_it(scheme: Scheme) -> None:

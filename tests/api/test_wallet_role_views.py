@@ -22,6 +22,7 @@ ANYBODY = frozenset({None, C, B, D, P, A})
 READERS = frozenset({C, D})
 OPEN = """
 health get_institution list_webhook_keys list_program_templates get_program_template get_request_offer
+get_purchase_origin
 get_purse_revocations get_privacy_log_key get_privacy_log_checkpoint list_privacy_log_entries
 get_privacy_log_proof
 """
@@ -29,7 +30,7 @@ BANKS = """
 get_customer list_wallets get_wallet get_wallet_history list_wallet_payments get_payment get_exchange_in
 list_bulk_lines get_bulk_file get_bulk_result list_bulk_files list_scheduled_payments get_schedule
 list_schedules list_events list_webhook_endpoints list_webhook_deliveries list_child_wallets get_child_wallet
-get_child_wallet_history get_corporate list_cards list_aliases list_wallet_devices get_wallet_change
+get_child_wallet_history get_corporate get_payment_control list_cards list_aliases list_wallet_devices get_wallet_change
 list_wallet_changes list_wallet_notices list_programs get_program get_voucher get_voucher_spend get_merchant
 get_payment_request list_payment_requests list_request_payments get_request_qr get_wallet_qr
 list_incoming_requests get_incoming_request list_refunds get_wallet_receipt get_wallet_balance_proof get_purse

@@ -26,6 +26,7 @@ from wallet.domain.calendars import Frequency, Recurrence
 from wallet.domain.rules import Evidence, WalletClass
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(7200)
 def test_every_answer_of_the_wallet_service_is_documented(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     with running_bank(fresh_database, tmp_path) as world:
@@ -38,7 +39,7 @@ def test_every_answer_of_the_wallet_service_is_documented(fresh_database: Callab
                 known=known,
                 # Nobody's address: a webhook would be sent there.
                 made={"instruction": instruction, "url": lambda: "http://127.0.0.1:9/hook"},
-                examples=examples_wanted(2),
+                examples=examples_wanted(1),
             )
             fuzz.run()
         with world.ledger.anonymous() as ledger:

@@ -24,6 +24,7 @@ from kernel.client import ProblemResponse
 from kernel.clock import system_clock
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
+from kernel.ids import ParticipantId
 from kernel.server import make_server
 from kernel.transparency.notes import VerifierKey
 from ledger.client import (
@@ -39,7 +40,9 @@ from tests.ledger_world import LedgerWorld, free_port, running_ledger
 from tests.qr_reader import read_png
 from wallet.api.app import create
 from wallet.client import WalletClient
+from wallet.client.programs import program_request
 from wallet.contract import WalletView
+from wallet.contract.programs import MerchantStatement, Party, VoucherRequest, sign_merchant
 from wallet.domain import qr
 from wallet.domain.requests import payment_id
 from wallet.domain.rules import Evidence, WalletClass, ledger_rule_classes
@@ -110,9 +113,12 @@ def served(app: FastAPI, port: int) -> Iterator[None]:
         thread.join(30)
 
 
-@pytest.fixture
-def scheme(fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scheme]:
+@pytest.fixture(scope="module")
+def scheme(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scheme]:
+    """Of all tests here: each has customers of its own."""
+    tmp_path = tmp_path_factory.mktemp("scheme")
     classes = ledger_rule_classes(load_rule_pack("ecny-2021-06"))
+    monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(
         ledger_world, "RULE_CLASSES", [item.model_dump(mode="json", exclude_none=True) for item in classes]
     )
@@ -120,7 +126,8 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: py
     urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
     (tmp_path / "peers.json").write_text(json.dumps([{"participant": n, "url": url} for n, url in urls.items()]))
     with ExitStack() as stack:
-        world = stack.enter_context(running_ledger(fresh_database("ledger"), tmp_path))
+        stack.callback(monkeypatch.undo)
+        world = stack.enter_context(running_ledger(fresh_databases("ledger"), tmp_path))
         clients: dict[str, WalletClient] = {}
         keys: dict[str, PrivateKey] = {}
         for name in BANKS:
@@ -135,7 +142,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: py
             )
             settings = WalletSettings(
                 public_url=urls[name],
-                database_url=fresh_database("wallet"),
+                database_url=fresh_databases("wallet"),
                 data_dir=home,
                 participant=name,
                 signing_key_path=home / "bank.pem",
@@ -148,7 +155,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: py
             stack.enter_context(served(create(settings), ports[name]))
             clients[name] = WalletClient(urls[name], signer=RequestSigner(keys[name]))
             stack.callback(clients[name].close)
-            world.issue(clients[name].institution().ledgers[0].vault, 10_000_000)
+            world.issue(clients[name].institution().ledgers[0].vault, 100_000_000)
         yield Scheme(world, clients, urls, tmp_path, keys)
 
 
@@ -164,6 +171,77 @@ def eventually(check: Callable[[], bool], seconds: float = 20) -> None:
     while not check():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.1)
+
+
+def test_a_voucher_of_another_institution_is_refunded_to_its_issuer(scheme: Scheme) -> None:
+    """The merchant's institution sees only the issuer's institution's vault; it asks, and believes a signed answer."""
+    city, worker = scheme.customer(BANKS[0], funds=50_000), scheme.customer(BANKS[0])
+    canteen, friend = scheme.customer(BANKS[1]), scheme.customer(BANKS[0], funds=300)
+    home = city.bank
+    soon = system_clock() + timedelta(days=1)
+    statement = MerchantStatement(
+        participant=ParticipantId(BANKS[1]),
+        account=canteen.account,
+        name="职工食堂",
+        category="5812",
+        place="330106",
+        valid_until=soon,
+    )
+    home.take_merchant_statement(sign_merchant(statement, scheme.ledger.participants[BANKS[1]]))
+    voucher = VoucherRequest(
+        voucher=ids.new_uuid7(), account=worker.account, recipient=worker.key.public.to_jwk(), value_minor=2_000
+    )
+    request = program_request(
+        template="voucher-multi",
+        version=1,
+        parameters={
+            "deadline": soon.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "categories": ["5811-5814"],
+            "places": ["3301"],
+            "step": "500",
+        },
+        parties=[Party(role="payer", account=city.account, key=city.key.public.to_jwk())],
+        vouchers=[voucher],
+    )
+    program = home.fund_program(home.create_program(request).terms, key=city.key)
+    terms = {"merchant": canteen.account, "amount_minor": 2_000, "currency": "CNY", "key": worker.key}
+    spent = home.spend_voucher(voucher.voucher, **terms)
+    assert (spent.state, canteen.balance, city.balance) == ("final", 2_000, 48_000)
+
+    def vaults() -> list[int]:
+        vault = [bank.institution().ledgers[0].vault for bank in scheme.banks.values()]
+        clients = [scheme.ledger.client(name) for name in scheme.banks]
+        return [client.get_account(number).balance_minor for client, number in zip(clients, vault, strict=True)]
+
+    before, between = vaults(), scheme.banks[BANKS[0]].institution().ledgers[0].vault
+    asked = canteen.bank.refunds(spent.payment)
+    assert (asked.debit, asked.refund_to, asked.refundable_minor) == (between, city.account, 2_000)
+    values = {
+        "key": canteen.key,
+        "ledger": scheme.ledger.ledger,
+        "debit": canteen.account,
+        "currency": "CNY",
+        "original": spent.payment,
+    }
+    for wrong in (between, worker.account):
+        assert said(lambda to=wrong: canteen.bank.refund(amount_minor=500, credit=to, **values)) == "refund-mismatch"
+    assert canteen.bank.refund(amount_minor=500, credit=city.account, **values).state == "final"
+    assert (canteen.balance, city.balance, worker.balance) == (1_500, 48_500, 0)
+    assert vaults() == before
+    seen = home.refunds(spent.payment)
+    assert (seen.refund_to, seen.refunded_minor, seen.is_complete) == (city.account, 500, True)
+
+    # An ordinary payment under such a reference is its payer's: the other institution says it is no voucher.
+    plain = friend.bank.pay(
+        key=friend.key,
+        ledger=scheme.ledger.ledger,
+        debit=friend.account,
+        credit=canteen.account,
+        amount_minor=300,
+        currency="CNY",
+        reference=program.reference,
+    )
+    assert canteen.bank.refunds(plain.payment).refund_to == friend.account
 
 
 def test_request_by_qr_code_across_institutions_refund_and_receipt(scheme: Scheme) -> None:

@@ -39,6 +39,7 @@ from ledger.contract import (
     sign_proposal,
 )
 from ledger.settings import LedgerSettings
+from tests.card_world import issuers_file
 from wallet.api.app import create as create_wallet
 from wallet.client import WalletClient
 from wallet.contract import LegAuthorisation, SettlementLeg, SettlementOrder
@@ -128,6 +129,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
         signing_key_path=tmp_path / "bank.pem",
         clients_path=tmp_path / "clients.json",
         ledgers_path=tmp_path / "ledgers.json",
+        card_issuers_path=issuers_file(tmp_path),
         sandbox=True,
         recovery_seconds=3600,
     )

@@ -29,6 +29,7 @@ from kernel import ids, migrate
 from kernel.clock import system_clock
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
+from kernel.postgres import service_role
 from ledger.client import LedgerClient
 from ledger.contract import (
     BATCH_TRANSFERS_MAX,
@@ -64,14 +65,16 @@ def run_payments(stage: Scene, *, name: str, payments: int) -> dict[str, Any]:
         channel = PrivateKey.generate()
         files = _wallet_files(stage.directory, world.participants[BANK], channel, world.ledger, world.url, vault)
         stage.server.ensure_database(f"{name}_wallet")
-        migrate.upgrade("wallet", stage.server.url(f"{name}_wallet"))
+        stage.server.ensure_role(service_role("wallet"))
+        database = stage.server.url(f"{name}_wallet", role=service_role("wallet"))
+        migrate.upgrade("wallet", stage.server.url(f"{name}_wallet"), service_url=database)
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         settings = {
             **files,
             "port": str(port),
             "public_url": url,
-            "database_url": stage.server.url(f"{name}_wallet"),
+            "database_url": database,
             "data_dir": str(stage.directory / f"{name}-wallet-data"),
             "participant": BANK,
             "sandbox": "true",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 EMITTERS = [*(ROOT / "wallet" / "usecases").glob("*.py"), *(ROOT / "wallet" / "store").glob("*.py")]
 
 
+@cache
 def emitted() -> set[EventType]:
     """The members that are named in code outside comparisons and filters, and the types written in SQL."""
     found: set[EventType] = set()

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -312,12 +313,18 @@ def test_card_is_in_one_terminal_at_a_time_and_is_never_overwritten(tmp_path: Pa
         FolderDisk(folder)
 
 
+@cache
+def memory_of_a_card() -> bytes:
+    disk = LossyDisk()
+    new_card(disk)
+    return disk.durable["card.mem"]
+
+
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_damaged_memory_is_no_card(data: st.DataObject) -> None:
     disk = LossyDisk()
-    new_card(disk)
-    content = bytearray(disk.durable["card.mem"])
+    content = bytearray(memory_of_a_card())
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= data.draw(st.integers(1, 255))
     disk.current["card.mem"] = bytes(content)
@@ -381,5 +388,6 @@ class CardMachine(RuleBasedStateMachine):
             assert self.wrong_answers <= PIN_TRIES_MAX - self.card.memory.pin_tries_left
 
 
-TestCard = CardMachine.TestCase
-TestCard.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestCard = pytest.mark.campaign(CardMachine.TestCase)
+EXAMPLES = int(os.environ.get("JIAOZI_MACHINE_EXAMPLES", "12"))
+TestCard.settings = settings(max_examples=EXAMPLES, stateful_step_count=20, deadline=None)

@@ -192,7 +192,7 @@ def _numbered(operations: list[Operation]) -> list[tuple[int, Operation]]:
 # --- the ledger is judged ---------------------------------------------------------------------------------------------
 
 CLIENTS = 4
-ROUNDS = int(os.environ.get("JIAOZI_ROUNDS", "10"))
+ROUNDS = int(os.environ.get("JIAOZI_ROUNDS", "6"))
 OPERATIONS = 6
 """Of each client in a round. A round has accounts of its own: linearizability is local, and its search stays short."""
 BALANCE = 100
@@ -279,6 +279,7 @@ class Recorder(threading.Thread):
         return BOOKED, result.seq
 
 
+@pytest.mark.campaign
 def test_histories_recorded_through_kills_are_linearizable(server_dir: Path, tmp_path: Path) -> None:
     server = EmbeddedPostgres(server_dir)
     server.start()

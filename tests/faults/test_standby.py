@@ -164,7 +164,14 @@ def test_standby_waits_refuses_and_takes_over_at_once_from_a_killed_and_from_a_s
         assert standby.await_health(200) == "ok"
 
 
-@pytest.mark.parametrize("moment", ["anywhere", "inside COPY", pytest.param("before COMMIT", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("anywhere", marks=pytest.mark.medium),
+        "inside COPY",
+        pytest.param("before COMMIT", marks=pytest.mark.medium),
+    ],
+)
 def test_paused_writer_is_succeeded_and_when_it_goes_on_it_is_fenced_and_ends(
     fresh_database: object, tmp_path: Path, proxy: Proxy, moment: str
 ) -> None:

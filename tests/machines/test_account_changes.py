@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -166,11 +167,12 @@ class WalletMachine(RuleBasedStateMachine):
         assert (waiting is None) == (self.announced is None)
 
 
+@pytest.mark.campaign
 def test_wallet_machine() -> None:
     run_state_machine_as_test(
         WalletMachine,
         settings=settings(
-            max_examples=EXAMPLES or 60,
+            max_examples=EXAMPLES or 30,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -56,7 +56,8 @@ class Paths:
 # --- (a) item by item against the reference model
 
 
-@profile(400)
+@pytest.mark.campaign
+@profile(120)
 @given(random=st.randoms(use_true_random=False), sizes=st.lists(st.integers(1, 60), min_size=1, max_size=3))
 def test_mixed_blocks_are_decided_as_the_reference_model_decides_them(random: Random, sizes: list[int]) -> None:
     twin = world.small_world(random)
@@ -65,7 +66,8 @@ def test_mixed_blocks_are_decided_as_the_reference_model_decides_them(random: Ra
         event(f"booked {len(decision.journal) * 4 // size}/4 of a block")
 
 
-@profile(200)
+@pytest.mark.campaign
+@profile(60)
 @given(random=st.randoms(use_true_random=False), size=st.integers(1, 60))
 def test_plain_blocks_are_decided_as_the_reference_model_decides_them(random: Random, size: int) -> None:
     twin = world.small_world(random)
@@ -112,7 +114,8 @@ def test_an_empty_block_changes_nothing() -> None:
 # --- (c) the same traffic in other blocks
 
 
-@profile(250)
+@pytest.mark.campaign
+@profile(80)
 @given(
     random=st.randoms(use_true_random=False), size=st.integers(2, 60), only_plain=st.booleans(), cut=st.integers(1, 59)
 )
@@ -350,8 +353,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert has_orders or state.balance(account) + state.credits_pending[account] <= balance_max
 
 
+@pytest.mark.campaign
 def test_ledger_machine() -> None:
-    run_state_machine_as_test(LedgerMachine, settings=settings(profile(150), stateful_step_count=40))
+    run_state_machine_as_test(LedgerMachine, settings=settings(profile(45), stateful_step_count=40))
 
 
 def test_new_year_is_the_schemes_own() -> None:

@@ -6,16 +6,18 @@ Method: `tests.faults.campaign`, in short; `make torture-ledger SECONDS=600` is 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.faults.campaign import Campaign
 
-SECONDS = 15
+SECONDS = float(os.environ.get("JIAOZI_TORTURE_SECONDS", "8"))
 SEED = 20261123
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(180)
 def test_kills_under_load_lose_nothing_and_double_nothing(server_dir: Path, tmp_path: Path) -> None:
     print(f"\n{Campaign(server_dir, tmp_path, seed=SEED).run(seconds=SECONDS)}")

@@ -44,9 +44,9 @@ from settlement.iso20022.pacs009 import write_pacs009
 from tests.ledger_world import LedgerWorld, free_port, running_ledger
 
 BRIDGE, BANK_A, BANK_B = (ParticipantId(code) for code in ("BRDGAEAD", "AAAACNBJ", "BBBBAEAD"))
-KILLS = int(os.environ.get("JIAOZI_KILLS", "5"))
+KILLS = int(os.environ.get("JIAOZI_KILLS", "3"))
 SEED = int(os.environ.get("JIAOZI_SEED", "20261123"))
-BATCH = 120
+BATCH = 75
 FUNDS = 100_000_000
 
 
@@ -165,6 +165,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
         yield Scheme(worlds["CNY"], worlds["AED"], settings["PUBLIC_URL"], environment, tmp_path / "settlement.log")
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(120 + 30 * KILLS)
 def test_i5_sigkill_of_the_settlement_service_splits_nothing(scheme: Scheme) -> None:
     random = Random(SEED)

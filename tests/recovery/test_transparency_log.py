@@ -14,8 +14,6 @@ import io
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -50,6 +48,7 @@ from ledger.log.tables import log_cosignature
 from ledger.log.witnesses import WitnessAway, WitnessPusher, WitnessRefused
 from ledger.store.journal import BLOCK_COLUMNS, Deposed, Journal, header_of
 from ledger.verifier import Known, verify_database
+from tests.commands import Done, run_here
 from tests.conftest import _administer, _fresh_name
 from tests.faults.processes import LedgerProcess, wait_until_serving
 from tests.ledger_world import LedgerWorld, free_port, make_world, serving
@@ -609,15 +608,8 @@ def refusal_of(call: Callable[..., object], *arguments: object, **named: object)
     return caught.value.refusal
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "ledger", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "COLUMNS": "300"},
-    )
+def command(*arguments: str) -> Done:
+    return run_here("ledger", *arguments)
 
 
 def test_an_acknowledgement_covers_one_incident_and_not_the_next(fresh_database: Callable[[str], str]) -> None:

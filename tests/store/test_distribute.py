@@ -8,10 +8,7 @@ node of that cluster, and a real ledger before and after.
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,6 +31,7 @@ from ledger.store.history import History
 from ledger.store.tables import metadata
 from ledger.verifier import verify_database
 from tests.citus import SKIPPED, citus_database, citus_url
+from tests.commands import Done, run_here
 from tests.ledger_world import LedgerWorld, make_world, serving
 
 BANK = "BKCHCNBJ"
@@ -41,16 +39,8 @@ needs_citus = pytest.mark.skipif(citus_url() is None, reason=SKIPPED)
 LOCAL = {table: Placement(Place.LOCAL) for table in PLACEMENTS}
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("JIAOZI_LEDGER_")}
-    return subprocess.run(
-        [sys.executable, "-m", "ledger", "distribute", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=110,
-        check=False,
-        env={**clean, "COLUMNS": "200"},
-    )
+def command(*arguments: str) -> Done:
+    return run_here("ledger", "distribute", *arguments)
 
 
 # --- the plan

@@ -23,13 +23,28 @@ import pytest
 
 from kernel import postgres
 from kernel.postgres import SETTINGS, EmbeddedPostgres, EmbeddedPostgresError, default_data_dir
+from tests.conftest import _memory, _reachable_directory, _remove
 
 SMALL = {"shared_buffers": "16MB"}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="root only: the server must run as another user")
 
 
+@pytest.fixture(scope="module")
+def new_cluster() -> Iterator[Path]:
+    """What initdb made, started and stopped once: a second saved for each test that needs some server."""
+    directory = _reachable_directory("new", _memory())
+    try:
+        server = EmbeddedPostgres(directory, settings=SMALL)
+        server.start()
+        server.stop()
+        yield server.cluster_dir
+    finally:
+        _remove(directory)
+
+
 @pytest.fixture
-def server(server_dir: Path) -> EmbeddedPostgres:
+def server(server_dir: Path, new_cluster: Path) -> EmbeddedPostgres:
+    shutil.copytree(new_cluster, server_dir / "cluster")
     server = EmbeddedPostgres(server_dir, settings=SMALL)
     server.start()
     return server

@@ -8,7 +8,6 @@ directory used again while the ledger goes on.
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
@@ -32,6 +31,7 @@ from ledger.export.log import DatabaseLog
 from ledger.log import leaves
 from ledger.verifier import Known, verify_database, verify_export
 from tests import tampering
+from tests.commands import run_here
 from tests.ledger_world import running_ledger
 from tests.roles import dsn
 from tests.sequencer_world import Item, SequencerWorld
@@ -89,16 +89,11 @@ def test_an_exported_journal_verifies_offline_with_the_ledgers_own_log(
         (["verify", "--export", "x", "--operators-genesis", "ab"], "64 hexadecimal"),
     ],
 )
-def test_a_command_typed_wrong_says_what_to_do(arguments: list[str], said: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "ledger", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd()), "COLUMNS": "200"},
-        cwd=tmp_path,
-    )
+def test_a_command_typed_wrong_says_what_to_do(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run_here("ledger", *arguments)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr

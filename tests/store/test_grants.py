@@ -36,7 +36,8 @@ UNMASK = ("unmask_approval", "unmask_case", "unmask_disclosure")
 PRIVACY = ("customer_erasure", "privacy_checkpoint", "privacy_entry", *UNMASK)
 PROGRAMS = ("program_template", "program_statement", "program_decision")
 PURSES = ("purse_spend", "purse_part", "purse_proof")
-FAMILIES = ("card_counter", "child_credit", "corporate_customer", "family_member")
+CONTROLS = ("card_revocation", "payment_control_change", "payment_signatory")
+FAMILIES = ("card_counter", "child_credit", "corporate_customer", "family_member", *CONTROLS)
 OTHERS = ("interest_segment", "leg_authorisation", "notice", "sandbox_posting", "webhook_replay")
 FOR_EVER = {
     "ledger": (*JOURNAL, *LOG, "mandate_approval"),

@@ -17,12 +17,20 @@ import pytest
 
 from kernel.clock import system_clock, to_micros
 from kernel.database import Database
+from ledger.engine import lease as lease_module
 from ledger.engine.lease import Lease, _process_mark
 from ledger.store.leases import LEASE_KEEPER, WRITER
 from tests.roles import as_service, dsn
 
-SECONDS = 1.5
-"""Of the leases here: three renewals would not fit into less."""
+SECONDS = 0.9
+RENEW_SECONDS, LOOK_SECONDS = 0.4, 0.1
+"""Of the leases here: as far apart as the product's, with half a second for a thread that a busy machine holds up."""
+
+
+@pytest.fixture(autouse=True)
+def in_shorter_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", RENEW_SECONDS)
+    monkeypatch.setattr(lease_module, "LOOK_SECONDS", LOOK_SECONDS)
 
 
 class Place:

@@ -35,7 +35,7 @@ from tests.sequencer_world import Item, SequencerWorld
 from tests.tampering import Journal, LogKeys, Row
 from tests.verifier_world import Scheme, make_scheme
 
-SHORT = 150
+SHORT = int(os.environ.get("JIAOZI_TAMPERINGS", "60"))
 LONG = int(os.environ.get("JIAOZI_CAMPAIGN_CASES", "20000"))
 NUMBER = {"block": "number", "account": "number", "directive": "number"}
 WIDTH = {"kind": 8, "phase": 8, "participant": 32, "submitter": 32}
@@ -255,24 +255,28 @@ def sealer(data: Any, *, rows: bool) -> None:
     assert_found(report, change, sample().next_checkpoint(change.places[0]))
 
 
+@pytest.mark.campaign
 @CAREFUL
 @given(st.data())
 def test_any_field_changed_is_found_in_its_block(data: Any) -> None:
     careless(data, rows=False)
 
 
+@pytest.mark.campaign
 @CAREFUL
 @given(st.data())
 def test_any_row_dropped_doubled_or_exchanged_is_found(data: Any) -> None:
     careless(data, rows=True)
 
 
+@pytest.mark.campaign
 @CAREFUL
 @given(st.data())
 def test_any_field_changed_and_sealed_again_is_found_by_signatures_rules_or_the_log(data: Any) -> None:
     sealer(data, rows=False)
 
 
+@pytest.mark.campaign
 @CAREFUL
 @given(st.data())
 def test_any_row_changed_and_sealed_again_is_found_by_signatures_rules_or_the_log(data: Any) -> None:
@@ -410,6 +414,7 @@ def signed_sealer(data: Any) -> None:
     assert not verify(journal, known).is_whole, (table, field)
 
 
+@pytest.mark.campaign
 @CAREFUL
 @given(st.data())
 def test_what_is_signed_is_found_without_any_log(data: Any) -> None:

@@ -16,6 +16,7 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from ledger.contract import AccountStanding, HolderKeyChange, TransferKind
+from tests.card_world import attest
 from tests.programs_world import ProgramBank
 from tests.store.test_wallet_families import child_of
 from tests.store.test_wallet_lifecycle import caps_order, consent, recovery, set_caps, suspend
@@ -91,7 +92,9 @@ def test_key_taken_out_of_a_card_orders_nothing(bank: ProgramBank, is_reported: 
     thumbprint = holder.key.public.thumbprint
     set_caps(bank, holder, Caps(day_max_minor=10))
     jwk = holder.key.public.to_jwk()
-    register_card(bank.context, holder.wallet.id, key=jwk, pin_free_single_max_minor=1, pin_free_total_max_minor=1)
+    chain = attest(holder.key.public, single=1, total=1, now=bank.clock())
+    values: dict[str, Any] = {"pin_free_single_max_minor": 1, "pin_free_total_max_minor": 1}
+    register_card(bank.context, holder.wallet.id, key=jwk, attestation=chain, **values)
     if is_reported:
         report_card(bank.context, holder.wallet.id, thumbprint)
     change = bank.new_id()
@@ -112,7 +115,9 @@ def test_key_taken_out_of_a_card_spends_no_voucher(bank: ProgramBank) -> None:
     actors, voucher = bank.actors(issuer, None), bank.voucher(worker, 500)
     bank.funded(bank.request("voucher-multi", actors, vouchers=[voucher], **MEALS), actors)
     jwk = worker.key.public.to_jwk()
-    register_card(bank.context, worker.wallet.id, key=jwk, pin_free_single_max_minor=1, pin_free_total_max_minor=1)
+    chain = attest(worker.key.public, single=1, total=1, now=bank.clock())
+    values: dict[str, Any] = {"pin_free_single_max_minor": 1, "pin_free_total_max_minor": 1}
+    register_card(bank.context, worker.wallet.id, key=jwk, attestation=chain, **values)
     assert refused(lambda: bank.spend(voucher.voucher, shop, 500, worker)) == "spend-invalid"
     assert bank.balance(shop) == 0
 

@@ -21,6 +21,7 @@ from kernel.database import Database
 from kernel.errors import ProblemError
 from tests.wallet_bank import Bank
 from wallet.domain.events import Event, verify_webhook
+from wallet.store.payments import find_payment
 from wallet.usecases import events
 from wallet.usecases.events import Hooks
 from wallet.usecases.pay import pay_one
@@ -97,6 +98,8 @@ def endpoint(bank: Bank, hook: Hooks, url: str, types: tuple[str, ...] = ()) -> 
 
 
 def feed(bank: Bank) -> list[Event]:
+    while events.follow_ledger(bank.context):
+        pass
     events.number_events(bank.context)
     return events.page(bank.context, after=0, types=(), limit=1000)
 
@@ -115,8 +118,7 @@ def test_a_payment_tells_payer_and_payee_once(bank: Bank) -> None:
     assert [row.type for row in found] == ["payment.final", "money.received"]
     assert found[0].wallet_id != found[1].wallet_id
     for _ in range(3):
-        bank.clock.advance(timedelta(minutes=2))
-        events.look_for_money(bank.context)  # the ledger's statement says the same: one event
+        events.follow_ledger(bank.context)
     assert [row for row in feed(bank) if row.subject == f"trf_{payment}"] == found
     positions = [row.position for row in feed(bank)]
     assert positions == list(range(1, len(positions) + 1))
@@ -127,13 +129,30 @@ def test_refused_payment_tells_why(bank: Bank) -> None:
     assert [row.data for row in feed(bank) if row.type == "payment.refused"] == [{"refusal": "insufficient-funds"}]
 
 
-def test_money_from_elsewhere_is_found_in_the_statement(bank: Bank) -> None:
+def test_money_from_elsewhere_is_found_in_the_bookings(bank: Bank) -> None:
     payer, payee = bank.holder(funds=100), bank.holder()
     token = bank.instruction(payer, payee.account, 7)
     bank.ledger.submit_signed([token])  # not through this service
-    assert events.look_for_money(bank.context) >= 1
     found = [row for row in feed(bank) if row.type == "money.received"]
     assert [(row.wallet_id, row.data["amount_minor"]) for row in found] == [(payee.wallet.id, "7")]
+
+
+def test_payment_that_is_booked_but_not_recorded_waits_for_its_request_then_is_told_and_final(bank: Bank) -> None:
+    payer, payee = bank.holder(funds=100), bank.holder()
+    feed(bank)
+    bank.ledger.lose_answers = 1
+    with pytest.raises(ProblemError, match="outcome-unknown"):
+        pay_one(bank.context, bank.instruction(payer, payee.account, 7))
+    other = pay(bank)  # booked later: it is not told before the other
+    assert [row for row in feed(bank) if row.type == "payment.final"] == []
+    bank.clock.advance(events.UNDER_WAY)
+    told = [row for row in feed(bank) if row.type == "payment.final"]
+    assert len(told) == 2
+    assert told[1].subject == f"trf_{other}"
+    with bank.context.database.transaction(isolation="READ COMMITTED") as connection:
+        payment = find_payment(connection, UUID(told[0].subject.removeprefix("trf_")))
+    assert payment is not None
+    assert (payment.state, payment.amount_minor, payment.seq is not None) == ("final", 7, True)
 
 
 def test_reader_who_goes_on_from_his_place_misses_nothing_while_many_write(bank: Bank) -> None:
@@ -143,9 +162,11 @@ def test_reader_who_goes_on_from_his_place_misses_nothing_while_many_write(bank:
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(pay_one, bank.context, token) for token in tokens]
         while not all(item.done() for item in writing):
+            events.follow_ledger(bank.context)
             seen += [
                 row.position for row in events.page(bank.context, after=seen[-1] if seen else 0, types=(), limit=7)
             ]
+    feed(bank)
     while rows := events.page(bank.context, after=seen[-1] if seen else 0, types=(), limit=100):
         seen += [row.position for row in rows]
     assert seen == list(range(1, len(seen) + 1))

@@ -5,6 +5,7 @@ Method: the use cases on a real PostgreSQL and a fake ledger that verifies and b
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -251,6 +252,64 @@ def test_balance_cap_holds_under_concurrent_funding(bank: Bank) -> None:
     while said(bank, parent, child.account, 100) == "final":
         pass
     assert bank.balance(child) == 450
+
+
+def test_a_slow_ledger_blocks_nobody_of_the_family(bank: Bank) -> None:
+    """While the ledger is asked for a child's balance no row is locked: child and payer pay on; and what is paid to the
+    child meanwhile counts, though the answer does not have it."""
+    parent, other, shop = bank.holder(funds=1_000), bank.holder(funds=1_000), bank.holder()
+    child = child_of(bank, parent, ChildCaps(balance_max_minor=500), funds=150)
+    asked, go_on = threading.Event(), threading.Event()
+    read = bank.ledger.get_account
+
+    def slow(account: int) -> object:
+        view = read(account)
+        if account == child.account and threading.current_thread() is slow_one:
+            asked.set()
+            assert go_on.wait(10)
+        return view
+
+    bank.ledger.get_account = slow  # type: ignore[method-assign,assignment]
+    said_to_slow: list[str] = []
+    slow_one = threading.Thread(target=lambda: said_to_slow.append(said(bank, parent, child.account, 300)))
+    slow_one.start()
+    assert asked.wait(10)
+    with bank.database.session() as connection:
+        locked = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'"
+        )
+        found = connection.execute(locked).fetchone()
+    assert found == (0,)
+    assert said(bank, child, shop.account, 10) == "final"
+    assert said(bank, parent, shop.account, 10) == "final"
+    assert said(bank, other, child.account, 200) == "final"
+    go_on.set()
+    slow_one.join(10)
+    # 140 + 200 are there; 300 more are too many, although the slow answer said 150.
+    assert said_to_slow == ["balance-limit-exceeded"]
+    assert bank.balance(child) == 340
+
+
+def test_a_child_is_not_closed_over_a_payment_that_its_balance_does_not_show(bank: Bank) -> None:
+    parent = bank.holder(funds=1_000)
+    child = child_of(bank, parent, ChildCaps())
+    read = bank.ledger.get_account
+
+    def then_paid(account: int) -> object:
+        view = read(account)
+        if account == child.account:
+            bank.ledger.get_account = read  # type: ignore[method-assign]
+            assert said(bank, parent, child.account, 100) == "final"
+        return view
+
+    reads = [read, then_paid]  # the view, then the check
+
+    def next_read(account: int) -> object:
+        return reads.pop(0)(account) if account == child.account and reads else read(account)
+
+    bank.ledger.get_account = next_read  # type: ignore[method-assign,assignment]
+    assert refused(lambda: families.close_child(bank.context, parent.wallet.id, child.wallet.id)) == "child-not-empty"
+    assert bank.balance(child) == 100
 
 
 def test_balance_cap_counts_what_is_on_its_way(bank: Bank) -> None:

@@ -4,7 +4,7 @@ Method: real cards (the emulated element) against the use cases on a real Postgr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -15,17 +15,19 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from kernel.crypto import jws
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import PrivateKey, PublicKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import AccountNumber
 from ledger.contract import INSTRUCTION_TYP, read_instruction
+from tests.card_world import ISSUER, ROOT, attest
 from tests.wallet_bank import ALL_EVIDENCE, Bank, Holder
 from wallet.domain.cards import read_stamp
 from wallet.domain.rules import WalletClass
 from wallet.hardware.card import Card, FolderDisk
 from wallet.hardware.element import CardRefusal, Presented
-from wallet.usecases.hardware import find_card, list_cards, register_card, report_card
+from wallet.hardware.issuer import CARD_LIFE, FACTORY_LIFE, CardIssuer
+from wallet.usecases.hardware import find_card, list_cards, register_card, report_card, take_revocations
 from wallet.usecases.pay import pay, pay_one
 from wallet.usecases.wallets import open_wallet, register_customer
 
@@ -62,10 +64,13 @@ class Issued:
         )
         assert self.wallet.account is not None
         self.card.bind(self.wallet.account)
+        self.serial = f"CW-{bank.new_id()}"
+        self.attestation = attest(self.card.public_key, single=100, total=250, now=bank.clock(), serial=self.serial)
         self.registered = register_card(
             bank.context,
             self.wallet.id,
             key=self.card.public_key.to_jwk(),
+            attestation=self.attestation,
             pin_free_single_max_minor=100,
             pin_free_total_max_minor=250,
         )
@@ -205,13 +210,14 @@ def test_reported_card_pays_no_more(bank: Bank, folder: Path) -> None:
 def test_registering_is_idempotent_and_only_for_the_wallets_own_key(bank: Bank, folder: Path) -> None:
     issued = Issued(bank, folder)
 
-    def register(key: PrivateKey | Card, single: int) -> str:
+    def register(key: PrivateKey | Card, single: int, chain: Sequence[str] | None = None) -> str:
         public = key.public_key if isinstance(key, Card) else key.public
         try:
             return register_card(
                 bank.context,
                 issued.wallet.id,
                 key=public.to_jwk(),
+                attestation=issued.attestation if chain is None else chain,
                 pin_free_single_max_minor=single,
                 pin_free_total_max_minor=250,
             ).card.state
@@ -219,8 +225,72 @@ def test_registering_is_idempotent_and_only_for_the_wallets_own_key(bank: Bank, 
             return error.refusal.value
 
     assert register(issued.card, 100) == "active"
-    assert register(issued.card, 101) == "card-exists"
-    assert register(PrivateKey.generate(), 100) == "device-key-refused"
+    assert register(issued.card, 99) == "card-exists"
+    stranger, now = PrivateKey.generate(), bank.clock()
+    chain = attest(stranger.public, single=100, total=250, now=now)
+    assert register(stranger, 100, chain) == "device-key-refused"
+
+
+def test_only_what_a_registered_issuer_vouches_for_is_a_card(bank: Bank, folder: Path) -> None:
+    issued, now = Issued(bank, folder), bank.clock()
+    key = issued.card.public_key
+
+    def register(chain: Sequence[str], *, of: PublicKey = key, single: int = 100) -> str:
+        try:
+            return register_card(
+                bank.context,
+                issued.wallet.id,
+                key=of.to_jwk(),
+                attestation=chain,
+                pin_free_single_max_minor=single,
+                pin_free_total_max_minor=250,
+            ).card.state
+        except ProblemError as error:
+            return error.refusal.value
+
+    good = issued.attestation
+    assert register(good) == "active"
+    assert register(good[:1]) == register([good[1], good[0]]) == register([*good, good[1]]) == "card-not-attested"
+    assert register(good, of=PrivateKey.generate().public) == "card-not-attested"
+    assert register(good, single=101) == "card-not-attested"
+    values = {"serial": "X-1", "pin_free_single_max_minor": 100, "pin_free_total_max_minor": 250}
+    for other in (CardIssuer("elsewhere", ROOT, now=now), CardIssuer(ISSUER, PrivateKey.generate(), now=now)):
+        assert register(other.attest(key, **values)) == "card-not-attested"
+    ours, forged = CardIssuer(ISSUER, ROOT, now=now), CardIssuer(ISSUER, PrivateKey.generate(), now=now)
+    assert register([ours.attest(key, **values)[0], forged.attest(key, **values)[1]]) == "card-not-attested"
+    assert register(ours.attest(key, **values, not_after=now)) == "card-expired"
+    old = CardIssuer(ISSUER, ROOT, now=now - FACTORY_LIFE - timedelta(seconds=1))
+    assert register(old.attest(key, **values)) == "card-not-attested"
+
+
+def test_a_revoked_card_is_suspended_and_never_registered(bank: Bank, folder: Path) -> None:
+    issued, shop = Issued(bank, folder), bank.holder()
+    issuer = CardIssuer(ISSUER, ROOT, now=bank.clock())
+    assert said(bank, issued.sign(shop.account, 10)) == "final"
+    forged = CardIssuer(ISSUER, PrivateKey.generate(), now=bank.clock()).revoke(1, [issued.serial])
+    with pytest.raises(ProblemError, match="card-not-attested"):
+        take_revocations(bank.context, forged)
+    assert take_revocations(bank.context, issuer.revoke(1, [issued.serial, "X-2"]))[1] == 1
+    assert take_revocations(bank.context, issuer.revoke(2, ["X-2"]))[1] == 0
+    assert find_card(bank.context, issued.wallet.id, issued.card.public_key.thumbprint).suspended_why == "revoked"
+    assert said(bank, issued.sign(shop.account, 10)) == "card-suspended"
+    holder = bank.holder(WalletClass.IV)
+    chain = attest(holder.key.public, single=1, total=1, now=bank.clock(), serial="X-2")
+    with pytest.raises(ProblemError, match="card-revoked"):
+        register_card(
+            bank.context,
+            holder.wallet.id,
+            key=holder.key.public.to_jwk(),
+            attestation=chain,
+            pin_free_single_max_minor=1,
+            pin_free_total_max_minor=1,
+        )
+
+
+def test_an_expired_card_pays_nothing(bank: Bank, folder: Path) -> None:
+    issued, shop = Issued(bank, folder), bank.holder()
+    bank.clock.advance(CARD_LIFE)
+    assert said(bank, issued.sign(shop.account, 10)) == "card-expired"
 
 
 @pytest.mark.parametrize(
@@ -228,6 +298,7 @@ def test_registering_is_idempotent_and_only_for_the_wallets_own_key(bank: Bank, 
     [
         ("UPDATE hardware_card SET pin_free_minor = 251", "hardware_card_pin_free_i9_ck"),
         ("UPDATE hardware_card SET counter_last = -1", "hardware_card_counter_ck"),
+        ("UPDATE hardware_card SET attested_single_max_minor = 99", "hardware_card_attested_i9_ck"),
         ("UPDATE hardware_card SET state = 'suspended'", "hardware_card_suspended_says_why_ck"),
         (
             "UPDATE hardware_card SET state = 'suspended', suspended_why = 'cloned', suspended_at = now()",

@@ -168,7 +168,7 @@ def test_lost_answers_and_crashes_pay_once(bank: Bank, fault: str) -> None:
 
 def test_double_spender_is_named_and_both_payees_are_paid(bank: Bank) -> None:
     payer, one, two = funded_purse(bank, 1000), funded_purse(bank, 0), funded_purse(bank, 0)
-    hacked = replace(payer)  # the same key, the state before the payment
+    hacked, before = replace(payer), payer.state  # the same key, the state before the payment
     now = seconds(bank)
     payer.pays(one, 400, now, Disposition.ACCOUNT)
     hacked.pays(two, 400, now, Disposition.ACCOUNT)
@@ -177,8 +177,9 @@ def test_double_spender_is_named_and_both_payees_are_paid(bank: Bank) -> None:
         (result,) = offline.sync(bank.context, purse.state.received)
         assert result.booked is not None and result.booked.credited_minor == 400
     assert [balance(bank, purse) for purse in (one, two)] == [400, 400]
-    assert bank.ledger.accounts[bank.vault].balance == vault - 400
-    assert escrow_holds_what_is_owed(bank) == 600
+    # What the double spender has left pays first; the institution is not touched while that lasts.
+    assert bank.ledger.accounts[bank.vault].balance == vault
+    assert escrow_holds_what_is_owed(bank) == 200
     proof = messages.read_proof(offline.proof_against(bank.context, payer.id))
     assert verify_proof(proof, institution_key(bank)) is None
     assert verify_proof(proof, one.key.public) is not None
@@ -190,7 +191,11 @@ def test_double_spender_is_named_and_both_payees_are_paid(bank: Bank) -> None:
     transfer = payer.pay(three.ask(10, now), now)
     outcome = element.receive(three.state, transfer, now=now, device=three.device)
     assert three.refusal(outcome) is PurseRefusal.DEVICE_REVOKED
-    # What it has left goes to the vault first when its purse is settled.
+    # What it has left is held: it cannot be taken home, not even by the state before everything.
+    for amount, purse in ((200, payer), (1, hacked), (1000, replace(payer, state=before))):
+        (result,) = offline.sync(bank.context, [purse.redeem(amount, now)])
+        assert result.refused is not None and result.refused.refusal is PurseRefusal.PURSE_HELD
+    assert (balance(bank, payer), escrow_holds_what_is_owed(bank)) == (0, 200)
     bank.clock.advance(timedelta(seconds=POLICY.life_seconds + POLICY.grace_seconds))
     resume_offline(bank.context, older_than=timedelta(0))
     assert bank.ledger.accounts[bank.vault].balance == vault
@@ -200,16 +205,96 @@ def test_double_spender_is_named_and_both_payees_are_paid(bank: Bank) -> None:
 def test_loss_ends_at_the_cap_whoever_is_paid(bank: Bank) -> None:
     payer = funded_purse(bank, 1000, policy=replace(POLICY, balance_max_minor=1000))
     before, now = replace(payer), seconds(bank)
-    payees = [funded_purse(bank, 0) for _ in range(5)]
+    payees = [funded_purse(bank, 0) for _ in range(6)]
     vault = bank.ledger.accounts[bank.vault].balance
     for payee in payees:
         replace(before).pays(payee, 400, now, Disposition.ACCOUNT)
         (result,) = offline.sync(bank.context, payee.state.received)
         assert result.booked is not None
-    # 400 are the payer's own; 1000 the institution bears: 400 + 400 + 200; the rest falls short.
-    assert [balance(bank, payee) for payee in payees] == [400, 400, 400, 200, 0]
+    # 1000 are the payer's own: 400 and, though spent twice, 400 + 200; the institution bears 200 + 400 + 400.
+    assert [balance(bank, payee) for payee in payees] == [400, 400, 400, 400, 400, 0]
     assert vault - bank.ledger.accounts[bank.vault].balance == 1000
-    assert escrow_holds_what_is_owed(bank) == 600
+    assert escrow_holds_what_is_owed(bank) == 0
+
+
+def test_rest_that_went_to_one_payee_is_borne_for_the_next(bank: Bank) -> None:
+    """A part that nobody has spent was used for a double spend; whoever brings it later is whole all the same."""
+    payer, one, two, three = (funded_purse(bank, amount) for amount in (1000, 0, 0, 0))
+    before, now = payer.state, seconds(bank)
+    payer.pays(one, 400, now, Disposition.ACCOUNT)
+    payer.pays(three, 500, now, Disposition.ACCOUNT)  # an honest payment of what the purse really had
+    replace(payer, state=before).pays(two, 400, now, Disposition.ACCOUNT)
+    vault = bank.ledger.accounts[bank.vault].balance
+    for purse in (one, two, three):
+        offline.sync(bank.context, purse.state.received)
+    assert [balance(bank, purse) for purse in (one, two, three)] == [400, 400, 500]
+    assert vault - bank.ledger.accounts[bank.vault].balance == offline.find_purse(bank.context, payer.id).loss_minor
+    assert vault - bank.ledger.accounts[bank.vault].balance == 300
+    assert escrow_holds_what_is_owed(bank) == 0
+
+
+def test_money_for_a_caught_purse_pays_its_debt_first(bank: Bank) -> None:
+    payer, one, two, friend = (funded_purse(bank, amount) for amount in (500, 0, 0, 500))
+    before, now = payer.state, seconds(bank)
+    payer.pays(one, 500, now, Disposition.ACCOUNT)
+    replace(payer, state=before).pays(two, 500, now, Disposition.ACCOUNT)
+    gift = friend.pays(payer, 300, now)
+    vault = bank.ledger.accounts[bank.vault].balance
+    for purse in (one, two):
+        offline.sync(bank.context, purse.state.received)
+    assert bank.ledger.accounts[bank.vault].balance == vault - 500
+    offline.sync(bank.context, [gift])
+    (result,) = offline.sync(bank.context, [payer.redeem(300, now)])
+    assert result.refused is not None and result.refused.refusal is PurseRefusal.PURSE_HELD
+    bank.clock.advance(timedelta(seconds=POLICY.life_seconds + POLICY.grace_seconds))
+    resume_offline(bank.context, older_than=timedelta(0))
+    assert bank.ledger.accounts[bank.vault].balance == vault - 200
+    assert offline.find_purse(bank.context, payer.id).recovered_minor == 300
+    assert (balance(bank, payer), escrow_holds_what_is_owed(bank)) == (0, 0)
+
+
+def test_a_second_purse_of_the_holder_is_no_way_out(bank: Bank) -> None:
+    """What a caught device paid to its holder's other purse is held there: for whom that one pays, then the debt."""
+    payer, one, two, shop = (funded_purse(bank, amount) for amount in (1000, 0, 0, 0))
+    assert payer.holder is not None
+    before, now = payer.state, seconds(bank)
+    offline.report_lost(bank.context, payer.id)
+    second = new_purse(bank, payer.holder)
+    payer.pays(one, 500, now, Disposition.ACCOUNT)
+    hacked = replace(payer, state=before)
+    hacked.pays(two, 500, now, Disposition.ACCOUNT)
+    hacked.pays(second, 450, now)
+    vault = bank.ledger.accounts[bank.vault].balance
+    offline.sync(bank.context, second.state.received)
+    for purse in (one, two):
+        offline.sync(bank.context, purse.state.received)
+    assert bank.ledger.accounts[bank.vault].balance == vault - 450
+    to_shop = second.pays(shop, 100, now, Disposition.ACCOUNT)
+    home = second.redeem(50, now)
+    results = offline.sync(bank.context, [home, to_shop, home])
+    assert [item.refused and item.refused.refusal for item in results] == [PurseRefusal.PURSE_HELD, None, "purse-held"]
+    assert (balance(bank, shop), balance(bank, payer), escrow_holds_what_is_owed(bank)) == (100, 0, 350)
+    bank.clock.advance(timedelta(seconds=POLICY.life_seconds + POLICY.grace_seconds + 1))
+    resume_offline(bank.context, older_than=timedelta(0))
+    resume_offline(bank.context, older_than=timedelta(0))
+    assert bank.ledger.accounts[bank.vault].balance == vault - 100
+    assert (balance(bank, payer), escrow_holds_what_is_owed(bank)) == (0, 0)
+    assert offline.find_purse(bank.context, payer.id).recovered_minor == 350
+
+
+def test_table_refuses_to_pay_out_what_is_held(bank: Bank) -> None:
+    payer, one, two = funded_purse(bank, 1000), funded_purse(bank, 0), funded_purse(bank, 0)
+    before, now = payer.state, seconds(bank)
+    payer.pays(one, 400, now, Disposition.ACCOUNT)
+    replace(payer, state=before).pays(two, 400, now, Disposition.ACCOUNT)
+    for purse in (one, two):
+        offline.sync(bank.context, purse.state.received)
+    statement = sa.text(
+        "INSERT INTO purse_payout (id, purse_id, kind, event, account, amount_minor, created_at)"
+        " SELECT gen_random_uuid(), id, 'redeem', 'x', account, 1, now() FROM purse WHERE id = :id"
+    )
+    with pytest.raises(IntegrityError, match="held"), bank.database.engine.begin() as connection:
+        connection.execute(statement, {"id": payer.id})
 
 
 def test_nothing_is_borne_for_the_double_spender_himself(bank: Bank) -> None:
@@ -219,11 +304,14 @@ def test_nothing_is_borne_for_the_double_spender_himself(bank: Bank) -> None:
     offline.sync(bank.context, payer.state.sent)
     vault = bank.ledger.accounts[bank.vault].balance
     (result,) = offline.sync(bank.context, [before.redeem(1000, now)])
-    assert result.booked is not None
-    assert (result.booked.credited_minor, result.booked.short_minor) == (500, 500)
-    assert bank.ledger.accounts[bank.vault].balance == vault
-    assert (balance(bank, payer), balance(bank, payee), escrow_holds_what_is_owed(bank)) == (500, 500, 0)
+    # The redemption itself is the evidence: he gets nothing by it, and what he has left is held from now on.
+    assert result.refused is not None and result.refused.refusal is PurseRefusal.PURSE_HELD
     assert offline.proof_against(bank.context, payer.id)
+    assert bank.ledger.accounts[bank.vault].balance == vault
+    assert (balance(bank, payer), balance(bank, payee), escrow_holds_what_is_owed(bank)) == (0, 500, 500)
+    bank.clock.advance(timedelta(seconds=POLICY.life_seconds + POLICY.grace_seconds))
+    resume_offline(bank.context, older_than=timedelta(0))
+    assert (balance(bank, payer), balance(bank, payee), escrow_holds_what_is_owed(bank)) == (500, 500, 0)
 
 
 def test_lost_device_gets_the_rest_back_after_expiry_and_grace(bank: Bank) -> None:

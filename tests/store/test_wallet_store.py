@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from kernel import migrate
 from kernel.database import Database
+from kernel.postgres import service_role
 from tests.wallet_bank import Bank
 from wallet.personal_data import PersonalDataUnreadable
 from wallet.store.customers import find_customer
@@ -35,6 +36,17 @@ def test_migrations_make_the_declared_tables(fresh_database: Callable[[str], str
     url = fresh_database("wallet")
     assert migrate.is_current("wallet", url)
     assert migrate.differences(url, metadata) == []
+
+
+def test_use_cases_of_the_tests_run_under_the_services_role(bank: Bank) -> None:
+    database = bank.context.database
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        assert connection.exec_driver_sql("SELECT current_user").scalar_one() == service_role("wallet")
+    with (
+        pytest.raises(ProgrammingError, match="permission denied"),
+        database.transaction(isolation="READ COMMITTED") as connection,
+    ):
+        connection.exec_driver_sql("DELETE FROM wallet")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from zoneinfo import ZoneInfo
@@ -22,6 +23,7 @@ from ledger.client import LedgerClient
 from wallet.api import (
     aliases,
     bulk,
+    controls,
     events,
     families,
     interest,
@@ -48,6 +50,7 @@ from wallet.settings import (
     SERVICE,
     LedgerEntry,
     WalletSettings,
+    read_card_issuers,
     read_clients,
     read_ledgers,
     read_peers,
@@ -55,6 +58,7 @@ from wallet.settings import (
 )
 from wallet.store.sandbox_core_banking import SandboxCoreBanking
 from wallet.store.tables import request_nonce
+from wallet.store.tenancy import tenant_url, unbound
 from wallet.usecases.aliases import SandboxCodeSender
 from wallet.usecases.bulk import run_files
 from wallet.usecases.carrier import Carrier
@@ -62,11 +66,13 @@ from wallet.usecases.context import Context, LedgerAccess, Ledgers
 from wallet.usecases.events import Hooks, tell, webhook_key
 from wallet.usecases.peers import Peers
 from wallet.usecases.privacy import PrivacyLog
+from wallet.usecases.program_pass import ProgramPass
 from wallet.usecases.recover import RecoveryThread
 from wallet.usecases.schedules import execute_due
 from wallet.usecases.worker import Worker
 from wallet.webhook_sender import WebhookSender
 
+log = logging.getLogger(__name__)
 PEER_SECONDS_MAX = 10.0
 """A payer or a merchant waits while another institution is asked."""
 Connect = Callable[[str, RequestSigner], LedgerClient]
@@ -83,12 +89,21 @@ class NotMigrated(RuntimeError):
     """The database's tables are not those of this program."""
 
 
-def create(settings: WalletSettings, *, connect: Connect | None = None, clock: Clock = system_clock) -> FastAPI:
-    """The app. Nothing is opened before it starts; `connect` and `clock` are for tests."""
+class NotIsolated(RuntimeError):
+    """Row security does not keep this institution's rows apart in the database."""
+
+
+def create(
+    settings: WalletSettings, *, connect: Connect | None = None, clock: Clock = system_clock, is_alone: bool = True
+) -> FastAPI:
+    """The app of one institution. Nothing is opened before it starts; `connect` and `clock` are for tests.
+
+    `is_alone` = no other institution is in the database, as far as is known.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        running = await run_in_threadpool(_Running, settings, connect or _connector(settings), clock)
+        running = await run_in_threadpool(_Running, settings, connect or _connector(settings), clock, is_alone)
         app.state.context = running.context
         app.state.carrier = running.carrier
         app.state.authenticator = running.authenticator
@@ -123,7 +138,7 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
             BULK_BODY_BYTES_MAX,
         ),
     )
-    parts = (wallets, money, settlements, bulk, schedules, events, families, aliases, lifecycle, programs)
+    parts = (wallets, money, settlements, bulk, schedules, events, families, controls, aliases, lifecycle, programs)
     for part in (*parts, requests, refunds, offline, privacy, interest, *((simulate,) if settings.sandbox else ())):
         app.include_router(part.router)
     return app
@@ -132,7 +147,7 @@ def create(settings: WalletSettings, *, connect: Connect | None = None, clock: C
 class _Running:
     """What is open between start and stop."""
 
-    def __init__(self, settings: WalletSettings, connect: Connect, clock: Clock) -> None:
+    def __init__(self, settings: WalletSettings, connect: Connect, clock: Clock, is_alone: bool) -> None:
         authority = read_authority(settings.rule_authority_path)
         pack = load_rule_pack(settings.rule_pack, authority=authority)
         pending = settings.pending_rule_pack and load_rule_pack(settings.pending_rule_pack, authority=authority)
@@ -143,7 +158,7 @@ class _Running:
         clients = read_clients(settings.clients_path)
         signer = RequestSigner(key)
         url, self._server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)
-        self._database = open_database(settings, url, self._server)
+        self._database = open_database(settings, url, self._server, is_alone=is_alone)
         entries = _ledger_entries(settings, connect, signer)
         if entries[0].currency != pack.currency:
             raise ValueError(f"the home ledger {entries[0].name} has {entries[0].currency}, the pack {pack.currency}")
@@ -169,6 +184,7 @@ class _Running:
                 settings.program_templates_path, read_publishers(settings.program_publishers_path)
             ),
             peers=Peers(self._peers),
+            card_issuers=read_card_issuers(settings.card_issuers_path),
             pin_free_max_minor=settings.pin_free_max_minor,
             operator_kind=settings.operator_kind,
             packs=packs,
@@ -187,12 +203,14 @@ class _Running:
             key=webhook_key(settings.webhook_key_path or settings.data_dir / "webhook.key"),
             sender=WebhookSender(is_sandbox=settings.sandbox),
         )
+        programs_due = ProgramPass(self.context)
         self._workers = [
             Worker(name, work, every_seconds=settings.worker_seconds)
             for name, work in (
                 ("bulk", lambda at_start: run_files(self.context, at_start=at_start)),
                 ("schedules", lambda at_start: execute_due(self.context, at_start=at_start)),
                 ("events", lambda at_start: tell(self.context, self.hooks)),
+                ("programs", lambda at_start: programs_due()),
             )
         ]
         for worker in self._workers:
@@ -212,14 +230,32 @@ class _Running:
             self._server.stop()
 
 
-def open_database(settings: WalletSettings, url: str, server: EmbeddedPostgres | None) -> Database:
-    """The pool. An embedded database is migrated at start, another by command. Raises: NotMigrated."""
+def open_database(
+    settings: WalletSettings, url: str, server: EmbeddedPostgres | None, *, is_alone: bool = True
+) -> Database:
+    """The institution's pool. An embedded database is migrated at start, another by command.
+
+    Raises: NotMigrated; NotIsolated unless row security binds the role that the URL names. A sandbox with one
+    institution is only warned, so that it may run as the tables' owner.
+    """
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     if server is not None:
-        migrate.upgrade(SERVICE, server.url(SERVICE), service_url=url)
+        migrate.upgrade(SERVICE, tenant_url(server.url(SERVICE), settings.participant), service_url=url)
     elif not migrate.is_current(SERVICE, url):
         raise NotMigrated("the database is not at this program's migration: run `jiaozi-wallet migrate`")
-    return Database(url, application_name="jiaozi-wallet", pool_size=settings.database_pool_size)
+    database = Database(
+        tenant_url(url, settings.participant),
+        application_name="jiaozi-wallet",
+        pool_size=settings.database_pool_size,
+    )
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        reasons = unbound(connection, settings.participant)
+    if reasons and not (settings.sandbox and is_alone):
+        database.close()
+        raise NotIsolated(f"institutions are not kept apart in the database: {'; '.join(reasons)}")
+    for reason in reasons:
+        log.warning("nothing but this program keeps another institution's rows apart: %s", reason)
+    return database
 
 
 def _connector(settings: WalletSettings) -> Connect:

@@ -47,6 +47,7 @@ FilePath = Annotated[BulkFileRef, Path()]
         _R.WALLET_NOT_FOUND,
         _R.WALLET_NOT_OPEN,
         _R.BULK_FILE_UNREADABLE,
+        _R.ALIAS_LOOKUPS_TOO_MANY,
         RequestRefusal.SERVICE_UNAVAILABLE,
         statuses=STATUSES,
     ),
@@ -78,6 +79,7 @@ async def check_bulk_file(
                 amount_minor=line.amount_minor,
                 refusal=line.refusal,
                 detail=line.detail,
+                payee_name=line.payee_name,
             )
             for line in checked.lines
         ],

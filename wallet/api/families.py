@@ -17,6 +17,7 @@ from wallet.api.dependencies import STATUSES, Services
 from wallet.api.money import INSTRUCTED
 from wallet.api.views import history_page, payment_result, payment_view
 from wallet.contract import CustomerRef, HistoryPage, PaymentView, WalletRef, WalletRefusal, WalletState
+from wallet.contract.cards import CardRevocationsRequest, CardRevocationsView
 from wallet.contract.families import (
     CardRequest,
     CardsView,
@@ -255,6 +256,9 @@ def get_corporate(customer: CustomerPath, context: Services, client: Reader) -> 
         _R.WALLET_NOT_OPEN,
         _R.DEVICE_KEY_REFUSED,
         _R.CARD_NOT_FOUND,
+        _R.CARD_NOT_ATTESTED,
+        _R.CARD_REVOKED,
+        _R.CARD_EXPIRED,
         _R.CARD_EXISTS,
         statuses=STATUSES,
     ),
@@ -265,10 +269,23 @@ def register_card(wallet: WalletPath, body: CardRequest, context: Services, clie
             context,
             wallet,
             key=body.key,
+            attestation=body.attestation,
             pin_free_single_max_minor=body.pin_free_single_max_minor,
             pin_free_total_max_minor=body.pin_free_total_max_minor,
         )
     )
+
+
+@router.post(
+    "/v1/card-revocations",
+    operation_id="take_card_revocations",
+    status_code=201,
+    summary="A card issuer's signed list of cards that are not to be trusted any more",
+    responses=problems(_R.CARD_NOT_ATTESTED, statuses=STATUSES),
+)
+def take_card_revocations(body: CardRevocationsRequest, context: Services) -> CardRevocationsView:
+    listed, suspended = hardware.take_revocations(context, body.revocations)
+    return CardRevocationsView(issuer=listed.issuer, number=listed.number, suspended=suspended)
 
 
 @router.get(
@@ -342,6 +359,7 @@ def _card_view(record: CardRecord) -> CardView:
         state=card.state,
         suspended_why=record.suspended_why,
         suspended_at=record.suspended_at,
+        expires_at=card.expires_at,
         counter_last=card.counter_last,
         pin_free_single_max_minor=card.pin_free_single_max_minor,
         pin_free_total_max_minor=card.pin_free_total_max_minor,

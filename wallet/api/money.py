@@ -60,8 +60,13 @@ INSTRUCTED = (
     WalletRefusal.PAYEE_NOT_ALLOWED,
     WalletRefusal.CARD_SUSPENDED,
     WalletRefusal.CARD_CLONED,
+    WalletRefusal.CARD_EXPIRED,
     WalletRefusal.COUNTER_NOT_HIGHER,
     WalletRefusal.PIN_NEEDED,
+    WalletRefusal.SIGNATORY_UNKNOWN,
+    WalletRefusal.APPROVAL_NEEDED,
+    WalletRefusal.APPROVED_ANOTHER,
+    WalletRefusal.CHECKER_IS_MAKER,
     RequestRefusal.SERVICE_UNAVAILABLE,
 )
 """What can become of a holder's instruction: this service's answers and the ledger's."""

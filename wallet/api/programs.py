@@ -13,7 +13,7 @@ from fastapi import Path, Query
 from kernel.errors import RequestRefusal
 from kernel.http import problems, strict_router
 from kernel.pagination import PAGE_ITEMS_DEFAULT, Page, PageCursor, PageLimit, decode, encode
-from ledger.contract import AccountRef, LedgerRefusal, TransferRefusal
+from ledger.contract import AccountRef, LedgerRefusal, TransferRef, TransferRefusal
 from wallet.api.auth import SIGNED, Channel, Operator, Reader
 from wallet.api.dependencies import STATUSES, Services
 from wallet.api.program_views import (
@@ -37,6 +37,7 @@ from wallet.contract.programs import (
     ProgramRequest,
     ProgramSummary,
     ProgramView,
+    PurchaseOriginView,
     SecretRequest,
     SpendRef,
     SpendRequest,
@@ -279,6 +280,16 @@ def spend_voucher(body: SpendRequest, context: Services) -> SpendView:
 )
 def get_voucher_spend(spend: Annotated[SpendRef, Path()], context: Services, client: Reader) -> SpendView:
     return spend_view(vouchers.find_spend(context, spend))
+
+
+@router.get(
+    "/v1/voucher-payments/{payment}/origin",
+    operation_id="get_purchase_origin",
+    summary="Whose money a purchase was, signed; for the merchant's institution, which knows the payment's id",
+    responses=problems(_R.SPEND_NOT_FOUND, statuses=STATUSES),
+)
+def get_purchase_origin(payment: Annotated[TransferRef, Path()], context: Services) -> PurchaseOriginView:
+    return PurchaseOriginView(origin=vouchers.sign_origin(context, payment))
 
 
 # --- merchants -------------------------------------------------------------------------------------------------------

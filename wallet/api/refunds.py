@@ -20,6 +20,8 @@ from wallet.usecases import receipts, refunds
 router = strict_router(tags=["money"])
 _R = WalletRefusal
 _UNAVAILABLE = RequestRefusal.SERVICE_UNAVAILABLE
+_ORIGIN = (_R.INSTITUTION_UNKNOWN, _R.REQUEST_DOCUMENT_INVALID)
+"""A purchase with another institution's voucher: that one says whose money it was."""
 WITNESSES_MAX = 16
 _DOCUMENT: dict[int | str, dict[str, Any]] = {
     200: {"description": "The ledger's document.", "content": {"application/json": {"schema": {"type": "object"}}}}
@@ -37,6 +39,7 @@ _DOCUMENT: dict[int | str, dict[str, Any]] = {
         _R.REFUND_MISMATCH,
         _R.REFUND_EXISTS,
         _R.REFUND_EXCEEDS_ORIGINAL,
+        *_ORIGIN,
         statuses=STATUSES,
     ),
 )
@@ -48,7 +51,7 @@ def create_refund(body: RefundOrder, context: Services) -> PaymentView:
     "/v1/payments/{payment}/refunds",
     operation_id="list_refunds",
     summary="What has been given back of a payment, for either side of it",
-    responses=problems(*SIGNED, _R.PAYMENT_NOT_FOUND, _UNAVAILABLE, statuses=STATUSES),
+    responses=problems(*SIGNED, _R.PAYMENT_NOT_FOUND, *_ORIGIN, _UNAVAILABLE, statuses=STATUSES),
 )
 def list_refunds(payment: Annotated[PaymentRef, Path()], context: Services, client: Reader) -> RefundsView:
     found = refunds.find_refunds(context, payment)

@@ -13,15 +13,17 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import typer
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from kernel import ids
 from kernel.client import ProblemResponse
 from kernel.clock import system_clock
+from kernel.ids import AccountNumber
 from kernel.money import Currency, format_minor
-from ledger.contract import LedgerRefusal, Model
+from ledger.contract import AccountRef, LedgerRefusal, Model
+from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.client import WalletClient
 from wallet.client.bulk import chunks_of, sign_lines, summary_of
@@ -63,6 +65,8 @@ class _Job(Model):
     file: BulkFileRef
     wallet: WalletRef
     content_sha256: str
+    aliases: Annotated[dict[str, AccountRef], Field(default_factory=dict)]
+    """Alias -> account, as the payer has confirmed them by name: a later run signs to no other account."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,9 @@ def run(
         bool, typer.Option("--again", help="This content was paid before and is meant to be paid once more.")
     ] = False,
     valid_hours: Annotated[int, typer.Option(min=1, max=72, help="How long the signatures stand.")] = 24,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="The names behind the aliases were looked at in a dry run: do not ask.")
+    ] = False,
     result: Annotated[
         Path | None, typer.Option(help="Where the results go: .csv or .json; unset = FILE.result.csv")
     ] = None,
@@ -114,7 +121,6 @@ def run(
         job = _job(job_path)
         if job is not None and (job.wallet != wallet_id or job.content_sha256 != payroll.content_sha256.hex()):
             fail(f"{job_path} belongs to another wallet or content: the file was changed after its run began")
-        checked: BulkCheckView | None = None
         if job is None or dry_run:
             if resume:
                 fail(f"there is nothing to resume: {job_path} does not exist")
@@ -125,7 +131,14 @@ def run(
                 raise typer.Exit(3 if foreseen else 0)
             if foreseen and not partial:
                 fail(f"{foreseen} lines would be refused: mend the file, or pay the others with --partial")
-            job = _begin(job_path, wallet_id, payroll)
+            aliases = _aliases(checked, payroll)
+            lost = _lost(payroll, aliases)
+            if lost:
+                shown = ", ".join(map(str, lost[:_SHOWN_MAX]))
+                fail(f"lines {shown}: no account, and no alias that leads to one: mend them")
+            if aliases and not yes:
+                typer.confirm(f"Are all {len(aliases)} names those whom you mean to pay?", abort=True, err=True)
+            job = _begin(job_path, wallet_id, payroll, aliases)
         elif not resume:
             fail(
                 f"this file's run was begun ({job_path}): go on with --resume, or pay it anew after removing that file"
@@ -136,10 +149,12 @@ def run(
         with _progress(is_quiet=as_json) as progress:
             sent = progress.add_task("sign and send", total=payroll.lines)
             view = _register(client, job, payroll, again=again)
-            accounts = {} if checked is None else _accounts(checked, payroll)
+            aliases = job.aliases
 
             def account_of(payee: str) -> int:
-                return accounts[payee] if payee in accounts else ids.parse_account(payee)
+                if payee in aliases:
+                    return aliases[payee]
+                return ids.parse_account(payee)
 
             def send(lines: Iterator[PayrollLine | BadLine]) -> None:
                 for chunk in sign_lines(
@@ -180,6 +195,19 @@ def status(file: BulkFileArgument, client_key: ClientKey, as_json: Json = False,
         typer.echo(view.model_dump_json())
         return
     typer.echo(f"{view.state.value}: {view.booked} booked, {view.refused} refused, {view.lines} lines in all")
+
+
+@app.command("list")
+def list_files(
+    wallet: Annotated[str, typer.Argument(help="The paying wallet, wlt_...")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List a wallet's payrolls, newest first."""
+    with connect(url, client_key) as client:
+        columns = ("file", "state", "lines", "total_minor", "created_at")
+        output.show_rows(client.bulk_files(parse_id("wlt", wallet)), columns, as_json=as_json)
 
 
 @app.command("result")
@@ -227,9 +255,9 @@ def _job(path: Path) -> _Job | None:
         fail(f"{path} is damaged: restore it, or find the file's id with the bank before paying anew")
 
 
-def _begin(path: Path, wallet_id: UUID, payroll: _Payroll) -> _Job:
+def _begin(path: Path, wallet_id: UUID, payroll: _Payroll, aliases: dict[str, AccountNumber]) -> _Job:
     """Durable before anything is sent: what is sent later is known by this id."""
-    job = _Job(file=ids.new_uuid7(), wallet=wallet_id, content_sha256=payroll.content_sha256.hex())
+    job = _Job(file=ids.new_uuid7(), wallet=wallet_id, content_sha256=payroll.content_sha256.hex(), aliases=aliases)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
@@ -263,11 +291,27 @@ def _register(client: WalletClient, job: _Job, payroll: _Payroll, *, again: bool
         raise
 
 
-def _accounts(checked: BulkCheckView, payroll: _Payroll) -> dict[str, int]:
-    """Payee -> account as the service has resolved it."""
-    by_number = {line.number: line.account for line in checked.lines if line.account is not None}
+def _aliases(checked: BulkCheckView, payroll: _Payroll) -> dict[str, AccountNumber]:
+    """Alias -> account as the service has resolved it. Names were shown with them."""
+    by_number = {
+        line.number: line.account for line in checked.lines if line.account is not None and line.payee_name is not None
+    }
     good = (line for line in payroll.read() if isinstance(line, PayrollLine))
     return {line.payee: by_number[line.number] for line in good if line.number in by_number}
+
+
+def _lost(payroll: _Payroll, aliases: dict[str, AccountNumber]) -> list[int]:
+    """Lines whose payee is neither an account nor an alias that leads to one: nothing could be signed."""
+
+    def is_account(payee: str) -> bool:
+        try:
+            ids.parse_account(payee)
+        except ValueError:
+            return False
+        return True
+
+    lines = (line for line in payroll.read() if isinstance(line, PayrollLine))
+    return [line.number for line in lines if line.payee not in aliases and not is_account(line.payee)]
 
 
 def _follow(client: WalletClient, file: UUID, progress: Progress, task: TaskID) -> BulkFileView:
@@ -295,6 +339,12 @@ def _show_check(checked: BulkCheckView, payroll: _Payroll, *, as_json: bool) -> 
     if as_json:
         typer.echo(checked.model_dump_json())
         return
+    payees = {line.number: line.payee for line in payroll.read() if isinstance(line, PayrollLine)}
+    for line in checked.lines:
+        if line.payee_name is not None and line.account is not None:
+            payee = payees.get(line.number, "")
+            account = ids.show_account(line.account)
+            typer.echo(f"line {line.number} {line.line_id}: {payee} is {line.payee_name}, {account}", err=True)
     refused = [line for line in checked.lines if line.refusal is not None]
     for line in refused[:_SHOWN_MAX]:
         typer.echo(f"line {line.number} {line.line_id}: {line.refusal} {line.detail}", err=True)

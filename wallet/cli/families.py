@@ -13,6 +13,7 @@ from kernel import ids
 from kernel.crypto.keys import PrivateKey, from_base64url, to_base64url
 from kernel.money import Currency, Money, format_minor
 from wallet import sealed_keys
+from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.client import WalletClient
 from wallet.contract.families import AliasKind, AliasView, ChildCapsBody, ChildView
@@ -178,6 +179,56 @@ def close_child(parent: Parent, child: ChildId, client_key: ClientKey, url: Url 
     """Close an empty child for good."""
     with connect(url, client_key) as client:
         _show(client.close_child(parse_id("wlt", parent), parse_id("wlt", child)), as_json=False)
+
+
+@app.command("show")
+def show_child(
+    parent: Parent, child: ChildId, client_key: ClientKey, as_json: Json = False, url: Url = DEFAULT_URL
+) -> None:
+    """Show one child: balance, caps, what it spent, the version that `caps` asks for."""
+    with connect(url, client_key) as client:
+        output.show(client.get_child(parse_id("wlt", parent), parse_id("wlt", child)), as_json=as_json)
+
+
+@app.command("history")
+def child_history(
+    parent: Parent,
+    child: ChildId,
+    client_key: ClientKey,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="So many lines.")] = 50,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List what was booked on a child's account, newest first."""
+    columns = ("booked_at", "kind", "direction", "amount_minor", "balance_minor", "transfer")
+    with connect(url, client_key) as client:
+        found = client.child_history(parse_id("wlt", parent), parse_id("wlt", child), limit=limit)
+        currency = Currency.of(client.institution().ledgers[0].currency)
+    output.show_rows(found, columns, as_json=as_json, currency=currency)
+
+
+@app.command("caps")
+def set_caps(
+    parent: Parent,
+    child: ChildId,
+    client_key: ClientKey,
+    balance: Annotated[str, typer.Option(help="Balance at most; major units. Unset: the class's.")] = "",
+    single: Annotated[str, typer.Option(help="One payment at most.")] = "",
+    daily: Annotated[str, typer.Option(help="Payments a day at most.")] = "",
+    total: Annotated[str, typer.Option(help="All payments ever at most.")] = "",
+    version: Annotated[
+        int | None, typer.Option(help="As `show` gave it: refused if somebody changed the caps since. Unset: now.")
+    ] = None,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Set a child's caps, all four as they shall be; what is not given is the class's alone."""
+    parent_id, child_id = parse_id("wlt", parent), parse_id("wlt", child)
+    with connect(url, client_key) as client:
+        known = client.get_child(parent_id, child_id)
+        caps = _caps(known.currency, balance, single, daily, total)
+        at = known.version if version is None else version
+        output.show(client.set_child_caps(parent_id, child_id, caps, version=at), as_json=as_json)
 
 
 # --- aliases ---------------------------------------------------------------------------------------------------------

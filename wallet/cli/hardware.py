@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
+from uuid import uuid4
 
 import typer
 
 from kernel import ids
 from kernel.clock import system_clock
+from kernel.crypto.keys import PrivateKey
 from kernel.ids import AccountNumber
 from kernel.money import Currency, Money
 from wallet.cli.options import DEFAULT_URL, ClientKey, Json, Url, connect, fail, parse_id
@@ -20,6 +23,7 @@ from wallet.contract.families import CardView
 from wallet.domain.rules import WalletClass
 from wallet.hardware.card import Card, CardUnusable, FolderDisk
 from wallet.hardware.element import CardRefusal, Presented
+from wallet.hardware.issuer import CardIssuer
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +31,7 @@ app = typer.Typer(
     "amounts without PIN, works while the phone is off, and survives a power cut at any moment. Copying the folder "
     "clones the card: the service finds that by its counter and suspends it.",
 )
+_ATTESTATION = "attestation.json"
 Folder = Annotated[Path, typer.Argument(metavar="CARD", help="The card's folder.")]
 
 
@@ -35,8 +40,16 @@ def init_card(
     card: Folder,
     pin_free_single: Annotated[int, typer.Option(min=0, help="Minor units payable at once without PIN.")] = 10_000,
     pin_free_total: Annotated[int, typer.Option(min=0, help="Minor units payable in all without PIN.")] = 50_000,
+    issuer: Annotated[str, typer.Option(help="The card issuer's name, as institutions have it registered.")] = "",
+    issuer_key: Annotated[Path | None, typer.Option(help="Its root key (PEM): attests the card. Emulation.")] = None,
 ) -> None:
-    """Make a card with a key of its own, asking for its PIN (4 to 12 digits). Prints its public key."""
+    """Make a card with a key of its own, asking for its PIN (4 to 12 digits). Prints its public key. With an issuer's
+    key the card is attested; institutions take no other."""
+    try:
+        root = None if issuer_key is None else PrivateKey.load(issuer_key)
+        maker = None if root is None else CardIssuer(issuer, root, now=system_clock())
+    except (OSError, ValueError) as error:
+        fail(f"the issuer's key or name cannot be used: {error}")
     pin = typer.prompt("PIN", hide_input=True, confirmation_prompt=True)
     with _usable():
         try:
@@ -50,6 +63,14 @@ def init_card(
             card.rmdir()
             fail(str(error))
         with made:
+            if maker is not None:
+                chain = maker.attest(
+                    made.public_key,
+                    serial=f"{uuid4()}",
+                    pin_free_single_max_minor=pin_free_single,
+                    pin_free_total_max_minor=pin_free_total,
+                )
+                (card / _ATTESTATION).write_text(json.dumps(chain))
             typer.echo(str(made.public_key.to_jwk()).replace("'", '"'))
 
 
@@ -61,7 +82,11 @@ def open_card_wallet(
     wallet_class: Annotated[WalletClass, typer.Option("--class", help="I, II, III or IV.")] = WalletClass.IV,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """At the branch: open a wallet for the card's key, tell the card its account, register its PIN-free caps."""
+    """At the branch: open a wallet for the card's key, tell the card its account, register it with its attestation."""
+    try:
+        attestation = [str(token) for token in json.loads((card / _ATTESTATION).read_text())]
+    except (OSError, ValueError):
+        fail(f"{card} is not attested: make it with `card init --issuer NAME --issuer-key ROOT.pem`")
     with _usable(), Card(FolderDisk(card)) as chip, connect(url, client_key) as client:
         owner = parse_id("cus", customer)
         view = client.open_wallet(
@@ -76,6 +101,7 @@ def open_card_wallet(
         client.register_card(
             view.wallet,
             key=chip.public_key,
+            attestation=attestation,
             pin_free_single_max_minor=chip.memory.pin_free_single_max_minor,
             pin_free_total_max_minor=chip.memory.pin_free_total_max_minor,
         )
@@ -148,6 +174,21 @@ def report_card(
     """Lost or stolen: nothing that the card signs is carried any more."""
     with connect(url, client_key) as client:
         _show(client.report_card(parse_id("wlt", wallet), thumbprint), as_json=as_json)
+
+
+@app.command("revocations")
+def take_revocations(
+    revocations: Annotated[Path, typer.Argument(help="The list that the card issuer has signed (one token).")],
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Hand in a card issuer's list: its cards are suspended here and never registered again."""
+    try:
+        token = revocations.read_text("ascii").strip()
+    except (OSError, UnicodeError) as error:
+        fail(f"cannot read {revocations}: {error}")
+    with WalletClient(url) as client:
+        view = client.take_card_revocations(token)
+    typer.echo(f"{view.issuer} list {view.number}: {view.suspended} cards suspended here")
 
 
 @contextmanager

@@ -188,6 +188,16 @@ def report_loss(
         _print(client.report_loss(wallet=parse_id("wlt", wallet), change=_change(change)), as_json)
 
 
+@app.command("suspend")
+def suspend_wallet(
+    wallet: WalletId, client_key: ClientKey, change: ChangeId = "", as_json: Json = False, url: Url = DEFAULT_URL
+) -> None:
+    """Nothing is debited any more, for the institution's own reason (operators). `report-loss` is the holder's."""
+    with connect(url, client_key) as client:
+        view = client.suspend_wallet(wallet=parse_id("wlt", wallet), reason="institution", change=_change(change))
+        _print(view, as_json)
+
+
 @app.command("recover")
 def recover_key(
     wallet: WalletId,
@@ -242,6 +252,16 @@ def resume_wallet(
         _print(view, as_json)
 
 
+@app.command("lift")
+def lift_suspension(
+    wallet: WalletId, client_key: ClientKey, change: ChangeId = "", as_json: Json = False, url: Url = DEFAULT_URL
+) -> None:
+    """Take the institution's own reason away (operators); the wallet is open again when no other is left."""
+    with connect(url, client_key) as client:
+        view = client.resume_wallet(wallet=parse_id("wlt", wallet), reason="institution", change=_change(change))
+        _print(view, as_json)
+
+
 @app.command("close")
 def close_wallet(
     wallet: WalletId,
@@ -272,6 +292,30 @@ def close_wallet(
         _print(view, as_json)
         if due and not as_json and view.state is ChangeState.DONE:
             typer.echo(f"paid out {home.currency} {format_minor(due, Currency.of(home.currency))}")
+
+
+@app.command("cancel-close")
+def cancel_closure(
+    change: Annotated[str, typer.Argument(metavar="CHG", help="The closure, chg_..., which `close` printed.")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Close the wallet after all not: possible until its pay-out was sent."""
+    with connect(url, client_key) as client:
+        _print(client.cancel_closure(parse_id("chg", change)), as_json)
+
+
+@app.command("change")
+def show_change(
+    change: Annotated[str, typer.Argument(metavar="CHG", help="The change, chg_...")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show one change and how far it has come."""
+    with connect(url, client_key) as client:
+        _print(client.get_wallet_change(parse_id("chg", change)), as_json)
 
 
 @app.command("show")

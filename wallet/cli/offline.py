@@ -18,6 +18,7 @@ from kernel.clock import system_clock
 from kernel.crypto.keys import KeyRefused, PublicKey, Suite
 from kernel.errors import ProblemError
 from kernel.money import Currency, Money, format_minor
+from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.client import WalletClient
 from wallet.contract.offline import MESSAGE_BYTES_MAX, SYNCED_TOGETHER_MAX
@@ -258,6 +259,25 @@ def lost(
     with connect(url, client_key) as client:
         view = client.report_purse_lost(parse_id("pur", purse))
     typer.echo(f"{view.state.value}; the rest comes back after {view.settled_from:%Y-%m-%d %H:%M} UTC")
+
+
+@app.command()
+def funding(
+    funding: Annotated[str, typer.Argument(help="The funding, as trf_..., which `load` printed.")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show how far a funding of a purse has come; when it is booked, with the message that loads the purse."""
+    with connect(url, client_key) as client:
+        output.show(client.get_purse_funding(parse_id("trf", funding)), as_json=as_json)
+
+
+@app.command()
+def escrow(client_key: ClientKey, as_json: Json = False, url: Url = DEFAULT_URL) -> None:
+    """Show the offline escrow: what the ledger holds for all purses, and what it is made of (for operators)."""
+    with connect(url, client_key) as client:
+        output.show(client.purse_escrow(), as_json=as_json)
 
 
 @app.command()

@@ -171,6 +171,24 @@ def log_key_of(url: Url = DEFAULT_URL) -> None:
         typer.echo(client.privacy_log_key())
 
 
+@app.command("log-entries")
+def log_entries(
+    start: Annotated[int, typer.Option(min=0, help="The first entry's number.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="So many.")] = 1000,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List the log's entries, which are commitments (SHA-256) alone: what they commit to is in the evidence files."""
+    with anybody(url) as client:
+        view = client.privacy_log_entries(start=start, limit=limit)
+    if as_json:
+        typer.echo(view.model_dump_json())
+        return
+    for number, commitment in enumerate(view.model_dump(mode="json")["commitments"], start=view.start):
+        typer.echo(f"{number:>8}  {commitment}")
+    typer.echo(f"{view.size} entries in all", err=True)
+
+
 @app.command("watch")
 def watch(
     seen: Annotated[Path, typer.Option(help="File with the checkpoint seen last; made at the first run.")],

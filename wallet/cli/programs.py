@@ -14,6 +14,7 @@ from kernel import ids
 from kernel.ids import AccountNumber
 from kernel.money import Currency, Money, format_minor
 from ledger.contract import Model
+from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.client import WalletClient
 from wallet.client.programs import TermsDiffer, check_terms
@@ -224,6 +225,46 @@ def spend(
     _print(view)
 
 
+@app.command("voucher-spend")
+def voucher_spend(
+    spend: Annotated[str, typer.Argument(metavar="SPD", help="The purchase, spd_...")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show a purchase with a voucher: paid, refused and why, or not known yet."""
+    with connect(url, client_key) as client:
+        output.show(client.get_voucher_spend(parse_id("spd", spend)), as_json=as_json)
+
+
+@app.command("merchant-show")
+def show_merchant(
+    account: Annotated[str, typer.Argument(help="The merchant's account, acc_...")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show what is known about a merchant, and who vouches for it."""
+    try:
+        number = ids.parse_account(account)
+    except ValueError as error:
+        fail(f"{account}: {error}")
+    with connect(url, client_key) as client:
+        output.show(client.get_merchant(number), as_json=as_json)
+
+
+@app.command("merchant-accept")
+def accept_merchant(
+    statement: Annotated[str, typer.Argument(help="The token that another institution's `vouch` printed.")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Let vouchers of this institution be spent at another institution's merchant, on that institution's word."""
+    with connect(url, client_key) as client:
+        output.show(client.take_merchant_statement(statement.strip()), as_json=as_json)
+
+
 @app.command()
 def merchant(
     account: Annotated[str, typer.Argument(help="The merchant's account, acc_...")],
@@ -270,6 +311,19 @@ def vouch(
 
 
 # --- templates in files ----------------------------------------------------------------------------------------------
+
+
+@template_app.command("show")
+def show_template(
+    name: Annotated[str, typer.Argument(help="As `program templates` lists it.")],
+    version: Annotated[int, typer.Argument(min=1)],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Show one version of a template as the institution signed it: its states, triggers, who may trigger what."""
+    with connect(url, client_key) as client:
+        output.show(client.program_template(name, version), as_json=as_json)
 
 
 @template_app.command("sign")

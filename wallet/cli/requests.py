@@ -22,6 +22,7 @@ from ledger.client import (
     verify_receipt,
 )
 from ledger.contract import Model
+from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.contract.requests import IncomingRequestView, PaymentRequestView
 
@@ -92,6 +93,31 @@ def show_own(request: RequestArgument, client_key: ClientKey, as_json: Json = Fa
     with connect(url, client_key) as client:
         view = client.get_payment_request(parse_id("req", request))
     _print(view, as_json, _asked(view))
+
+
+@app.command("list")
+def list_own(
+    wallet: Annotated[str, typer.Argument(help="The wallet that asks, as wlt_...")],
+    client_key: ClientKey,
+    as_json: Json = False,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """List what a wallet has asked for, newest first."""
+    columns = ("request", "state", "amount_minor", "paid_minor", "description")
+    with connect(url, client_key) as client:
+        output.show_rows(client.payment_requests(parse_id("wlt", wallet)), columns, as_json=as_json)
+
+
+@app.command("payments")
+def list_payments(
+    request: RequestArgument, client_key: ClientKey, as_json: Json = False, url: Url = DEFAULT_URL
+) -> None:
+    """List the payments that came for a request, surplus included: refund that."""
+    columns = ("payment", "amount_minor", "is_surplus", "payer", "booked_at")
+    with connect(url, client_key) as client:
+        currency = Currency.of(client.institution().ledgers[0].currency)
+        found = client.request_payments(parse_id("req", request))
+        output.show_rows(found, columns, as_json=as_json, currency=currency)
 
 
 @app.command("cancel")

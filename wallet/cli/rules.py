@@ -36,7 +36,9 @@ from wallet.rulepack_files import (
     sign_rule_pack,
     verify_rule_pack,
 )
-from wallet.settings import SERVICE, WalletSettings
+from wallet.settings import SERVICE
+from wallet.store.tenancy import tenant_url
+from wallet.tenant_settings import load_institution, load_settings
 from wallet.usecases.rule_replay import replay_payments
 
 app = typer.Typer(no_args_is_help=True, help="The dated rule packs: wallet classes, evidence, caps, interest.")
@@ -178,6 +180,9 @@ def diff_rules(
     ] = False,
     output: Annotated[ReplayFormat, typer.Option("--output", help="Of the refused payments.")] = ReplayFormat.TABLE,
     authority: Authority = None,
+    institution: Annotated[
+        str | None, typer.Option(help="Whose payments, by its code, where the service has several institutions.")
+    ] = None,
 ) -> None:
     """Compare two packs class by class and cap by cap; with --replay, name the past payments that B would have refused.
 
@@ -192,14 +197,16 @@ def diff_rules(
     if not replay:
         _show_differences(first, second, found, output)
         raise typer.Exit(DIFFERENT if found else 0)
-    totals = _replay(first, second, found, output)
+    totals = _replay(first, second, found, output, institution)
     raise typer.Exit(WOULD_REFUSE if totals.refused else DIFFERENT if found else 0)
 
 
 # --- the replay ------------------------------------------------------------------------------------------------------
 
 
-def _replay(first: RulePack, second: RulePack, found: list[Difference], output: ReplayFormat) -> Replay:
+def _replay(
+    first: RulePack, second: RulePack, found: list[Difference], output: ReplayFormat, institution: str | None
+) -> Replay:
     currency = Currency.of(second.currency)
     writer = csv.writer(sys.stdout, lineterminator="\n")
     console = Console(stderr=True)
@@ -211,7 +218,7 @@ def _replay(first: RulePack, second: RulePack, found: list[Difference], output: 
         console=console,
         transient=True,
     )
-    with _database() as database, bar:
+    with _database(institution) as database, bar:
         task = bar.add_task("payments", total=None)
         if output is ReplayFormat.TABLE:
             _show_differences(first, second, found, output)
@@ -275,12 +282,15 @@ def _row(item: Refused) -> dict[str, str]:
 
 
 @contextmanager
-def _database() -> Iterator[Database]:
+def _database(institution: str | None) -> Iterator[Database]:
     try:
-        settings = WalletSettings.load()
-    except (ValueError, InvalidSettings) as error:
+        settings = load_institution(institution)
+    except (OSError, ValueError, InvalidSettings) as error:
         fail(f"{error}\n--replay reads the service's database: set JIAOZI_WALLET_* as for `jiaozi-wallet serve`")
-    url, server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)
+    # The embedded server is the process's, not the institution's.
+    process = load_settings()
+    url, server = resolve_url(process.database_url, data_dir=process.data_dir, service=SERVICE)
+    url = tenant_url(url, settings.participant)
     database = Database(url, application_name="jiaozi-wallet-rules", pool_size=2)
     try:
         yield database

@@ -18,6 +18,7 @@ from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey, PublicKey
 from ledger.contract import StatementLine, TransferKind, TransferTerms, sign_instruction
 from wallet.client.bulk import BulkMethods
+from wallet.client.controls import ControlMethods
 from wallet.client.events import EventMethods
 from wallet.client.families import FamilyCalls
 from wallet.client.interest import InterestMethods
@@ -62,6 +63,7 @@ INSTRUCTION_LIFE = timedelta(minutes=10)
 class WalletClient(
     InterestMethods,
     BulkMethods,
+    ControlMethods,
     EventMethods,
     ScheduleMethods,
     FamilyCalls,

@@ -15,6 +15,7 @@ from kernel.clock import Clock
 from kernel.crypto.keys import PrivateKey, PublicKey, to_base64url
 from ledger.contract import StatementLine, TransferKind, TransferTerms, sign_instruction
 from wallet.contract import PaymentResult, PaymentView
+from wallet.contract.cards import CardRevocationsRequest, CardRevocationsView
 from wallet.contract.families import (
     AliasCodeRequest,
     AliasesView,
@@ -181,10 +182,17 @@ class FamilyCalls:
     # --- hardware wallets
 
     def register_card(
-        self, wallet: UUID, *, key: PublicKey, pin_free_single_max_minor: int, pin_free_total_max_minor: int
+        self,
+        wallet: UUID,
+        *,
+        key: PublicKey,
+        attestation: Sequence[str],
+        pin_free_single_max_minor: int,
+        pin_free_total_max_minor: int,
     ) -> CardView:
         body = CardRequest(
             key=key.to_jwk(),
+            attestation=list(attestation),
             pin_free_single_max_minor=pin_free_single_max_minor,
             pin_free_total_max_minor=pin_free_total_max_minor,
         )
@@ -192,6 +200,10 @@ class FamilyCalls:
 
     def cards(self, wallet: UUID) -> list[CardView]:
         return CardsView.model_validate(self._http.get(f"{_wallet(wallet)}/cards")).cards
+
+    def take_card_revocations(self, revocations: str) -> CardRevocationsView:
+        body = CardRevocationsRequest(revocations=revocations)
+        return CardRevocationsView.model_validate(self._post("/v1/card-revocations", body))
 
     def report_card(self, wallet: UUID, thumbprint: str) -> CardView:
         path = f"{_wallet(wallet)}/cards/{thumbprint}/report"

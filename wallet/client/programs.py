@@ -29,6 +29,7 @@ from wallet.contract.programs import (
     ProgramSummary,
     ProgramTerms,
     ProgramView,
+    PurchaseOriginView,
     SecretRequest,
     SpendRequest,
     SpendView,
@@ -211,6 +212,12 @@ class ProgramMethods:
 
     def submit_spend(self, token: str) -> SpendView:
         return SpendView.model_validate(self._post("/v1/voucher-spends", SpendRequest(spend=token)))
+
+    def purchase_origin(self, payment: UUID) -> PurchaseOriginView:
+        """Institution to institution (wallet.usecases.peers.Peer): whose money a purchase was."""
+        return PurchaseOriginView.model_validate(
+            self._http.get(f"/v1/voucher-payments/{ids.show('trf', payment)}/origin")
+        )
 
     def get_voucher_spend(self, spend: UUID) -> SpendView:
         return SpendView.model_validate(self._http.get(f"/v1/voucher-spends/{ids.show('spd', spend)}"))

@@ -207,6 +207,19 @@ class WalletRefusal(Refusal):
     UNMASK_NOT_APPROVED = "unmask-not-approved", True, "Two other officers have not approved the order yet."
     UNMASK_NOT_YOURS = "unmask-not-yours", False, "Only the officer who gave the order is answered."
     UNMASK_ANSWERED = "unmask-answered", False, "The order was answered; it is answered once."
+    OWNER_NOT_CORPORATE = "owner-not-corporate", False, "Only the wallet of a legal entity has dual control."
+    CONTROL_INVALID = "control-invalid", False, "The rules are not signed by two persons who may, or make no sense."
+    CONTROL_CHANGED = "control-changed", True, "The rules are of another version; read them again."
+    CONTROL_NOT_FOUND = "control-not-found", True, "The wallet has no dual control."
+    SIGNATORY_UNKNOWN = "signatory-unknown", False, "The key that signed is none of the wallet's signatories'."
+    APPROVAL_INVALID = "approval-invalid", False, "The document is not signed by a signatory, or has expired."
+    APPROVAL_USED = "approval-used", False, "The payment was made under its approval."
+    APPROVAL_NEEDED = "approval-needed", True, "Above what one signature alone may pay: another person must approve."
+    APPROVED_ANOTHER = "approved-another", False, "The approval is of another instruction under this id."
+    CARD_NOT_ATTESTED = "card-not-attested", False, "No registered card issuer vouches for this key with these caps."
+    CARD_REVOKED = "card-revoked", False, "The card's issuer has revoked it."
+    CARD_EXPIRED = "card-expired", False, "The card has expired."
+    CHECKER_IS_MAKER = "checker-is-maker", False, "Nobody approves what he has signed himself."
 
 
 STATUS_BY_WALLET_REFUSAL: Mapping[Refusal, int] = {
@@ -297,6 +310,18 @@ STATUS_BY_WALLET_REFUSAL: Mapping[Refusal, int] = {
     WalletRefusal.VOUCHER_EXISTS: 409,
     WalletRefusal.VOUCHER_NOT_SPENDABLE: 409,
     WalletRefusal.SPEND_INVALID: 403,
+    WalletRefusal.OWNER_NOT_CORPORATE: 409,
+    WalletRefusal.CONTROL_INVALID: 403,
+    WalletRefusal.CONTROL_CHANGED: 409,
+    WalletRefusal.CONTROL_NOT_FOUND: 404,
+    WalletRefusal.SIGNATORY_UNKNOWN: 403,
+    WalletRefusal.APPROVAL_INVALID: 403,
+    WalletRefusal.APPROVAL_USED: 409,
+    WalletRefusal.APPROVAL_NEEDED: 409,
+    WalletRefusal.CHECKER_IS_MAKER: 403,
+    WalletRefusal.CARD_NOT_ATTESTED: 403,
+    WalletRefusal.CARD_REVOKED: 409,
+    WalletRefusal.CARD_EXPIRED: 409,
     WalletRefusal.SPEND_NOT_FOUND: 404,
     WalletRefusal.SPEND_EXISTS: 409,
     WalletRefusal.MERCHANT_NOT_FOUND: 404,

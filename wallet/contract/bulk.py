@@ -40,6 +40,8 @@ class CheckedLineView(Model):
     refusal: str | None
     """line-unreadable, line-repeated, payee-unknown, or as of a payment."""
     detail: str
+    payee_name: str | None = None
+    """Of a payee named by an alias: whose account it is, masked. Pay only if you know it."""
 
 
 class BulkCheckView(Model):

@@ -153,6 +153,8 @@ class CardRequest(Model):
 
     key: Jwk
     """One of the wallet's device keys."""
+    attestation: Annotated[list[Token], Field(min_length=2, max_length=2)]
+    """The factory's certificate and the card's attestation (`wallet.contract.cards`)."""
     pin_free_single_max_minor: Amount
     pin_free_total_max_minor: Amount
 
@@ -161,8 +163,9 @@ class CardView(Model):
     wallet: WalletRef
     thumbprint: str
     state: Literal["active", "suspended"]
-    suspended_why: Literal["reported", "cloned"] | None
+    suspended_why: Literal["reported", "cloned", "revoked"] | None
     suspended_at: Moment | None
+    expires_at: Moment
     counter_last: int
     pin_free_single_max_minor: Amount
     pin_free_total_max_minor: Amount

@@ -42,6 +42,7 @@ from wallet.domain.programs import COUNT_MAX, LIST_MAX, MerchantCategory, Mercha
 STATEMENT_TYP = "jiaozi-program-statement+jws"
 SPEND_TYP = "jiaozi-voucher-spend+jws"
 MERCHANT_TYP = "jiaozi-merchant+jws"
+ORIGIN_TYP = "jiaozi-purchase-origin+jws"
 SUPPOSED_MAX = 256
 """Statements that a preview supposes."""
 
@@ -208,6 +209,22 @@ class MerchantStatement(Model):
     category: MerchantCategory
     place: MerchantPlace
     valid_until: Moment
+
+
+class PurchaseOrigin(Model):
+    """The payload (typ `jiaozi-purchase-origin+jws`) by which a voucher's institution says whose money a purchase was.
+
+    On the ledger its vault stands in between, and a refund to that would be the institution's own money.
+    """
+
+    institution: ParticipantRef
+    payment: TransferRef
+    """The transfer that paid the merchant."""
+    merchant: AccountRef
+    amount_minor: Amount
+    currency: CurrencyCode
+    refund_account: AccountRef
+    """Of the voucher's issuer: whom a refund credits."""
 
 
 def sign_statement(statement: ProgramStatement, key: PrivateKey) -> str:
@@ -446,6 +463,11 @@ class MerchantRequest(Model):
     name: Annotated[str, Field(max_length=140)]
     category: MerchantCategory
     place: MerchantPlace
+
+
+class PurchaseOriginView(Model):
+    origin: Token
+    """A `PurchaseOrigin`, signed by the voucher's institution."""
 
 
 class MerchantStatementRequest(Model):

@@ -15,6 +15,8 @@ CODES_PER_HOUR_MAX = 5
 """Codes sent to one alias in an hour: it is somebody's telephone."""
 LOOKUPS_PER_HOUR_MAX = 30
 """Of one paying wallet: a person's errands, not a scan of a number range."""
+PAYROLL_LOOKUPS_PER_HOUR_MAX = 40_000
+"""Of one wallet of a registered company, in files: two dry runs of the longest payroll."""
 EMAIL_CHARACTERS_MAX = 254
 
 AliasKindName = Literal["phone", "email"]
@@ -58,6 +60,14 @@ class NoCodeSender:
 
     def send(self, kind: AliasKindName, to: str, code: str) -> None:
         raise OSError("no gateway for codes is configured")
+
+
+def kind_of(text: str) -> AliasKindName | None:
+    """What an alias that nobody has named by its kind would be; None = it looks like none."""
+    folded = unicodedata.normalize("NFKC", text).strip()
+    if "@" in folded:
+        return "email"
+    return "phone" if folded.startswith(("+", "00")) else None
 
 
 def normalise(kind: AliasKindName, text: str) -> str | None:

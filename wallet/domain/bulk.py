@@ -199,6 +199,8 @@ class CheckedLine:
     amount_minor: int
     refusal: str | None
     detail: str
+    payee_name: str | None = None
+    """Of a payee named by an alias: whose account it is, masked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +214,18 @@ class Payer:
 
 
 def check_lines(
-    lines: Iterable[PayrollLine], *, accounts: Mapping[str, int], payer: Payer, today: date
+    lines: Iterable[PayrollLine],
+    *,
+    accounts: Mapping[str, int],
+    payer: Payer,
+    today: date,
+    names: Mapping[str, str] | None = None,
 ) -> Iterator[CheckedLine]:
     """What would become of each line if it were paid now, in the file's order; a refused line uses up nothing.
 
-    `accounts`: payee -> account, for those who can be paid. Refuses: payee-unknown, accounts-must-differ,
+    `accounts`: payee -> account, for those who can be paid; `names`: payee -> masked name, for aliases.
+
+    Refuses: payee-unknown, accounts-must-differ,
     single-, day-, year-limit-exceeded (I9), insufficient-funds.
     """
     usage, available = payer.usage, payer.available_minor
@@ -236,7 +245,8 @@ def check_lines(
                 refusal, detail = TransferRefusal.INSUFFICIENT_FUNDS.value, f"{available} are left in minor units"
             else:
                 usage, available = decided, available - line.amount_minor
-        yield CheckedLine(line.number, line.line_id, account, line.amount_minor, refusal, detail)
+        name = (names or {}).get(line.payee)
+        yield CheckedLine(line.number, line.line_id, account, line.amount_minor, refusal, detail, name)
 
 
 PAYEE_UNKNOWN = "payee-unknown"

@@ -56,6 +56,8 @@ class Card:
     pin_free_total_max_minor: int
     pin_free_minor: int
     state: CardState
+    expires_at: datetime
+    """By its issuer's attestation."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,13 @@ from sqlalchemy.dialects.postgresql import insert
 
 from wallet.domain.aliases import Alias
 from wallet.store.families_tables import alias_lookup_count, wallet_alias
+from wallet.store.tables import wallet
 
 
 def insert_alias(connection: sa.Connection, row: Alias) -> bool:
     """False if the id is taken."""
     values = {name: getattr(row, name) for name in Alias.__dataclass_fields__}
-    statement = insert(wallet_alias).values(values).on_conflict_do_nothing(index_elements=["id"])
+    statement = insert(wallet_alias).values(values).on_conflict_do_nothing(constraint="wallet_alias_pk")
     return connection.execute(statement.returning(wallet_alias.c.id)).first() is not None
 
 
@@ -30,6 +32,24 @@ def default_alias(connection: sa.Connection, alias_hash: bytes, currency: str) -
         wallet_alias.c.alias_hash == alias_hash, wallet_alias.c.currency == currency, wallet_alias.c.is_default
     )
     return _first(connection, query)
+
+
+def default_wallets(
+    connection: sa.Connection, alias_hashes: Sequence[bytes], currency: str
+) -> dict[bytes, tuple[UUID, int]]:
+    """Alias -> (customer, account) of the open wallet that it leads to in a currency."""
+    query = (
+        sa.select(wallet_alias.c.alias_hash, wallet.c.customer_id, wallet.c.account)
+        .join(wallet, wallet.c.id == wallet_alias.c.wallet_id)
+        .where(
+            wallet_alias.c.alias_hash.in_(alias_hashes),
+            wallet_alias.c.currency == currency,
+            wallet_alias.c.is_default,
+            wallet.c.state == "open",
+            wallet.c.account.is_not(None),
+        )
+    )
+    return {row.alias_hash: (row.customer_id, row.account) for row in connection.execute(query)}
 
 
 def lock_same(connection: sa.Connection, alias_hash: bytes) -> list[Alias]:
@@ -92,20 +112,29 @@ def set_default(connection: sa.Connection, row: Alias) -> None:
     connection.execute(sa.update(wallet_alias).where(wallet_alias.c.id == row.id).values(is_default=True))
 
 
-def count_lookup(connection: sa.Connection, wallet_id: UUID, *, hour: datetime, most: int) -> bool:
-    """Counts one more in this hour; False if there are as many as allowed. Hours gone by are forgotten."""
+def count_lookups(
+    connection: sa.Connection, wallet_id: UUID, *, hour: datetime, most: int, lookups: int = 1, in_files: bool = False
+) -> bool:
+    """Counts so many more in this hour; False, and none, if that is more than allowed. Hours gone by are forgotten.
+
+    `in_files`: those of a company's payrolls, which are counted apart.
+    """
+    if not 0 < lookups <= most:
+        return False
     connection.execute(
         sa.delete(alias_lookup_count).where(
             alias_lookup_count.c.wallet_id == wallet_id, alias_lookup_count.c.hour < hour
         )
     )
-    statement = insert(alias_lookup_count).values(wallet_id=wallet_id, hour=hour, lookups=1)
+    counted = alias_lookup_count.c.in_files if in_files else alias_lookup_count.c.lookups
+    none: dict[str, Any] = {"wallet_id": wallet_id, "hour": hour, "lookups": 0, "in_files": 0}
+    statement = insert(alias_lookup_count).values(none | {counted.name: lookups})
     statement = statement.on_conflict_do_update(
-        index_elements=["wallet_id", "hour"],
-        set_={"lookups": alias_lookup_count.c.lookups + 1},
-        where=alias_lookup_count.c.lookups < most,
+        constraint="alias_lookup_count_pk",
+        set_={counted.name: counted + lookups},
+        where=counted <= most - lookups,
     )
-    return connection.execute(statement.returning(alias_lookup_count.c.lookups)).first() is not None
+    return connection.execute(statement.returning(counted)).first() is not None
 
 
 def _first(connection: sa.Connection, query: sa.Select[Any]) -> Alias | None:

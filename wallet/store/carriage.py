@@ -16,7 +16,6 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import dict_row
 
-from wallet.domain.events import EventType
 from wallet.domain.limits import NO_CAPS, Caps, Usage
 from wallet.domain.records import Payment, WalletStateName
 from wallet.domain.rules import WalletClass
@@ -165,24 +164,21 @@ def _usage_arrays(usages: Mapping[int, Usage]) -> tuple[str, str, str, str]:
 
 
 def finish_initiated(connection: Connection, booked: Sequence[Booked]) -> int:
-    """Marks initiated payments final; returns how many were still initiated."""
+    """Marks initiated payments final; returns how many were still initiated. It is told from the ledger's bookings
+    (`wallet.usecases.events.follow_ledger`), away from the payments' path."""
     if not booked:
         return 0
-    finished = connection.execute(
-        "WITH done AS (UPDATE payment SET state = 'final', seq = new.seq, booked_at = new.booked_at"
-        " FROM unnest(%s::uuid[], %s::uuid[], %s::bigint[], %s::timestamptz[]) AS new (id, event_id, seq, booked_at)"
-        " WHERE payment.id = new.id AND payment.state = 'initiated'"
-        " RETURNING payment.id, payment.wallet_id, new.booked_at, new.event_id),"
-        f" told AS ({events.EMIT_FINAL}) SELECT count(*) FROM done",
+    return connection.execute(
+        "UPDATE payment SET state = 'final', seq = new.seq, booked_at = new.booked_at"
+        " FROM unnest(%s::uuid[], %s::bigint[], %s::timestamptz[]) AS new (id, seq, booked_at)"
+        " WHERE payment.id = new.id AND payment.state = 'initiated'",
         (
             _array([item.payment_id for item in booked]),
-            _array([events.event_id(item.payment_id, EventType.PAYMENT_FINAL) for item in booked]),
             _array([item.seq for item in booked]),
             _array([_shown(item.booked_at) for item in booked]),
         ),
         prepare=True,
-    ).fetchone()
-    return 0 if finished is None else int(finished[0])
+    ).rowcount
 
 
 def mark_final(connection: Connection, booked: Booked, *, counted_on: date | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import UUID
 
@@ -47,8 +48,16 @@ def find_customer(
     if lock != "none":
         query = query.with_for_update(read=lock == "evidence", key_share=lock == "change")
     row = connection.execute(query).mappings().first()
-    if row is None:
-        return None
+    return None if row is None else _customer(row)
+
+
+def find_customers(connection: sa.Connection, customer_ids: Sequence[UUID]) -> list[Customer]:
+    """Those that there are, in no order."""
+    query = sa.select(customer).where(customer.c.id.in_(customer_ids))
+    return [_customer(row) for row in connection.execute(query).mappings()]
+
+
+def _customer(row: Mapping[Any, Any]) -> Customer:
     return Customer(
         id=row["id"],
         evidence=frozenset(evidence for evidence, column in _COLUMN_BY_EVIDENCE.items() if row[column.name]),

@@ -34,15 +34,13 @@ event_counter = sa.Table(
     sa.CheckConstraint("position >= 0", name="position_counts"),
 )
 
-received_cursor = sa.Table(
-    "received_cursor",
+told_booking = sa.Table(
+    "told_booking",
     metadata,
-    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), primary_key=True),
-    # The last booked line of the wallet's statement that was looked at.
+    sa.Column("ledger", sa.Text, primary_key=True),
+    # Its bookings on our accounts up to here have become events.
     sa.Column("seq", sa.BigInteger, nullable=False),
-    sa.Column("cursor", sa.Text),
-    sa.Column("looked_at", _Moment, nullable=False),
-    sa.Index("received_cursor_looked", "looked_at"),
+    sa.CheckConstraint("seq >= 0", name="seq_counts"),
 )
 
 webhook_endpoint = sa.Table(

@@ -1,7 +1,9 @@
-"""Events: written where something happens, in its transaction; numbered after the commit; read in order."""
+"""Events: written where something happens, in its transaction, and numbered after the commit; or made, numbered, from
+what the ledger has booked. Read in order."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -13,9 +15,9 @@ from psycopg.types.json import Jsonb
 from sqlalchemy.dialects.postgresql import insert
 
 from kernel.ids import derive_uuid7, new_uuid7
+from ledger.contract import Booking
 from wallet.domain.events import Event, EventType
-from wallet.store.event_tables import event, event_counter, received_cursor
-from wallet.store.tables import payment, wallet
+from wallet.store.event_tables import event, event_counter, told_booking
 
 COUNTER = "event"
 
@@ -63,18 +65,11 @@ def event_id(subject: UUID, type: EventType) -> UUID:
     return derive_uuid7(subject, f"event/{type.value}")
 
 
-EMIT_FINAL = (
-    "INSERT INTO event (id, type, subject, wallet_id, created_at, data) SELECT event_id, 'payment.final',"
-    " 'trf_' || id, wallet_id, booked_at, '{}' FROM done ON CONFLICT (id) DO NOTHING"
-)
-"""After `WITH done AS (UPDATE payment ... RETURNING payment.id, wallet_id, booked_at, event_id)`."""
-
-
 def emit_final(connection: psycopg.Connection[Any], payment_id: UUID) -> None:
     """In the transaction that has made the payment final."""
     connection.execute(
-        "WITH done AS (SELECT id, wallet_id, booked_at, %s::uuid AS event_id FROM payment"
-        f" WHERE id = %s AND state = 'final') {EMIT_FINAL}",
+        "INSERT INTO event (id, type, subject, wallet_id, created_at, data) SELECT %s, 'payment.final', 'trf_' || id,"
+        " wallet_id, booked_at, '{}' FROM payment WHERE id = %s AND state = 'final' ON CONFLICT (id) DO NOTHING",
         (event_id(payment_id, EventType.PAYMENT_FINAL), payment_id),
     )
 
@@ -111,45 +106,127 @@ def number(connection: sa.Connection, *, limit: int) -> int:
     connection.execute(
         sa.update(event_counter).where(event_counter.c.name == COUNTER).values(position=last + len(rows))
     )
-    _tell_our_payees(connection, [row.id for row in rows if row.type == EventType.PAYMENT_FINAL.value])
     return len(rows)
 
 
-def _tell_our_payees(connection: sa.Connection, finals: Collection[UUID]) -> None:
-    """`money.received` of payments between two wallets of this institution: no need to ask the ledger."""
-    if not finals:
-        return
-    query = (
-        sa.select(payment.c.id, payment.c.amount_minor, payment.c.booked_at, payment.c.kind, payment.c.seq)
-        .add_columns(wallet.c.id.label("payee"))
-        .join(event, sa.literal("trf_").concat(sa.cast(payment.c.id, sa.Text)) == event.c.subject)
-        .join(wallet, wallet.c.account == payment.c.credit_account)
-        .where(event.c.id.in_(finals), payment.c.id == sa.cast(sa.func.substr(event.c.subject, 5), sa.Uuid))
+# --- from the ledger's bookings --------------------------------------------------------------------------------------
+
+
+def told_through(connection: sa.Connection, ledger: str) -> int:
+    """The seq up to which a ledger's bookings have become events."""
+    return connection.execute(sa.select(told_booking.c.seq).where(told_booking.c.ledger == ledger)).scalar() or 0
+
+
+def tell_bookings(
+    connection: psycopg.Connection[Any],
+    ledger: str,
+    bookings: Sequence[Booking],
+    *,
+    after_seq: int,
+    through_seq: int,
+    under_way_since: datetime,
+) -> int:
+    """Bookings with after_seq < seq <= through_seq become numbered events: of the payments carried here that they are
+    final, of wallets that they were credited. How far it went; not through if a booking belongs to a payment tried
+    since `under_way_since` whose request has not recorded it yet: the rest is for the next time.
+
+    Raises: psycopg.errors.UniqueViolation if one is being told elsewhere at this moment: for the next time too.
+    """
+    connection.execute(
+        "INSERT INTO event_counter (name, position) VALUES (%s, 0) ON CONFLICT DO NOTHING", (COUNTER,), prepare=True
     )
-    rows = [
-        received(row.id, row.payee, kind=row.kind, amount_minor=row.amount_minor, seq=row.seq, at=row.booked_at)
-        for row in connection.execute(query)
-    ]
-    add_received(connection, rows)
+    row = connection.execute(
+        "SELECT position, (SELECT seq FROM told_booking WHERE ledger = %s) FROM event_counter WHERE name = %s"
+        " FOR UPDATE OF event_counter",
+        (ledger, COUNTER),
+        prepare=True,
+    ).fetchone()
+    position, told = row or (0, None)
+    if (told or 0) != after_seq:
+        return 0  # another process was quicker
+    wallets = _wallets_of(connection, {account for item in bookings for account in (item.debit, item.credit)})
+    payments = _carried(connection, [item.transfer for item in bookings if item.debit in wallets])
+    made: list[tuple[UUID, str, str, UUID, datetime, str]] = []
+    lost: list[tuple[UUID, int, datetime]] = []
+    for item in bookings:
+        payer, state, tried_at = payments.get(item.transfer, (None, None, None))
+        if state == "initiated" and tried_at is not None and tried_at > under_way_since:
+            through_seq = item.seq - 1
+            break
+        subject = f"trf_{item.transfer}"
+        if payer is not None and state in ("initiated", "final"):
+            if state == "initiated":
+                lost.append((item.transfer, item.seq, item.booked_at))
+            final = EventType.PAYMENT_FINAL
+            made.append((event_id(item.transfer, final), final.value, subject, payer, item.booked_at, "{}"))
+        payee = wallets.get(item.credit)
+        if payee is not None and item.amount_minor:
+            data = {"kind": item.kind.value, "amount_minor": str(item.amount_minor), "seq": item.seq}
+            received = EventType.MONEY_RECEIVED
+            made.append(
+                (event_id(item.transfer, received), received.value, subject, payee, item.booked_at, json.dumps(data))
+            )
+    _finish_lost(connection, lost)
+    count = _add_numbered(connection, made, after=position)
+    connection.execute(
+        "UPDATE event_counter SET position = %s WHERE name = %s", (position + count, COUNTER), prepare=True
+    )
+    connection.execute(_SAVE_TOLD, (ledger, through_seq, through_seq, ledger), prepare=True)
+    return through_seq - after_seq
 
 
-def received(
-    transfer_id: UUID, wallet_id: UUID, *, kind: str, amount_minor: int, seq: int | None, at: datetime
-) -> dict[str, object]:
-    """A `money.received`: the same id whichever way it was learnt."""
-    return {
-        "id": event_id(transfer_id, EventType.MONEY_RECEIVED),
-        "type": EventType.MONEY_RECEIVED.value,
-        "subject": f"trf_{transfer_id}",
-        "wallet_id": wallet_id,
-        "created_at": at,
-        "data": {"kind": kind, "amount_minor": str(amount_minor), "seq": seq},
-    }
+_SAVE_TOLD = (
+    "WITH known AS (INSERT INTO told_booking (ledger, seq) VALUES (%s, %s) ON CONFLICT DO NOTHING RETURNING 1)"
+    " UPDATE told_booking SET seq = %s WHERE ledger = %s AND NOT EXISTS (SELECT 1 FROM known)"
+)
 
 
-def add_received(connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
-    if rows:
-        connection.execute(insert(event).on_conflict_do_nothing(), [dict(row) for row in rows])
+def _wallets_of(connection: psycopg.Connection[Any], accounts: Collection[int | None]) -> dict[int | None, UUID]:
+    wanted = [account for account in accounts if account]
+    rows = connection.execute(
+        "SELECT account, id FROM wallet WHERE account = ANY(%s::bigint[])", (wanted,), prepare=True
+    )
+    return dict(rows.fetchall())
+
+
+def _carried(connection: psycopg.Connection[Any], transfers: Sequence[UUID]) -> dict[UUID, tuple[UUID, str, datetime]]:
+    rows = connection.execute(
+        "SELECT id, wallet_id, state, tried_at FROM payment WHERE id = ANY(%s::uuid[])",
+        (list(transfers),),
+        prepare=True,
+    )
+    return {row[0]: (row[1], row[2], row[3]) for row in rows}
+
+
+def _finish_lost(connection: psycopg.Connection[Any], booked: Sequence[tuple[UUID, int, datetime]]) -> None:
+    """Payments whose booking was never recorded: their answer was lost, or its record in a crash."""
+    for payment_id, seq, booked_at in booked:
+        connection.execute(
+            "UPDATE payment SET state = 'final', seq = %s, booked_at = %s WHERE id = %s AND state = 'initiated'",
+            (seq, booked_at, payment_id),
+        )
+
+
+def _add_numbered(
+    connection: psycopg.Connection[Any], made: Sequence[tuple[UUID, str, str, UUID, datetime, str]], *, after: int
+) -> int:
+    """Those that are not told yet, under the next positions; how many. The counter's row must be locked."""
+    known = connection.execute(
+        "SELECT id FROM event WHERE id = ANY(%s::uuid[])", ([row[0] for row in made],), prepare=True
+    )
+    told = {row[0] for row in known}
+    new = [row for row in made if row[0] not in told]
+    if new:
+        columns = [list(column) for column in zip(*new, strict=True)]
+        connection.execute(
+            "INSERT INTO event (position, id, type, subject, wallet_id, created_at, data)"
+            " SELECT %s + place, id, type, subject, wallet_id, created_at, data::jsonb FROM unnest(%s::uuid[],"
+            " %s::text[], %s::text[], %s::uuid[], %s::timestamptz[], %s::text[])"
+            " WITH ORDINALITY AS new (id, type, subject, wallet_id, created_at, data, place)",
+            (after, *columns),
+            prepare=True,
+        )
+    return len(new)
 
 
 def page(connection: sa.Connection, *, after: int, types: Collection[str] = (), limit: int) -> list[Event]:
@@ -179,37 +256,3 @@ def events_between(
     if types:
         query = query.where(event.c.type.in_(types))
     return [Event(**row) for row in connection.execute(query.order_by(event.c.position).limit(limit)).mappings()]
-
-
-# --- statements looked at --------------------------------------------------------------------------------------------
-
-
-def wallets_to_look_at(
-    connection: sa.Connection, *, before: datetime, limit: int
-) -> list[tuple[UUID, int, int, str | None]]:
-    """(wallet, account, last seq seen, cursor) of open wallets, the one longest not looked at first."""
-    query = (
-        sa.select(wallet.c.id, wallet.c.account, received_cursor.c.seq, received_cursor.c.cursor)
-        .outerjoin(received_cursor, received_cursor.c.wallet_id == wallet.c.id)
-        .where(
-            wallet.c.account.is_not(None),
-            sa.or_(received_cursor.c.looked_at.is_(None), received_cursor.c.looked_at < before),
-        )
-        .order_by(received_cursor.c.looked_at.asc().nulls_first(), wallet.c.id)
-        .limit(limit)
-    )
-    return [(row.id, row.account, row.seq or 0, row.cursor) for row in connection.execute(query)]
-
-
-def save_looked(
-    connection: sa.Connection, wallet_id: UUID, *, seq: int, cursor: str | None, looked_at: datetime
-) -> None:
-    values = {"seq": seq, "cursor": cursor, "looked_at": looked_at}
-    statement = insert(received_cursor).values(wallet_id=wallet_id, **values)
-    connection.execute(
-        statement.on_conflict_do_update(
-            index_elements=[received_cursor.c.wallet_id],
-            set_=values,
-            where=received_cursor.c.seq <= seq,
-        )
-    )

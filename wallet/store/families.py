@@ -10,9 +10,9 @@ from sqlalchemy.dialects.postgresql import insert
 
 from kernel.ids import AccountNumber
 from wallet.domain.families import Child, ChildCaps, ChildState, ChildUsage
-from wallet.store.families_tables import child_wallet, corporate_customer, family_member
+from wallet.store.families_tables import child_credit, child_wallet, corporate_customer, family_member
 from wallet.store.own_rules import child_of
-from wallet.store.tables import wallet
+from wallet.store.tables import payment, wallet
 
 
 def join_family(connection: sa.Connection, wallet_id: UUID, role: str) -> str:
@@ -101,6 +101,17 @@ def save_caps(connection: sa.Connection, child: Child, caps: ChildCaps, usage: C
         .where(child_wallet.c.wallet_id == child.wallet_id)
         .values(version=child.version + 1, **_caps(caps), **_usage(usage))
     )
+
+
+def incoming_minor(connection: sa.Connection, child_id: UUID, *, after: int) -> int:
+    """As `wallet.store.own_rules.incoming_minor`."""
+    is_new = sa.or_(payment.c.state == "initiated", sa.and_(payment.c.state == "final", payment.c.seq > after))
+    query = (
+        sa.select(sa.func.coalesce(sa.func.sum(payment.c.amount_minor), 0))
+        .select_from(child_credit.join(payment, payment.c.id == child_credit.c.payment_id))
+        .where(child_credit.c.wallet_id == child_id, is_new)
+    )
+    return int(connection.execute(query).scalar_one())
 
 
 def end(connection: sa.Connection, child: Child, state: ChildState, *, ended_at: datetime) -> None:

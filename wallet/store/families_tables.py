@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
 from wallet.store.tables import metadata
 
@@ -80,7 +81,7 @@ child_wallet = sa.Table(
 child_credit = sa.Table(
     "child_credit",
     metadata,
-    # A payment towards a child with a balance cap; while it is initiated it counts towards that cap.
+    # A payment towards a child: until a reading of the ledger's balance has it, it counts towards the balance.
     sa.Column("payment_id", sa.Uuid, primary_key=True),
     sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("child_wallet.wallet_id"), nullable=False),
     sa.Index("child_credit_wallet", "wallet_id"),
@@ -96,6 +97,14 @@ hardware_card = sa.Table(
     sa.Column("counter_last", sa.BigInteger, nullable=False),
     sa.Column("pin_free_single_max_minor", sa.BigInteger, nullable=False),
     sa.Column("pin_free_total_max_minor", sa.BigInteger, nullable=False),
+    # What the issuer's attestation says of the card.
+    sa.Column("issuer", sa.Text, nullable=False),
+    sa.Column("serial", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("attested_single_max_minor", sa.BigInteger, nullable=False),
+    sa.Column("attested_total_max_minor", sa.BigInteger, nullable=False),
+    sa.Column("expires_at", _Moment, nullable=False),
+    sa.Column("attestation", sa.Text, nullable=False),
     # Carried without PIN since the last payment with one.
     sa.Column("pin_free_minor", sa.BigInteger, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
@@ -107,13 +116,19 @@ hardware_card = sa.Table(
     sa.Column("created_at", _Moment, nullable=False),
     sa.CheckConstraint("counter_last BETWEEN 0 AND 4294967295", name="counter"),
     sa.CheckConstraint("0 <= pin_free_single_max_minor", name="pin_free_single"),
+    sa.CheckConstraint(
+        "pin_free_single_max_minor <= attested_single_max_minor"
+        " AND pin_free_total_max_minor <= attested_total_max_minor",
+        name="attested_i9",
+    ),
+    sa.UniqueConstraint("issuer", "serial", name="hardware_card_serial"),
     sa.CheckConstraint("0 <= pin_free_minor AND pin_free_minor <= pin_free_total_max_minor", name="pin_free_i9"),
     sa.CheckConstraint("state IN ('active', 'suspended')", name="state"),
     sa.CheckConstraint(
         "num_nonnulls(suspended_why, suspended_at) = CASE state WHEN 'suspended' THEN 2 ELSE 0 END",
         name="suspended_says_why",
     ),
-    sa.CheckConstraint("suspended_why IN ('reported', 'cloned')", name="suspended_why"),
+    sa.CheckConstraint("suspended_why IN ('reported', 'cloned', 'revoked')", name="suspended_why"),
     sa.CheckConstraint(
         "num_nonnulls(evidence_first, evidence_second) = CASE suspended_why WHEN 'cloned' THEN 2 ELSE 0 END",
         name="clone_is_proved",
@@ -141,6 +156,83 @@ corporate_customer = sa.Table(
     # Legal name, LEI and social credit code under the customer's own data key.
     sa.Column("legal_data", sa.LargeBinary, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
+)
+
+card_revocation = sa.Table(
+    "card_revocation",
+    metadata,
+    # By the issuer; for ever.
+    sa.Column("issuer", sa.Text, nullable=False),
+    sa.Column("serial", sa.Text, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("revoked_at", _Moment, nullable=False),
+    sa.PrimaryKeyConstraint("issuer", "serial", name="card_revocation_pk"),
+)
+
+payment_control = sa.Table(
+    "payment_control",
+    metadata,
+    # What one signature alone may pay for a corporate wallet; above it a payment needs an approval.
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), primary_key=True),
+    sa.Column("account", sa.BigInteger, nullable=False, unique=True),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("is_in_force", sa.Boolean, nullable=False),
+    sa.Column("alone_max_minor", sa.BigInteger, nullable=False),
+    sa.Column("alone_day_max_minor", sa.BigInteger, nullable=False),
+    # Carried on one signature on that scheme day.
+    sa.Column("alone_on", sa.Date, nullable=False),
+    sa.Column("alone_minor", sa.BigInteger, nullable=False),
+    sa.Column("changed_at", _Moment, nullable=False),
+    sa.CheckConstraint("version >= 1", name="version"),
+    sa.CheckConstraint("alone_max_minor >= 0", name="alone_max"),
+    sa.CheckConstraint("0 <= alone_minor AND alone_minor <= alone_day_max_minor", name="alone_i9"),
+)
+
+payment_signatory = sa.Table(
+    "payment_signatory",
+    metadata,
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("payment_control.wallet_id"), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("thumbprint", sa.Text, nullable=False),
+    sa.Column("person", sa.Text, nullable=False),
+    sa.Column("key", postgresql.JSONB, nullable=False),
+    # One key is one person's.
+    sa.PrimaryKeyConstraint("wallet_id", "version", "thumbprint", name="payment_signatory_pk"),
+)
+
+payment_control_change = sa.Table(
+    "payment_control_change",
+    metadata,
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("payment_control.wallet_id"), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("first_person", sa.Text, nullable=False),
+    sa.Column("first_token", sa.Text, nullable=False),
+    sa.Column("second_person", sa.Text, nullable=False),
+    sa.Column("second_token", sa.Text, nullable=False),
+    sa.Column("changed_at", _Moment, nullable=False),
+    sa.PrimaryKeyConstraint("wallet_id", "version", name="payment_control_change_pk"),
+    sa.CheckConstraint("first_person <> second_person", name="two_persons_i8"),
+)
+
+payment_approval = sa.Table(
+    "payment_approval",
+    metadata,
+    sa.Column("payment_id", sa.Uuid, primary_key=True),
+    sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("payment_control.wallet_id"), nullable=False),
+    # Of what the maker signs.
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("checker", sa.Text, nullable=False),
+    sa.Column("valid_until", _Moment, nullable=False),
+    sa.Column("token", sa.Text, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    # Whose payment it was used for.
+    sa.Column("maker", sa.Text),
+    sa.Column("withdrawn_at", _Moment),
+    sa.Column("approved_at", _Moment, nullable=False),
+    sa.CheckConstraint("maker <> checker", name="two_persons_i8"),
+    sa.CheckConstraint("maker IS NULL OR withdrawn_at IS NULL", name="used_or_withdrawn"),
+    sa.CheckConstraint("octet_length(digest) = 32", name="digest"),
+    sa.Index("payment_approval_wallet", "wallet_id"),
 )
 
 wallet_alias = sa.Table(
@@ -185,6 +277,7 @@ alias_lookup_count = sa.Table(
     sa.Column("wallet_id", sa.Uuid, sa.ForeignKey("wallet.id"), nullable=False),
     sa.Column("hour", _Moment, nullable=False),
     sa.Column("lookups", sa.Integer, nullable=False),
+    sa.Column("in_files", sa.Integer, nullable=False),
     sa.PrimaryKeyConstraint("wallet_id", "hour", name="alias_lookup_count_pk"),
-    sa.CheckConstraint("lookups BETWEEN 1 AND 30", name="bounded"),
+    sa.CheckConstraint("lookups BETWEEN 0 AND 30 AND in_files BETWEEN 0 AND 40000", name="bounded"),
 )

@@ -223,7 +223,7 @@ def find_run(connection: sa.Connection, settled_on: date) -> tuple[datetime | No
 def mark_scanned(connection: sa.Connection, settled_on: date, *, now: datetime, is_finished: bool) -> None:
     values: dict[str, Any] = {"scanned_at": now, "finished_at": now if is_finished else None}
     statement = insert(interest_run).values(settled_on=settled_on, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=["settled_on"], set_=values))
+    connection.execute(statement.on_conflict_do_update(constraint="interest_run_pk", set_=values))
 
 
 def total_of(connection: sa.Connection, last_on: date) -> Total:

@@ -169,7 +169,7 @@ def insert_device(connection: sa.Connection, row: Device) -> bool:
     """False if the key is known. Only one that the same wallet was refused may be tried again."""
     statement = insert(wallet_device).values(asdict(row))
     statement = statement.on_conflict_do_update(
-        index_elements=[wallet_device.c.thumbprint],
+        constraint="wallet_device_pk",
         set_={"state": row.state, "added_at": row.added_at, "ended_at": row.ended_at},
         where=sa.and_(wallet_device.c.wallet_id == row.wallet_id, wallet_device.c.state == "refused"),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from psycopg.rows import dict_row
+from sqlalchemy import RowMapping
 from sqlalchemy.dialects.postgresql import insert
 
 from kernel import ids
@@ -29,6 +29,7 @@ from wallet.store.offline_tables import (
     purse_source,
     purse_spend,
 )
+from wallet.store.rows import dict_row
 
 # --- the escrow's account --------------------------------------------------------------------------------------------
 
@@ -222,16 +223,18 @@ def load_books(
     spends: Collection[bytes],
     counters: Collection[int],
 ) -> Books:
-    """What a chain concerns: its purses (locked), its value objects with all that was spent of them, and every spend
-    that might be one of the chain's or exclude one."""
+    """What a chain concerns: its purses (locked), its value objects with all that was spent of them, what else its
+    purses have left, and every spend that might be one of the chain's or exclude one."""
     books = Books()
     query = sa.select(purse).where(purse.c.certificate_hash.in_(certificates)).order_by(purse.c.id).with_for_update()
     for row in connection.execute(query).mappings():
         books.purses[row["id"]] = _purse_book(PurseRow(**row))
-    for row in connection.execute(sa.select(purse_source).where(purse_source.c.hash.in_(sources))).mappings():
-        books.sources[row["hash"]] = SourceBook(
-            row["hash"], row["purse_id"], row["amount_minor"], row["backed_minor"], row["covered_minor"]
-        )
+    is_left = sa.and_(
+        purse_source.c.purse_id.in_(list(books.purses)), purse_source.c.covered_minor < purse_source.c.backed_minor
+    )
+    query = sa.select(purse_source).where(sa.or_(purse_source.c.hash.in_(sources), is_left))
+    for row in connection.execute(query).mappings():
+        books.sources[row["hash"]] = _source_book(row)
     touching = sa.select(purse_part.c.spend_hash).where(purse_part.c.source_hash.in_(sources))
     related = sa.select(purse_spend).where(
         sa.or_(
@@ -265,15 +268,17 @@ def load_books(
 
 
 def load_books_of(connection: sa.Connection, purse_id: UUID) -> Books | None:
-    """A purse (locked) and its value objects: what closing it needs."""
-    found = find_purse(connection, purse_id, for_update=True)
-    if found is None:
+    """A purse and its value objects, and the purses of the same account for which these answer: what closing it needs.
+    The purses are locked."""
+    # All of the account, a handful: which of them it needs may change until they are locked.
+    account = sa.select(purse.c.account).where(purse.c.id == purse_id).scalar_subquery()
+    query = sa.select(purse).where(purse.c.account == account).order_by(purse.c.id).with_for_update()
+    rows = [PurseRow(**row) for row in connection.execute(query).mappings()]
+    if not rows:
         return None
-    books = Books(purses={purse_id: _purse_book(found)})
+    books = Books(purses={row.id: _purse_book(row) for row in rows})
     for row in connection.execute(sa.select(purse_source).where(purse_source.c.purse_id == purse_id)).mappings():
-        books.sources[row["hash"]] = SourceBook(
-            row["hash"], row["purse_id"], row["amount_minor"], row["backed_minor"], row["covered_minor"]
-        )
+        books.sources[row["hash"]] = _source_book(row)
     return books
 
 
@@ -425,8 +430,20 @@ def _purse_book(row: PurseRow) -> PurseBook:
     )
 
 
+def _source_book(row: RowMapping) -> SourceBook:
+    return SourceBook(
+        row["hash"],
+        row["purse_id"],
+        row["amount_minor"],
+        row["backed_minor"],
+        row["covered_minor"],
+        answers_for=row["answers_for"],
+    )
+
+
 def _source_values(source: SourceBook) -> dict[str, object]:
     return {
+        "answers_for": source.answers_for,
         "hash": source.hash,
         "purse_id": source.owner,
         "amount_minor": source.amount_minor,

@@ -89,6 +89,8 @@ purse_source = sa.Table(
     sa.Column("amount_minor", sa.BigInteger, nullable=False),
     sa.Column("backed_minor", sa.BigInteger, nullable=False),
     sa.Column("covered_minor", sa.BigInteger, nullable=False),
+    # The purse of the same account that paid this one, if its device should be caught.
+    sa.Column("answers_for", sa.Uuid, sa.ForeignKey("purse.id")),
     sa.CheckConstraint("0 <= covered_minor AND covered_minor <= backed_minor", name="covered_once"),
     sa.CheckConstraint("backed_minor <= amount_minor AND amount_minor > 0", name="backed_within_amount"),
     sa.Index("purse_source_purse_id", "purse_id"),

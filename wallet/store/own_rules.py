@@ -11,21 +11,21 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from psycopg.rows import dict_row
-
 from kernel.ids import AccountNumber
 from wallet.domain.cards import Card
 from wallet.domain.families import Child, ChildCaps, ChildUsage
 from wallet.store.carriage import Connection
+from wallet.store.rows import dict_row
 
 
 def accounts_with_rules(connection: Connection, accounts: Collection[int]) -> tuple[set[int], set[int]]:
-    """Which of the accounts are a child's, and which have a card. For nearly every batch: none."""
+    """Which of the accounts are a child's, and which have a card or dual control. For nearly every batch: none."""
     asked = _array(accounts)
     rows = connection.execute(
         "SELECT account, true FROM child_wallet WHERE account = ANY(%s::bigint[])"
-        " UNION ALL SELECT account, false FROM hardware_card WHERE account = ANY(%s::bigint[])",
-        (asked, asked),
+        " UNION ALL SELECT account, false FROM hardware_card WHERE account = ANY(%s::bigint[])"
+        " UNION ALL SELECT account, false FROM payment_control WHERE account = ANY(%s::bigint[]) AND is_in_force",
+        (asked, asked, asked),
         prepare=True,
     ).fetchall()
     of_children = {account for account, is_child in rows if is_child}
@@ -82,13 +82,15 @@ def save_child_usage(connection: Connection, wallet_id: UUID, usage: ChildUsage)
     )
 
 
-def incoming_minor(connection: Connection, wallet_id: UUID) -> int:
-    """Payments towards a child that are on their way; its row must be locked."""
+def incoming_minor(connection: Connection, wallet_id: UUID, *, after: int) -> int:
+    """Payments towards a child that are not in what the ledger said as of `after`, or not known to be: on their way,
+    or booked later. The child's row must be locked."""
     row = connection.execute(
         "SELECT coalesce(sum(payment.amount_minor), 0)::bigint FROM child_credit"
         " JOIN payment ON payment.id = child_credit.payment_id"
-        " WHERE child_credit.wallet_id = %s AND payment.state = 'initiated'",
-        (wallet_id,),
+        " WHERE child_credit.wallet_id = %s"
+        " AND (payment.state = 'initiated' OR (payment.state = 'final' AND payment.seq > %s))",
+        (wallet_id, after),
     ).fetchone()
     return int(row[0]) if row is not None else 0
 
@@ -105,7 +107,7 @@ def lock_cards(connection: Connection, accounts: Collection[int]) -> dict[tuple[
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
             "SELECT thumbprint, wallet_id, account, counter_last, pin_free_single_max_minor, pin_free_total_max_minor,"
-            " pin_free_minor, state FROM hardware_card WHERE account = ANY(%s::bigint[])"
+            " pin_free_minor, state, expires_at FROM hardware_card WHERE account = ANY(%s::bigint[])"
             " ORDER BY thumbprint FOR UPDATE",
             (_array(accounts),),
         )

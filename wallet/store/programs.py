@@ -13,11 +13,11 @@ from typing import Any
 from uuid import UUID
 
 from psycopg import sql
-from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from wallet.domain.program_records import Merchant, Part, Program, Spend, Statement, Voucher
 from wallet.store.carriage import Connection
+from wallet.store.rows import dict_row
 
 _JSON = {"terms", "body", "recipient_key", "key"}
 
@@ -63,10 +63,19 @@ def list_programs(connection: Connection, wallet_id: UUID, *, after: UUID | None
         return [_program(row) for row in cursor]
 
 
-def programs_due(connection: Connection, *, now: datetime, limit: int) -> list[UUID]:
-    """Programs that the periodic pass is to look at, the longest due first."""
+def programs_due(connection: Connection, *, now: datetime, limit: int, but: Sequence[UUID] = ()) -> list[UUID]:
+    """Programs that the periodic pass is to look at, but those, the longest due first."""
     rows = connection.execute(
-        "SELECT id FROM program WHERE wake_at <= %s ORDER BY wake_at, id LIMIT %s", (now, limit)
+        "SELECT id FROM program WHERE wake_at <= %s AND NOT id = ANY(%s::uuid[]) ORDER BY wake_at, id LIMIT %s",
+        (now, list(but), limit),
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def still_due(connection: Connection, programs: Sequence[UUID], *, now: datetime) -> list[UUID]:
+    """Those among them that would be looked at again at once."""
+    rows = connection.execute(
+        "SELECT id FROM program WHERE id = ANY(%s::uuid[]) AND wake_at <= %s", (list(programs), now)
     ).fetchall()
     return [row[0] for row in rows]
 
@@ -250,7 +259,7 @@ def find_merchant(connection: Connection, account: int) -> Merchant | None:
 def save_merchant(connection: Connection, merchant: Merchant) -> None:
     columns = [field.name for field in fields(Merchant)]
     connection.execute(
-        sql.SQL("INSERT INTO merchant ({}) VALUES ({}) ON CONFLICT (account) DO UPDATE SET {}").format(
+        sql.SQL("INSERT INTO merchant ({}) VALUES ({}) ON CONFLICT ON CONSTRAINT merchant_pk DO UPDATE SET {}").format(
             sql.SQL(", ").join(map(sql.Identifier, columns)),
             sql.SQL(", ").join([sql.Placeholder()] * len(columns)),
             sql.SQL(", ").join(sql.SQL("{0} = excluded.{0}").format(sql.Identifier(name)) for name in columns),

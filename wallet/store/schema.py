@@ -1,4 +1,7 @@
-"""Every table of the service, for whoever needs them all: the migrations' check, the grants' check."""
+"""Every table of the service as the database has it, for whoever needs them all: the migrations' check, tests.
+
+The statements of `wallet.store` are made with the tables declared in the other modules, which do not know of tenants.
+"""
 
 from __future__ import annotations
 
@@ -11,4 +14,7 @@ from wallet.store import offline_tables as offline_tables
 from wallet.store import privacy_tables as privacy_tables
 from wallet.store import programs_tables as programs_tables
 from wallet.store import requests_tables as requests_tables
-from wallet.store.tables import metadata as metadata
+from wallet.store.tables import metadata as declared
+from wallet.store.tenancy import isolated
+
+metadata = isolated(declared)

@@ -84,9 +84,7 @@ def add_deliveries(connection: sa.Connection, endpoint_id: UUID, events: Sequenc
         return 0
     statement = insert(webhook_delivery)
     fresh = {"state": "pending", "attempts": 0, "next_at": statement.excluded.next_at, "ended_at": None}
-    statement = statement.on_conflict_do_update(
-        index_elements=[webhook_delivery.c.endpoint_id, webhook_delivery.c.event_id], set_=fresh
-    )
+    statement = statement.on_conflict_do_update(constraint="webhook_delivery_pk", set_=fresh)
     rows = [
         {
             "endpoint_id": endpoint_id,

@@ -6,6 +6,7 @@ import hmac
 import secrets
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -21,17 +22,22 @@ from wallet.domain.aliases import (
     CODE_TRIES_MAX,
     CODES_PER_HOUR_MAX,
     LOOKUPS_PER_HOUR_MAX,
+    PAYROLL_LOOKUPS_PER_HOUR_MAX,
     Alias,
     AliasKindName,
+    kind_of,
     mask_name,
     normalise,
 )
+from wallet.domain.records import Customer, Wallet
 from wallet.store import aliases as store
+from wallet.store import customers, families
 from wallet.store import wallets as wallet_store
 from wallet.usecases import wallets
 from wallet.usecases.context import Context
 
 LISTED_MAX = 200
+ASKED_TOGETHER_MAX = 1_000
 SANDBOX_CODES_MAX = 1_000
 
 
@@ -212,7 +218,7 @@ def look_up(context: Context, payer_id: UUID, *, kind: AliasKindName, alias: str
         raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
     hour = context.clock().replace(minute=0, second=0, microsecond=0)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
-        is_within = store.count_lookup(connection, payer_id, hour=hour, most=LOOKUPS_PER_HOUR_MAX)
+        is_within = store.count_lookups(connection, payer_id, hour=hour, most=LOOKUPS_PER_HOUR_MAX)
         row = store.default_alias(connection, _hash(context, kind, spelt), currency) if is_within else None
         payee = None if row is None else wallet_store.find_wallet(connection, row.wallet_id)
     if not is_within:
@@ -220,6 +226,53 @@ def look_up(context: Context, payer_id: UUID, *, kind: AliasKindName, alias: str
     if payee is None or payee.account is None or payee.state != "open":
         raise ProblemError(WalletRefusal.ALIAS_NOT_FOUND)
     return Payee(payee.account, mask_name(wallets.find_customer(context, payee.customer_id).name))
+
+
+def look_up_many(context: Context, payer: Wallet, texts: Collection[str], *, currency: str) -> dict[str, Payee]:
+    """Where payments to aliases would go, as a payroll names them: each by its text, without those that lead nowhere.
+
+    Every one counts, found or not; a registered company may look up as many as a payroll has lines.
+    Raises: ProblemError(alias-lookups-too-many), and then none was looked up.
+    """
+    hashes: dict[str, bytes] = {}
+    for text in texts:
+        kind = kind_of(text)
+        spelt = None if kind is None else normalise(kind, text)
+        if kind is not None and spelt is not None:
+            hashes[text] = _hash(context, kind, spelt)
+    if not hashes:
+        return {}
+    hour = context.clock().replace(minute=0, second=0, microsecond=0)
+    asked = sorted(set(hashes.values()))
+    with context.database.transaction(isolation="READ COMMITTED") as connection:
+        is_company = families.find_corporate(connection, payer.customer_id) is not None
+        most = PAYROLL_LOOKUPS_PER_HOUR_MAX if is_company else LOOKUPS_PER_HOUR_MAX
+        is_within = store.count_lookups(
+            connection, payer.id, hour=hour, most=most, lookups=len(asked), in_files=is_company
+        )
+        found: dict[bytes, tuple[UUID, int]] = {}
+        people: dict[UUID, Customer] = {}
+        for first in range(0, len(asked) if is_within else 0, ASKED_TOGETHER_MAX):
+            page = store.default_wallets(connection, asked[first : first + ASKED_TOGETHER_MAX], currency)
+            found |= page
+            owners = sorted({customer_id for customer_id, _ in page.values()})
+            people |= {row.id: row for row in customers.find_customers(connection, owners)}
+    if not is_within:
+        more = "" if is_company else ", more for a registered company"
+        detail = f"{len(asked)} aliases in the file; at most {most} an hour{more}"
+        raise ProblemError(WalletRefusal.ALIAS_LOOKUPS_TOO_MANY, detail)
+    payees: dict[str, Payee] = {}
+    for text, alias_hash in hashes.items():
+        if alias_hash in found:
+            customer_id, account = found[alias_hash]
+            payees[text] = Payee(AccountNumber(account), _masked_name(context, people.get(customer_id)))
+    return payees
+
+
+def _masked_name(context: Context, row: Customer | None) -> str:
+    if row is None or row.is_erased:
+        return mask_name("")
+    return mask_name(context.personal_data.open(row.id, row.wrapped_key, row.personal_data)[0])
 
 
 def _spelt(kind: AliasKindName, alias: str) -> str:

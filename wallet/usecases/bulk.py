@@ -39,6 +39,7 @@ from wallet.domain.limits import scheme_day
 from wallet.domain.records import Payment, Wallet
 from wallet.store import bulk, events
 from wallet.store.bulk import BulkFile, BulkLine, Progress
+from wallet.usecases.aliases import look_up_many
 from wallet.usecases.context import Context, ledger_unavailable
 from wallet.usecases.pay import Outcome, pay
 from wallet.usecases.wallets import account_of, find_wallet
@@ -71,7 +72,10 @@ class CheckedFile:
 def check_file(context: Context, wallet_id: UUID, content: bytes) -> CheckedFile:
     """What would become of each line now. Nothing is kept, nothing is booked.
 
-    Raises: ProblemError(bulk-file-unreadable, wallet-not-found, wallet-not-open, service-unavailable).
+    A payee may be an alias of this institution's: it is resolved here, once, and the payer sees whose account it is by
+    masked name before signing to that account; an alias that moves afterwards moves no money.
+    Raises: ProblemError(bulk-file-unreadable, wallet-not-found, wallet-not-open, alias-lookups-too-many,
+    service-unavailable).
     """
     wallet = find_wallet(context, wallet_id)
     account = account_of(context, wallet)
@@ -94,8 +98,11 @@ def check_file(context: Context, wallet_id: UUID, content: bytes) -> CheckedFile
         usage=wallet.usage,
         available_minor=account.available_minor,
     )
-    accounts = find_payees(context, {line.payee for line in good})
-    checked = [*rules.check_lines(good, accounts=accounts, payer=payer, today=today), *bad]
+    payees = {line.payee for line in good}
+    named = look_up_many(context, wallet, payees, currency=context.ledgers.home.currency)
+    accounts = find_payees(context, payees) | {text: int(payee.account) for text, payee in named.items()}
+    names = {text: payee.masked_name for text, payee in named.items()}
+    checked = [*rules.check_lines(good, accounts=accounts, payer=payer, today=today, names=names), *bad]
     payable = [line for line in checked if line.refusal is None]
     return CheckedFile(
         lines=sorted(checked, key=lambda line: line.number),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from kernel import ids
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.clock import Clock
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import PrivateKey, PublicKey
 from kernel.database import Database
 from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import AccountNumber, ParticipantId
@@ -116,6 +116,8 @@ class Context:
     """Where one-time codes for aliases leave."""
     operator_kind: OperatorKind = OperatorKind.BANK
     """What this institution is to the rules on reserves."""
+    card_issuers: Mapping[str, PublicKey] = field(default_factory=dict)
+    """The root keys of the card issuers that are trusted here, by name. None: no card is taken."""
     packs: Sequence[RulePack] = ()
     """Every pack that was, is or will be in force here, for what goes by the day; empty = `pack` alone."""
 

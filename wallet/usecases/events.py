@@ -1,7 +1,7 @@
 """Events in order, and webhooks: a bounded piece of work at a time, safe to be done by several processes.
 
 1. `number_events` gives committed events their positions (see `store.events.number`);
-2. `look_for_money` reads statements for what came from elsewhere;
+2. `follow_ledger` makes events of what the ledger has booked on this institution's accounts;
 3. `fan_out` turns events into deliveries, one for each endpoint that wants them, in one transaction with its place;
 4. `deliver` sends what is due, and records each answer. A death between sending and recording sends again: a webhook
    is told at least once, under the event's id.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
+
+from psycopg.errors import UniqueViolation
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto.keys import PrivateKey
@@ -36,8 +38,9 @@ from wallet.usecases.context import Context
 from wallet.webhook_sender import Answer, WebhookSender
 
 NUMBERED_TOGETHER_MAX = 2_000
-LOOKED_TOGETHER_MAX = 20
-LOOK_EVERY = timedelta(minutes=1)
+BOOKINGS_TOGETHER_MAX = 1_000
+UNDER_WAY = timedelta(seconds=5)
+"""A payment that is booked and not recorded as such is left to its request for so long."""
 FANNED_OUT_TOGETHER_MAX = 500
 SENT_TOGETHER_MAX = 32
 SENT_TOGETHER_EACH_MAX = 4
@@ -79,41 +82,31 @@ def number_events(context: Context) -> int:
         return events.number(connection, limit=NUMBERED_TOGETHER_MAX)
 
 
-def look_for_money(context: Context) -> int:
-    """New credits on our wallets' statements, the wallet longest not looked at first; how many lines were new."""
-    now = context.clock()
+def follow_ledger(context: Context) -> int:
+    """The next page of what the ledger has booked on our accounts becomes events; how far in the journal it went. So a
+    payment's path is free of its events, and what came from elsewhere is told in the same way."""
+    home, now = context.ledgers.home, context.clock()
     with context.database.transaction(isolation="READ COMMITTED") as connection:
-        due = events.wallets_to_look_at(connection, before=now - LOOK_EVERY, limit=LOOKED_TOGETHER_MAX)
-    found = 0
-    for wallet_id, account, seen, cursor in due:
-        try:
-            statement = context.ledgers.home.client.statement(account, cursor=cursor)
-        except (ProblemResponse, ServiceUnreachable):
-            return found  # the next pass looks again
-        new = [line for line in statement.lines if line.seq > seen]
-        rows = [
-            events.received(
-                line.transfer,
-                wallet_id,
-                kind=line.kind.value,
-                amount_minor=line.amount_minor,
-                seq=line.seq,
-                at=line.booked_at,
-            )
-            for line in new
-            if line.direction == "credit" and line.amount_minor
-        ]
-        with context.database.transaction(isolation="READ COMMITTED") as connection:
-            events.add_received(connection, rows)
-            events.save_looked(
+        after = events.told_through(connection, home.name)
+    try:
+        page = home.client.bookings(after_seq=after, limit=BOOKINGS_TOGETHER_MAX)
+    except (ProblemResponse, ServiceUnreachable):
+        return 0  # the next pass asks again
+    if page.through_seq == after:
+        return 0
+    try:
+        return context.database.run_session(
+            lambda connection: events.tell_bookings(
                 connection,
-                wallet_id,
-                seq=new[-1].seq if new else seen,
-                cursor=statement.next_cursor or cursor,
-                looked_at=now,
+                home.name,
+                page.bookings,
+                after_seq=after,
+                through_seq=page.through_seq,
+                under_way_since=now - UNDER_WAY,
             )
-        found += len(new)
-    return found
+        )
+    except UniqueViolation:
+        return 0
 
 
 # --- endpoints -------------------------------------------------------------------------------------------------------
@@ -130,6 +123,7 @@ def create_endpoint(
         check_url(url, is_sandbox=hooks.sender.is_sandbox)
     except AddressRefused as error:
         raise ProblemError(WalletRefusal.ENDPOINT_REFUSED, str(error)) from None
+    follow_ledger(context)
     number_events(context)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         row = Endpoint(
@@ -238,12 +232,17 @@ def replay(
 def tell(context: Context, hooks: Hooks) -> int:
     """One round of everything above; how much was done if more may wait, else 0. Then the next round comes in a while:
     a round for each batch of payments would cost more than the payments."""
+    followed = follow_ledger(context)
     numbered = number_events(context)
-    look_for_money(context)
     fanned_out = fan_out(context)
     sent = deliver(context, hooks)
-    is_more = numbered >= NUMBERED_TOGETHER_MAX or fanned_out >= FANNED_OUT_TOGETHER_MAX or sent >= SENT_TOGETHER_MAX
-    return numbered + fanned_out + sent if is_more else 0
+    is_more = (
+        followed >= BOOKINGS_TOGETHER_MAX
+        or numbered >= NUMBERED_TOGETHER_MAX
+        or fanned_out >= FANNED_OUT_TOGETHER_MAX
+        or sent >= SENT_TOGETHER_MAX
+    )
+    return followed + numbered + fanned_out + sent if is_more else 0
 
 
 def fan_out(context: Context) -> int:

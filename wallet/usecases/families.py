@@ -220,11 +220,14 @@ def close_child(context: Context, parent_id: UUID, child_id: UUID) -> KnownChild
         return known
     if known.child.account is None:
         raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
+    # The ledger is asked before the lock; under it, nothing may be on its way that its answer does not have.
+    account = wallets.account_of(context, known.wallet)
+    if account is None or account.balance_minor != 0:
+        raise ProblemError(WalletRefusal.CHILD_NOT_EMPTY)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         child = _lock(connection, child_id)
-        account = wallets.account_of(context, known.wallet)  # under the lock: no payment of ours is decided meanwhile
-        if account is None or account.balance_minor != 0:
-            raise ProblemError(WalletRefusal.CHILD_NOT_EMPTY)
+        if store.incoming_minor(connection, child_id, after=account.as_of_seq):
+            raise ProblemError(WalletRefusal.CHILD_NOT_EMPTY, "a payment to it is on its way, or has just arrived")
         if child.state != "closed":
             store.end(connection, child, "closed", ended_at=context.clock())
     return find_child(context, parent_id, child_id)

@@ -71,6 +71,7 @@ from wallet.usecases.context import (
 log = logging.getLogger("jiaozi.wallet.offline")
 
 RECOVERED_AT_ONCE_MAX = 200
+_NO_PURSE = "a child wallet, a card, a wallet of two signatures has no purse: its rules end there"
 PAYOUT_AGAIN = timedelta(minutes=1)
 """How long a payout that was refused (a full or frozen wallet) rests before it is tried again."""
 
@@ -334,7 +335,7 @@ def _may_have_purse(connection: RawConnection, account: int) -> None:
     """What a purse takes in and pays out between two devices is counted towards nobody's own caps."""
     of_children, of_cards = own_rules.accounts_with_rules(connection, {account})
     if account in of_children or account in of_cards:
-        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, "a child wallet or card has no purse: its caps end there")
+        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, _NO_PURSE)
 
 
 def _advance(context: Context, row: FundingRow) -> FundingRow:

@@ -1,28 +1,63 @@
-"""What some wallets obey besides their class: children (own caps, one merchant) and cards (counter, PIN-free caps).
+"""What some wallets obey besides their class: children (own caps, one merchant), cards (counter, PIN-free caps),
+companies (two signatures above what one may pay).
 
 `wallet.usecases.pay` asks here under the payers' locks, in the transaction that records the payment; so I9 holds for a
 child's own caps as it does for a class's, whatever is sent at once. The tables repeat every rule that is a count.
+
+A child's balance is the ledger's to know, and nobody's locks wait for the ledger: it is read before the transaction
+(`AskOutside`), with the sequence number up to which it is true. Under the locks everything is added that was recorded
+towards the child and is not known to be in that reading: what is on its way, and what was booked later. So however old
+a reading is, no payment of ours is left out of it, and the cap holds whatever is sent at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import threading
+import time
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from uuid import UUID
 
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
+from kernel.database import AskOutside
 from kernel.errors import Refusal, RequestRefusal
+from kernel.ids import AccountNumber
 from wallet.contract import WalletRefusal
+from wallet.contract.controls import instruction_digest
 from wallet.domain import cards, families
 from wallet.domain.cards import Card, Cloned
+from wallet.domain.controls import Allowed, Approval, Control, decide_instruction
 from wallet.domain.families import Child, ChildUsage
 from wallet.domain.limits import scheme_day
 from wallet.domain.records import Payment
+from wallet.store import controls as controls_store
 from wallet.store import own_rules as store
 from wallet.store.carriage import Connection
 from wallet.usecases.context import Context
+
+READING_SECONDS_MAX = 10.0
+"""A reading that is older is asked for again: other institutions' payments to the child are not in our records."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A balance on the ledger, true up to `seq`."""
+
+    balance_minor: int
+    seq: int
+
+
+class _Readings(threading.local):
+    """What this thread has just asked outside of its transaction, for the payments that it begins again with."""
+
+    batch: tuple[UUID, ...] = ()
+    asked_at: float = 0.0
+    found: Mapping[int, Reading | None] = {}
+
+
+_readings = _Readings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +67,16 @@ class OwnRules:
     children: dict[int, Child] = field(default_factory=dict)
     cards: dict[tuple[int, str], Card] = field(default_factory=dict)
     seen: dict[tuple[str, int], tuple[UUID, str]] = field(default_factory=dict)
+    controls: dict[int, Control] = field(default_factory=dict)
+    approvals: dict[UUID, Approval] = field(default_factory=dict)
+    batch: tuple[UUID, ...] = ()
+    capped: frozenset[int] = frozenset()
+    """Accounts of the children that are paid and have a cap on their balance."""
 
     def is_card(self, account: int | None) -> bool:
-        """Whether a card may have signed for it: then the signature is checked before its counter is believed."""
-        return any(account == of_card for of_card, _ in self.cards)
+        """Whether who has signed matters here (a card's counter, a company's maker): then the signature is checked
+        before it is believed."""
+        return account in self.controls or any(account == of_card for of_card, _ in self.cards)
 
 
 def load(
@@ -47,10 +88,18 @@ def load(
 ) -> OwnRules:
     """`moves`: (payment's id, debit, credit); the others: which of these accounts have rules. The payers' wallets must
     be locked."""
-    if not of_children and not of_cards:
+    debits = {debit for _, debit, _ in moves}
+    found_controls = controls_store.lock_controls(connection, debits)
+    if not of_children and not of_cards and not found_controls:
         return OwnRules()
     children = store.lock_children(connection, of_children) if of_children else {}
-    debits = {debit for _, debit, _ in moves}
+    batch = tuple(payment_id for payment_id, _, _ in moves)
+    credits = {credit for _, _, credit in moves}
+    capped = frozenset(
+        account
+        for account, child in children.items()
+        if account in credits and child.caps.balance_max_minor is not None
+    )
     with_cards = debits.intersection(of_cards)
     found = store.lock_cards(connection, with_cards) if with_cards else {}
     used = [
@@ -59,7 +108,37 @@ def load(
         for account, thumbprint in found
         if account == debit
     ]
-    return OwnRules(children, found, store.counters_seen(connection, used) if used else {})
+    return OwnRules(
+        children,
+        found,
+        store.counters_seen(connection, used) if used else {},
+        found_controls,
+        controls_store.approvals_of(connection, batch) if found_controls else {},
+        batch,
+        capped,
+    )
+
+
+def _reading_of(context: Context, rules: OwnRules, account: int) -> Reading | None:
+    """What was asked outside for these payments. Raises: AskOutside, if it was not, before anything is written."""
+    is_fresh = _readings.batch == rules.batch and time.monotonic() - _readings.asked_at <= READING_SECONDS_MAX
+    if is_fresh and account in _readings.found:
+        return _readings.found[account]
+
+    def ask() -> None:
+        _readings.found = {each: read_balance(context, each) for each in sorted(rules.capped)}
+        _readings.batch, _readings.asked_at = rules.batch, time.monotonic()
+
+    raise AskOutside(ask)
+
+
+def read_balance(context: Context, account: int) -> Reading | None:
+    """None: the ledger cannot be asked now. Never called inside a transaction."""
+    try:
+        view = context.ledgers.home.client.get_account(AccountNumber(account))
+    except (ProblemResponse, ServiceUnreachable):
+        return None
+    return Reading(view.balance_minor, view.as_of_seq)
 
 
 class Tally:
@@ -79,14 +158,20 @@ class Tally:
         self._counters: list[tuple[str, int, UUID, str]] = []
         self._suspended: list[tuple[str, str, str]] = []
         self._incoming: dict[int, int] = {}
-        self._balances: dict[int, int] = {}
         self._credits: list[tuple[UUID, UUID]] = []
+        self._controls: dict[int, Control] = {}
+        self._used: list[Approval] = []
 
     def refuse(self, payment: Payment) -> Refusal | None:
         """None: allowed so far; `count` it once everything else allows it too."""
-        if not self._rules.children and not self._rules.cards:
+        if not self._rules.children and not self._rules.cards and not self._rules.controls:
             return None
-        return self._refuse_card(payment) or self._refuse_child(payment) or self._refuse_credit(payment)
+        return (
+            self._refuse_card(payment)
+            or self._refuse_control(payment)
+            or self._refuse_child(payment)
+            or self._refuse_credit(payment)
+        )
 
     def count(self, payment: Payment) -> None:
         """Of a payment that `refuse` has just allowed and that is recorded now."""
@@ -98,22 +183,53 @@ class Tally:
         card = self._card(payment)
         if card is not None:
             self._take(card, payment)
+        allowed = self._decide_control(payment)
+        if isinstance(allowed, Allowed):
+            self._controls[payment.debit_account] = allowed.control
+            if allowed.approval is not None:
+                self._used.append(allowed.approval)
         payee = self._rules.children.get(payment.credit_account)
-        if payee is not None and payee.caps.balance_max_minor is not None:
-            self._incoming[payment.credit_account] += payment.amount_minor
+        if payee is not None:
+            if payee.caps.balance_max_minor is not None:
+                self._incoming[payment.credit_account] += payment.amount_minor
             self._credits.append((payment.id, payee.wallet_id))
 
     def write(self, connection: Connection) -> None:
+        _readings.batch = ()
         for account, usage in self._usages.items():
             store.save_child_usage(connection, self._rules.children[account].wallet_id, usage)
         for payment_id, wallet_id in self._credits:
             store.insert_child_credit(connection, payment_id, wallet_id)
+        for control in self._controls.values():
+            controls_store.save_alone(connection, control)
+        for approval in self._used:
+            controls_store.mark_used(connection, approval)
         for thumbprint, counter, payment_id, instruction in self._counters:
             store.insert_counter(connection, thumbprint, counter, payment_id=payment_id, instruction=instruction)
         for card in self._cards.values():
             store.save_card(connection, card)
         for thumbprint, first, second in self._suspended:
             store.suspend_cloned(connection, thumbprint, first=first, second=second, suspended_at=self._now)
+
+    # --- dual control
+
+    def _decide_control(self, payment: Payment) -> Allowed | Refusal | None:
+        control = self._controls.get(payment.debit_account) or self._rules.controls.get(payment.debit_account)
+        if control is None:
+            return None
+        return decide_instruction(
+            control,
+            signer=str(jws.peek_header(payment.instruction).get("kid")),
+            digest=instruction_digest(payment.instruction),
+            amount_minor=payment.amount_minor,
+            approval=self._rules.approvals.get(payment.id),
+            today=payment.counted_on or self._today,
+            now=self._now,
+        )
+
+    def _refuse_control(self, payment: Payment) -> Refusal | None:
+        decided = self._decide_control(payment)
+        return decided if isinstance(decided, Refusal) else None
 
     # --- children
 
@@ -135,23 +251,22 @@ class Tally:
         return decided if isinstance(decided, Refusal) else None
 
     def _refuse_credit(self, payment: Payment) -> Refusal | None:
-        """The child's row is locked, and what is on its way is read before the ledger's balance: a payment booked in
-        between is seen twice, never not at all."""
+        """The child's row is locked. A payment that is booked and not known here to be is counted twice, never not at
+        all."""
         payee = self._rules.children.get(payment.credit_account)
         if payee is None:
             return None
-        account = payment.credit_account
-        if payee.caps.balance_max_minor is not None and account not in self._incoming:
-            self._incoming[account] = store.incoming_minor(self._connection, payee.wallet_id)
-            try:
-                self._balances[account] = self._context.ledgers.home.client.get_account(account).balance_minor
-            except (ProblemResponse, ServiceUnreachable):
-                del self._incoming[account]
+        account, reading = payment.credit_account, None
+        if payee.caps.balance_max_minor is not None:
+            reading = _reading_of(self._context, self._rules, account)
+            if reading is None:
                 return RequestRefusal.SERVICE_UNAVAILABLE
+            if account not in self._incoming:
+                self._incoming[account] = store.incoming_minor(self._connection, payee.wallet_id, after=reading.seq)
         return families.decide_credit(
             payee,
             payment.amount_minor,
-            balance_minor=self._balances.get(account, 0),
+            balance_minor=0 if reading is None else reading.balance_minor,
             incoming_minor=self._incoming.get(account, 0),
         )
 
@@ -168,6 +283,8 @@ class Tally:
         card = self._card(payment)
         if card is None:
             return None
+        if self._now >= card.expires_at:
+            return WalletRefusal.CARD_EXPIRED
         first = self._seen.get((card.thumbprint, cards.read_stamp(payment.id).counter))
         decided = cards.decide_instruction(card, payment.id, amount_minor=payment.amount_minor, seen=first and first[0])
         if isinstance(decided, Cloned) and first is not None:

@@ -244,7 +244,10 @@ def _count(context: Context, wallet: Wallet, code: PayerCode, asked: RequestDocu
         if refusal is not None:
             raise ProblemError(refusal)
         if store.has_own_rules(connection, payer.id):
-            raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, "a child's or a card's wallet shows no codes")
+            raise ProblemError(
+                TransferRefusal.KIND_NOT_ALLOWED,
+                "a child's, a card's, a company's wallet of two signatures shows no codes",
+            )
         caps = caps_in_force(context.pack, payer.wallet_class, changing_to=payer.changing_to, own=payer.own_caps)
         usage = limits.decide_payment(code.cap_minor, caps=caps, usage=payer.usage, today=today)
         if isinstance(usage, Refusal):

@@ -22,6 +22,7 @@ from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import ParticipantId
 from ledger.contract import Model
 from wallet.contract import WalletRefusal
+from wallet.contract.programs import PurchaseOriginView
 from wallet.contract.requests import CodeRedemption, CodeRedemptionAnswer, RequestOffer
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ M = TypeVar("M", bound=Model)
 
 
 class Peer(Protocol):
-    """Another institution's wallet service, as far as requests and codes need it. Raises: ProblemResponse,
+    """Another institution's wallet service, as far as requests, codes and refunds need it. Raises: ProblemResponse,
     ServiceUnreachable, ProblemError."""
 
     def request_offer(self, request: UUID) -> RequestOffer: ...
@@ -45,6 +46,8 @@ class Peer(Protocol):
     def tell_decline(self, request: UUID, decline: str) -> None: ...
 
     def redeem_code(self, redemption: CodeRedemption) -> CodeRedemptionAnswer: ...
+
+    def purchase_origin(self, payment: UUID) -> PurchaseOriginView: ...
 
 
 class Peers:

@@ -350,7 +350,8 @@ def _refuse_payer(connection: Connection, payer: Payer, account: int) -> None:
         raise ProblemError(refusal)
     if any(own_rules.accounts_with_rules(connection, [account])):
         # Their caps are counted payment by payment (`usecases.own_rules`): a hold would pass them by.
-        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, "a child wallet or a card places no holds")
+        detail = "a child wallet, a card, a wallet of two signatures places no holds"
+        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, detail)
 
 
 def _check_payee(

@@ -12,7 +12,6 @@ from wallet.usecases.context import Context
 from wallet.usecases.exchange import resume_exchanges, resume_payments
 from wallet.usecases.interest import resume_interest
 from wallet.usecases.offline import resume_offline
-from wallet.usecases.program_pass import resume_programs
 from wallet.usecases.request_pass import resume_requests
 from wallet.usecases.rule_adoption import adopt_pack
 from wallet.usecases.wallets import resume_openings
@@ -29,14 +28,13 @@ class Recovered:
     exchanges: int
     payments: int
     changes: int = 0
-    programs: int = 0
     requests: int = 0
     offline: int = 0
     interest: int = 0
     pack: int = 0
 
     def __bool__(self) -> bool:
-        done = (self.openings, self.exchanges, self.payments, self.changes, self.programs, self.requests, self.offline)
+        done = (self.openings, self.exchanges, self.payments, self.changes, self.requests, self.offline)
         return any(done) or bool(self.interest or self.pack)
 
 
@@ -48,7 +46,6 @@ def recover(context: Context, *, at_start: bool = False) -> Recovered:
         exchanges=resume_exchanges(context, ignore_claims=at_start),
         payments=resume_payments(context, older_than=older_than),
         changes=resume_changes(context, older_than=older_than),
-        programs=resume_programs(context),
         requests=resume_requests(context, older_than=older_than),
         offline=resume_offline(context, older_than=older_than),
         interest=resume_interest(context),

@@ -22,8 +22,8 @@ import sqlalchemy as sa
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
-from kernel.errors import InvariantBroken, ProblemError
-from kernel.ids import AccountNumber
+from kernel.errors import ProblemError
+from kernel.ids import AccountNumber, ParticipantId
 from ledger.contract import (
     INSTRUCTION_TYP,
     Instruction,
@@ -40,9 +40,9 @@ from wallet.domain.events import EventType
 from wallet.domain.records import Payment, Wallet
 from wallet.domain.refunds import Original, Refund, release, reserve
 from wallet.store import events, payments, wallets
-from wallet.store import programs as program_store
 from wallet.store import refunds as store
 from wallet.store import requests as request_store
+from wallet.usecases import vouchers
 from wallet.usecases.context import SUBMISSION_GRACE, Context, ledger_unavailable
 from wallet.usecases.pay import REFUNDS, Declined, final, pay
 
@@ -68,7 +68,7 @@ def refund(context: Context, token: str) -> Payment:
     """Carry a refund that the holder has signed; its `reference` is the original. Again: the same answer.
 
     Raises: ProblemError(instruction-invalid, not-our-wallet, original-not-found, refund-mismatch, refund-exists,
-    refund-exceeds-original), and as `pay_one`.
+    refund-exceeds-original), as `vouchers.ask_origin`, and as `pay_one`.
     """
     item = _read(token)
     wallet = _payee(context, item)
@@ -144,8 +144,11 @@ def _received(context: Context, original_id: UUID, wallet: Wallet) -> Original |
     behind = None if for_request is None else for_request.refund_account
     if behind is None and view.debit == context.ledgers.vault(context.ledgers.home):
         behind = _issuer_behind(context, original_id)
-        if behind is None:
+        if behind is None:  # nobody's that is known here; given back to the vault, it would be the institution's
             return None
+    elif behind is None and _may_be_voucher(context, view):
+        # The ledger does not say whose account it is; so the institution that carried it is asked, and must answer.
+        behind = vouchers.ask_origin(context, ParticipantId(str(view.submitter)), view)
     return Original(
         transfer_id=original_id,
         wallet_id=wallet.id,
@@ -160,15 +163,14 @@ def _received(context: Context, original_id: UUID, wallet: Wallet) -> Original |
 
 
 def _issuer_behind(context: Context, payment_id: UUID) -> AccountNumber | None:
-    """Whose money our vault passed on: of a voucher's purchase, the issuer's, to whom what is not used returns. None:
-    nobody's that is known here; given back to the vault, it would be the institution's."""
-    spend = context.database.run_session(lambda connection: program_store.find_spend_of(connection, payment_id))
-    if spend is None:
-        return None
-    program = context.database.run_session(lambda connection: program_store.find_program(connection, spend.program_id))
-    if program is None:
-        raise InvariantBroken("I6", f"purchase {spend.id} is of no program")
-    return AccountNumber(program.payer_account)
+    found = vouchers.issuer_of(context, payment_id)
+    return None if found is None else found[1]
+
+
+def _may_be_voucher(context: Context, view: TransferView) -> bool:
+    """Carried by another institution, under a reference of the form that programs have (`reference_of`)."""
+    is_others = view.submitter is not None and view.submitter != context.participant
+    return is_others and view.reference is not None and view.reference.version == 8
 
 
 def _booked(context: Context, transfer_id: UUID) -> TransferView | None:
@@ -315,23 +317,30 @@ def find_refunds(context: Context, payment_id: UUID) -> Refunds:
         received = _received(context, payment_id, payee)
         if received is not None:
             return Refunds(received, [], True, view.debit)
+    paid_from = view.debit
+    if payer is None:
+        issuer = _issuer_behind(context, payment_id)
+        if issuer is None:
+            raise ProblemError(WalletRefusal.PAYMENT_NOT_FOUND)
+        with context.database.transaction(isolation="READ COMMITTED") as connection:
+            payer, paid_from = wallets.find_wallet_of_account(connection, issuer), issuer
     if payer is None:
         raise ProblemError(WalletRefusal.PAYMENT_NOT_FOUND)
     sent = Original(
         transfer_id=payment_id,
         wallet_id=payer.id,
         account=view.credit,
-        payer_account=view.debit,
+        payer_account=paid_from,
         amount_minor=view.amount_minor,
         currency=view.currency,
         refunded_minor=0,
         seq=view.seq,
         booked_at=view.booked_at,
     )
-    return _on_statement(context, sent)
+    return _on_statement(context, sent, debit=view.debit)
 
 
-def _on_statement(context: Context, sent: Original) -> Refunds:
+def _on_statement(context: Context, sent: Original, *, debit: AccountNumber) -> Refunds:
     found: list[StatementLine] = []
     cursor: str | None = None
     is_complete = False
@@ -368,4 +377,4 @@ def _on_statement(context: Context, sent: Original) -> Refunds:
         )
         for line in reversed(found)
     ]
-    return Refunds(replace(sent, refunded_minor=refunded), rows, is_complete, sent.payer_account)
+    return Refunds(replace(sent, refunded_minor=refunded), rows, is_complete, debit)

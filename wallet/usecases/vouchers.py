@@ -22,8 +22,8 @@ from psycopg.errors import UniqueViolation
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
-from kernel.errors import ProblemError
-from kernel.ids import AccountNumber
+from kernel.errors import InvariantBroken, ProblemError
+from kernel.ids import AccountNumber, ParticipantId
 from ledger.contract import (
     LedgerRefusal,
     TransferItem,
@@ -32,13 +32,16 @@ from ledger.contract import (
     TransferRefusal,
     TransferResult,
     TransferTerms,
+    TransferView,
 )
 from wallet.contract import WalletRefusal
 from wallet.contract.programs import (
     MERCHANT_TYP,
+    ORIGIN_TYP,
     SPEND_TYP,
     MerchantRequest,
     MerchantStatement,
+    PurchaseOrigin,
     VoucherSpend,
 )
 from wallet.domain.program_records import Merchant, Spend, Voucher
@@ -55,6 +58,7 @@ from wallet.usecases.context import (
     ledger_unavailable,
     refusal_of,
 )
+from wallet.usecases.peers import canonical, peer_unavailable, signed_document
 from wallet.usecases.programs import RETRY_AFTER, Known, check_signed, keys_of, must_fit, read_document, seed_of
 
 _R = WalletRefusal
@@ -101,6 +105,57 @@ def find_voucher(context: Context, voucher_id: UUID) -> tuple[Voucher, Known, in
         raise ProblemError(_R.VOUCHER_NOT_FOUND)
     known = programs.find(context, voucher.program_id)
     return voucher, known, sum(amount for _, amount in _free(known, voucher_id))
+
+
+def issuer_of(context: Context, payment_id: UUID) -> tuple[Spend, AccountNumber] | None:
+    """Of a purchase that our vault passed on: it, and the account of the voucher's issuer, to whom what is not used
+    returns. None: no voucher of this institution has paid it."""
+    row = context.database.run_session(lambda connection: store.find_spend_of(connection, payment_id))
+    if row is None:
+        return None
+    program = context.database.run_session(lambda connection: store.find_program(connection, row.program_id))
+    if program is None:
+        raise InvariantBroken("I6", f"purchase {row.id} is of no program")
+    return row, AccountNumber(program.payer_account)
+
+
+def sign_origin(context: Context, payment_id: UUID) -> str:
+    """Our word to the merchant's institution, for its refunds. Raises: ProblemError(spend-not-found)."""
+    found = issuer_of(context, payment_id)
+    if found is None:
+        raise ProblemError(_R.SPEND_NOT_FOUND)
+    row, issuer = found
+    origin = PurchaseOrigin(
+        institution=context.participant,
+        payment=payment_id,
+        merchant=AccountNumber(row.merchant_account),
+        amount_minor=row.amount_minor,
+        currency=context.ledgers.home.currency,
+        refund_account=issuer,
+    )
+    return jws.sign(canonical(origin), context.key, typ=ORIGIN_TYP)
+
+
+def ask_origin(context: Context, institution: ParticipantId, view: TransferView) -> AccountNumber | None:
+    """Whom a refund of a payment credits that another institution carried under a program's reference: the issuer of
+    its voucher, by its signed word. None: it was no voucher.
+
+    Raises: ProblemError(institution-unknown, request-document-invalid, service-unavailable): better no refund now than
+    one into the wrong pocket.
+    """
+    try:
+        token = context.peers.find(institution).purchase_origin(view.id).origin
+    except ServiceUnreachable as error:
+        raise peer_unavailable(error, passed_on={}) from error
+    except ProblemResponse as error:
+        if error.refusal == _R.SPEND_NOT_FOUND.value:
+            return None
+        raise peer_unavailable(error, passed_on={}) from error
+    origin = signed_document(context, token, typ=ORIGIN_TYP, model=PurchaseOrigin)
+    said = (origin.institution, origin.payment, origin.merchant, origin.amount_minor, origin.currency)
+    if said != (institution, view.id, view.credit, view.amount_minor, view.currency):
+        raise ProblemError(_R.REQUEST_DOCUMENT_INVALID, "the origin is of another purchase")
+    return origin.refund_account
 
 
 def _record(connection: Connection, context: Context, order: VoucherSpend, token: str) -> None:

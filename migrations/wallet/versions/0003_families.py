@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0003"
 down_revision = "0002"
+
+# Above what one signature alone may pay there is no payment of a corporate wallet without another person's approval.
+APPROVED = """CREATE FUNCTION payment_refuse_unapproved() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (
+        SELECT FROM fresh JOIN payment_control USING (wallet_id)
+        WHERE is_in_force AND fresh.amount_minor > alone_max_minor AND NOT EXISTS (
+            SELECT FROM payment_approval
+            WHERE payment_id = fresh.id AND payment_approval.wallet_id = fresh.wallet_id AND withdrawn_at IS NULL
+            AND payment_approval.version = payment_control.version
+        )
+    ) THEN
+        RAISE EXCEPTION 'a payment above what one signature may pay has no approval'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'payment_approved_i8';
+    END IF;
+    RETURN NULL;
+END
+$$"""
 
 
 def upgrade() -> None:
@@ -102,6 +121,13 @@ def upgrade() -> None:
         sa.Column("counter_last", sa.BigInteger(), nullable=False),
         sa.Column("pin_free_single_max_minor", sa.BigInteger(), nullable=False),
         sa.Column("pin_free_total_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("issuer", sa.Text(), nullable=False),
+        sa.Column("serial", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("attested_single_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("attested_total_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("attestation", sa.Text(), nullable=False),
         sa.Column("pin_free_minor", sa.BigInteger(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("suspended_why", sa.Text(), nullable=True),
@@ -109,6 +135,12 @@ def upgrade() -> None:
         sa.Column("evidence_first", sa.Text(), nullable=True),
         sa.Column("evidence_second", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint(
+            "pin_free_single_max_minor <= attested_single_max_minor"
+            " AND pin_free_total_max_minor <= attested_total_max_minor",
+            name=op.f("hardware_card_attested_i9_ck"),
+        ),
+        sa.UniqueConstraint("issuer", "serial", name="hardware_card_serial"),
         sa.CheckConstraint(
             "num_nonnulls(evidence_first, evidence_second) = CASE suspended_why WHEN 'cloned' THEN 2 ELSE 0 END",
             name=op.f("hardware_card_clone_is_proved_ck"),
@@ -118,7 +150,9 @@ def upgrade() -> None:
             name=op.f("hardware_card_suspended_says_why_ck"),
         ),
         sa.CheckConstraint("state IN ('active', 'suspended')", name=op.f("hardware_card_state_ck")),
-        sa.CheckConstraint("suspended_why IN ('reported', 'cloned')", name=op.f("hardware_card_suspended_why_ck")),
+        sa.CheckConstraint(
+            "suspended_why IN ('reported', 'cloned', 'revoked')", name=op.f("hardware_card_suspended_why_ck")
+        ),
         sa.CheckConstraint(
             "0 <= pin_free_minor AND pin_free_minor <= pin_free_total_max_minor",
             name=op.f("hardware_card_pin_free_i9_ck"),
@@ -204,13 +238,108 @@ def upgrade() -> None:
         sa.Column("wallet_id", sa.Uuid(), nullable=False),
         sa.Column("hour", sa.DateTime(timezone=True), nullable=False),
         sa.Column("lookups", sa.Integer(), nullable=False),
-        sa.CheckConstraint("lookups BETWEEN 1 AND 30", name=op.f("alias_lookup_count_bounded_ck")),
+        sa.Column("in_files", sa.Integer(), nullable=False),
+        sa.CheckConstraint(
+            "lookups BETWEEN 0 AND 30 AND in_files BETWEEN 0 AND 40000", name=op.f("alias_lookup_count_bounded_ck")
+        ),
         sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("alias_lookup_count_wallet_id_fk")),
         sa.PrimaryKeyConstraint("wallet_id", "hour", name="alias_lookup_count_pk"),
+    )
+    _controls()
+
+
+def _controls() -> None:
+    op.create_table(
+        "card_revocation",
+        sa.Column("issuer", sa.Text(), nullable=False),
+        sa.Column("serial", sa.Text(), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("issuer", "serial", name="card_revocation_pk"),
+    )
+    op.create_table(
+        "payment_control",
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("account", sa.BigInteger(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("is_in_force", sa.Boolean(), nullable=False),
+        sa.Column("alone_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("alone_day_max_minor", sa.BigInteger(), nullable=False),
+        sa.Column("alone_on", sa.Date(), nullable=False),
+        sa.Column("alone_minor", sa.BigInteger(), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("version >= 1", name=op.f("payment_control_version_ck")),
+        sa.CheckConstraint("alone_max_minor >= 0", name=op.f("payment_control_alone_max_ck")),
+        sa.CheckConstraint(
+            "0 <= alone_minor AND alone_minor <= alone_day_max_minor", name=op.f("payment_control_alone_i9_ck")
+        ),
+        sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("payment_control_wallet_id_fk")),
+        sa.PrimaryKeyConstraint("wallet_id", name=op.f("payment_control_pk")),
+        sa.UniqueConstraint("account", name=op.f("payment_control_account_uq")),
+    )
+    op.create_table(
+        "payment_signatory",
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("thumbprint", sa.Text(), nullable=False),
+        sa.Column("person", sa.Text(), nullable=False),
+        sa.Column("key", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["wallet_id"], ["payment_control.wallet_id"], name=op.f("payment_signatory_wallet_id_fk")
+        ),
+        sa.PrimaryKeyConstraint("wallet_id", "version", "thumbprint", name="payment_signatory_pk"),
+    )
+    op.create_table(
+        "payment_control_change",
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("first_person", sa.Text(), nullable=False),
+        sa.Column("first_token", sa.Text(), nullable=False),
+        sa.Column("second_person", sa.Text(), nullable=False),
+        sa.Column("second_token", sa.Text(), nullable=False),
+        sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("first_person <> second_person", name=op.f("payment_control_change_two_persons_i8_ck")),
+        sa.ForeignKeyConstraint(
+            ["wallet_id"], ["payment_control.wallet_id"], name=op.f("payment_control_change_wallet_id_fk")
+        ),
+        sa.PrimaryKeyConstraint("wallet_id", "version", name="payment_control_change_pk"),
+    )
+    op.create_table(
+        "payment_approval",
+        sa.Column("payment_id", sa.Uuid(), nullable=False),
+        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("checker", sa.Text(), nullable=False),
+        sa.Column("valid_until", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("token", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("maker", sa.Text(), nullable=True),
+        sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("approved_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("maker <> checker", name=op.f("payment_approval_two_persons_i8_ck")),
+        sa.CheckConstraint("maker IS NULL OR withdrawn_at IS NULL", name=op.f("payment_approval_used_or_withdrawn_ck")),
+        sa.CheckConstraint("octet_length(digest) = 32", name=op.f("payment_approval_digest_ck")),
+        sa.ForeignKeyConstraint(
+            ["wallet_id"], ["payment_control.wallet_id"], name=op.f("payment_approval_wallet_id_fk")
+        ),
+        sa.PrimaryKeyConstraint("payment_id", name=op.f("payment_approval_pk")),
+    )
+    op.create_index("payment_approval_wallet", "payment_approval", ["wallet_id"], unique=False)
+    op.execute(APPROVED)
+    op.execute(
+        "CREATE TRIGGER payment_approved_i8 AFTER INSERT ON payment REFERENCING NEW TABLE AS fresh"
+        " FOR EACH STATEMENT EXECUTE FUNCTION payment_refuse_unapproved()"
     )
 
 
 def downgrade() -> None:
+    op.execute("DROP TRIGGER payment_approved_i8 ON payment")
+    op.execute("DROP FUNCTION payment_refuse_unapproved")
+    op.drop_table("payment_approval")
+    op.drop_table("payment_control_change")
+    op.drop_table("payment_signatory")
+    op.drop_table("payment_control")
+    op.drop_table("card_revocation")
     op.drop_table("alias_lookup_count")
     op.drop_table("wallet_alias")
     op.drop_table("corporate_customer")

@@ -37,15 +37,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("event_counter_pk")),
     )
     op.create_table(
-        "received_cursor",
-        sa.Column("wallet_id", sa.Uuid(), nullable=False),
+        "told_booking",
+        sa.Column("ledger", sa.Text(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
-        sa.Column("cursor", sa.Text(), nullable=True),
-        sa.Column("looked_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(["wallet_id"], ["wallet.id"], name=op.f("received_cursor_wallet_id_fk")),
-        sa.PrimaryKeyConstraint("wallet_id", name=op.f("received_cursor_pk")),
+        sa.CheckConstraint("seq >= 0", name=op.f("told_booking_seq_counts_ck")),
+        sa.PrimaryKeyConstraint("ledger", name=op.f("told_booking_pk")),
     )
-    op.create_index("received_cursor_looked", "received_cursor", ["looked_at"], unique=False)
     op.create_table(
         "webhook_endpoint",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -109,6 +106,6 @@ def downgrade() -> None:
     op.drop_table("webhook_replay")
     op.drop_table("webhook_delivery")
     op.drop_table("webhook_endpoint")
-    op.drop_table("received_cursor")
+    op.drop_table("told_booking")
     op.drop_table("event_counter")
     op.drop_table("event")

@@ -8,6 +8,20 @@ from alembic import op
 revision = "0007"
 down_revision = "0006"
 
+# What a caught device has left is not its holder's before the vault has back what it paid for it.
+HELD = """CREATE FUNCTION purse_payout_refuse_held() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.kind = 'redeem' AND EXISTS (
+        SELECT FROM purse WHERE id = NEW.purse_id AND account = NEW.account AND revoked_for = 'double-spend'
+        AND (closed_at IS NULL OR recovered_minor < loss_minor)
+    ) THEN
+        RAISE EXCEPTION 'the rest of a double spender''s purse is held'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'purse_payout_held_i3';
+    END IF;
+    RETURN NEW;
+END
+$$"""
+
 
 def upgrade() -> None:
     op.create_table(
@@ -106,12 +120,14 @@ def upgrade() -> None:
         sa.Column("amount_minor", sa.BigInteger(), nullable=False),
         sa.Column("backed_minor", sa.BigInteger(), nullable=False),
         sa.Column("covered_minor", sa.BigInteger(), nullable=False),
+        sa.Column("answers_for", sa.Uuid(), nullable=True),
         sa.CheckConstraint(
             "0 <= covered_minor AND covered_minor <= backed_minor", name=op.f("purse_source_covered_once_ck")
         ),
         sa.CheckConstraint(
             "backed_minor <= amount_minor AND amount_minor > 0", name=op.f("purse_source_backed_within_amount_ck")
         ),
+        sa.ForeignKeyConstraint(["answers_for"], ["purse.id"], name=op.f("purse_source_answers_for_fk")),
         sa.ForeignKeyConstraint(["purse_id"], ["purse.id"], name=op.f("purse_source_purse_id_fk")),
         sa.PrimaryKeyConstraint("hash", name=op.f("purse_source_pk")),
     )
@@ -190,9 +206,15 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("booked_at IS NULL"),
     )
+    op.execute(HELD)
+    op.execute(
+        "CREATE TRIGGER purse_payout_held_i3 BEFORE INSERT ON purse_payout"
+        " FOR EACH ROW EXECUTE FUNCTION purse_payout_refuse_held()"
+    )
 
 
 def downgrade() -> None:
     for name in ("purse_payout", "purse_proof", "purse_part", "purse_spend", "purse_source", "purse_funding", "purse"):
         op.drop_table(name)
     op.drop_table("purse_escrow")
+    op.execute("DROP FUNCTION purse_payout_refuse_held")

@@ -25,6 +25,7 @@ from kernel.crypto.keys import PrivateKey, PublicKey
 from ledger.contract import StatementLine, TransferKind, TransferTerms, sign_instruction
 from wallet.client import INSTRUCTION_LIFE
 from wallet.client.aio.bulk import AsyncBulkMethods
+from wallet.client.aio.controls import AsyncControlMethods
 from wallet.client.aio.events import AsyncEventMethods
 from wallet.client.aio.families import AsyncFamilyCalls
 from wallet.client.aio.interest import AsyncInterestMethods
@@ -66,6 +67,7 @@ from wallet.domain.rules import Evidence, WalletClass
 class AsyncWalletClient(
     AsyncInterestMethods,
     AsyncBulkMethods,
+    AsyncControlMethods,
     AsyncEventMethods,
     AsyncScheduleMethods,
     AsyncFamilyCalls,

@@ -15,6 +15,7 @@ from kernel.crypto.keys import PrivateKey, PublicKey, to_base64url
 from ledger.contract import StatementLine, TransferKind, TransferTerms, sign_instruction
 from wallet.client.families import POOLING_LIFE, _alias, _child, _wallet
 from wallet.contract import PaymentResult, PaymentView
+from wallet.contract.cards import CardRevocationsRequest, CardRevocationsView
 from wallet.contract.families import (
     AliasCodeRequest,
     AliasesView,
@@ -182,10 +183,17 @@ class AsyncFamilyCalls:
     # --- hardware wallets
 
     async def register_card(
-        self, wallet: UUID, *, key: PublicKey, pin_free_single_max_minor: int, pin_free_total_max_minor: int
+        self,
+        wallet: UUID,
+        *,
+        key: PublicKey,
+        attestation: Sequence[str],
+        pin_free_single_max_minor: int,
+        pin_free_total_max_minor: int,
     ) -> CardView:
         body = CardRequest(
             key=key.to_jwk(),
+            attestation=list(attestation),
             pin_free_single_max_minor=pin_free_single_max_minor,
             pin_free_total_max_minor=pin_free_total_max_minor,
         )
@@ -193,6 +201,10 @@ class AsyncFamilyCalls:
 
     async def cards(self, wallet: UUID) -> list[CardView]:
         return CardsView.model_validate(await self._http.get(f"{_wallet(wallet)}/cards")).cards
+
+    async def take_card_revocations(self, revocations: str) -> CardRevocationsView:
+        body = CardRevocationsRequest(revocations=revocations)
+        return CardRevocationsView.model_validate(await self._post("/v1/card-revocations", body))
 
     async def report_card(self, wallet: UUID, thumbprint: str) -> CardView:
         path = f"{_wallet(wallet)}/cards/{thumbprint}/report"

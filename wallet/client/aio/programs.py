@@ -27,6 +27,7 @@ from wallet.contract.programs import (
     ProgramSummary,
     ProgramTerms,
     ProgramView,
+    PurchaseOriginView,
     SecretRequest,
     SpendRequest,
     SpendView,
@@ -156,6 +157,12 @@ class AsyncProgramMethods:
 
     async def submit_spend(self, token: str) -> SpendView:
         return SpendView.model_validate(await self._post("/v1/voucher-spends", SpendRequest(spend=token)))
+
+    async def purchase_origin(self, payment: UUID) -> PurchaseOriginView:
+        """Institution to institution (wallet.usecases.peers.Peer): whose money a purchase was."""
+        return PurchaseOriginView.model_validate(
+            await self._http.get(f"/v1/voucher-payments/{ids.show('trf', payment)}/origin")
+        )
 
     async def get_voucher_spend(self, spend: UUID) -> SpendView:
         return SpendView.model_validate(await self._http.get(f"/v1/voucher-spends/{ids.show('spd', spend)}"))

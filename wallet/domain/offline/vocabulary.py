@@ -29,6 +29,11 @@ class PurseRefusal(Refusal):
     PURSE_FULL = "purse-full", True, "The purse would hold more than its cap."
     TOO_MUCH_UNSYNCED = "too-much-unsynced", True, "The purse keeps too many messages; sync first."
     PURSE_UNKNOWN = "purse-unknown", False, "No purse of this institution has such a certificate."
+    PURSE_HELD = (
+        "purse-held",
+        True,
+        "The device was caught double spending: the rest of its purse is held for what it owes until it is settled.",
+    )
     PURSE_CLOSED = "purse-closed", False, "The payer's purse was settled after its expiry and grace; too late."
 
 
