@@ -39,6 +39,7 @@ _DROPPED_TOGETHER = 12
 """A database whose last connection was closed a moment ago takes a tenth of a second to drop, a while later none."""
 _LONG_FILES = (
     "test_sandbox_demo.py",
+    "test_wallet_sagas_kill.py",
     "test_wallet_schemathesis.py",
     "test_transparency_log.py",
     "test_standby.py",
@@ -62,6 +63,9 @@ _LONG_FILES = (
     "test_wallet_programs_api.py",
     "test_tutorial.py",
     "test_wallet_hardware.py",
+    "test_wallet_offline_cli.py",
+    "test_wallet_tenants.py",
+    "test_wallet_cli.py",
     "test_transparency_thirdparty.py",
 )
 """They begin first: a file is one worker's, and a long one that began last would be waited for."""

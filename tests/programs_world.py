@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from kernel.database import Database
 from kernel.errors import ProblemError, Refusal
 from kernel.ids import AccountNumber
 from ledger.contract import (
+    BookingsResponse,
     HoldStatus,
     HoldView,
     LedgerRefusal,
@@ -33,7 +34,7 @@ from ledger.contract import (
     TransferTerms,
     sign_instruction,
 )
-from tests.fakes import FakeLedger, problem
+from tests.fakes import FakeLedger, _Booked, problem
 from tests.wallet_bank import Bank, Holder
 from wallet.contract.programs import (
     MerchantRequest,
@@ -152,6 +153,22 @@ class HoldingLedger(FakeLedger):
             for name, key in self.peers.items()
         ]
 
+    def bookings(self, *, after_seq: int, limit: int = 1000) -> BookingsResponse:
+        """A post moves what its hold says, between the hold's accounts."""
+        kept = self.booked
+        self.booked = {id: self._with_hold(item) for id, item in kept.items()}
+        try:
+            return super().bookings(after_seq=after_seq, limit=limit)
+        finally:
+            self.booked = kept
+
+    def _with_hold(self, item: _Booked) -> _Booked:
+        hold = self.holds.get(item.terms.hold) if item.terms.hold is not None else None
+        if hold is None:
+            return item
+        named = {name: getattr(hold.terms, name) for name in ("debit", "credit", "amount_minor")}
+        return replace(item, terms=item.terms.model_copy(update=named))
+
     def _expire(self) -> None:
         for hold in self.holds.values():
             due = hold.terms.expires_at
@@ -226,8 +243,6 @@ class HoldingLedger(FakeLedger):
         return self._book(terms)
 
     def _book(self, terms: TransferTerms) -> TransferResult:
-        from tests.fakes import _Booked
-
         booked = _Booked(len(self.booked) + 1, terms, self._clock())
         self.booked[terms.id] = booked
         return TransferResult(id=terms.id, outcome=TransferOutcome.BOOKED, seq=booked.seq, booked_at=booked.booked_at)

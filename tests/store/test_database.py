@@ -331,7 +331,8 @@ def history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     spec = importlib.util.find_spec("migrations")
     assert spec is not None
-    spec.submodule_search_locations = [str(package)]
+    # Restored afterwards: it is the imported package's own, if somebody has imported it.
+    monkeypatch.setattr(spec, "submodule_search_locations", [str(package)])
     monkeypatch.setattr("kernel.migrate.importlib.util.find_spec", lambda name: spec)
     return versions
 

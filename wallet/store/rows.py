@@ -1,4 +1,4 @@
-"""Rows of `SELECT *` as dictionaries, without the column that no code here names (`wallet.store.tenancy`)."""
+"""Rows of `SELECT *` as dictionaries, without the column that no code here names (`kernel.row_security`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from psycopg import Cursor, rows
 
-from wallet.store.tenancy import COLUMN
+from kernel.row_security import COLUMN
 
 
 def dict_row(cursor: Cursor[Any]) -> rows.RowMaker[dict[str, Any]]:

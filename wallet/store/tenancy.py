@@ -17,12 +17,8 @@ import sqlalchemy as sa
 
 from kernel.database import parse_url
 from kernel.ids import ParticipantId
+from kernel.row_security import COLUMN, CURRENT, SETTING, SHOWN
 
-SETTING = "jiaozi.tenant"
-COLUMN = "tenant"
-POLICY = "tenant"
-CONDITION = f"(tenant = current_setting('{SETTING}'::text))"
-"""The policy's, as the database shows it; both of what is seen and of what is written."""
 SHARED = frozenset({"alembic_version"})
 """Tables without tenants."""
 SHARED_KEYS = frozenset({"event_pk"})
@@ -49,8 +45,7 @@ def isolated(declared: sa.MetaData) -> sa.MetaData:
             sa.Column(column.name, column.type, nullable=column.nullable, autoincrement=False)
             for column in table.columns
         ]
-        default = sa.text(f"current_setting('{SETTING}')")
-        items.append(sa.Column(COLUMN, sa.Text, nullable=False, server_default=default))
+        items.append(sa.Column(COLUMN, sa.Text, nullable=False, server_default=sa.text(CURRENT)))
         items.append(sa.CheckConstraint(f"{COLUMN} <> ''", name=f"{table.name}_tenant_ck"))
         items += [_isolated_constraint(constraint) for constraint in table.constraints]
         items += [_isolated_index(index) for index in table.indexes]
@@ -103,7 +98,7 @@ def unbound(connection: sa.Connection, tenant: ParticipantId) -> list[str]:
         " FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')"
         " ORDER BY c.relname"
     ).all()
-    policies = [f"PERMISSIVE ALL {CONDITION} {CONDITION}"]
+    policies = [f"PERMISSIVE ALL {SHOWN} {SHOWN}"]
     for name, kind, is_forced, is_owned, found in tables:
         if name in SHARED:
             continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from migrations.wallet.row_security import TENANT, protect, release
+from kernel.row_security import CURRENT, protect, release
 
 revision = "0011"
 down_revision = "0010"
@@ -42,8 +42,8 @@ def upgrade() -> None:
     for table in tables:
         for statement in (
             f'ALTER TABLE "{table}" ADD COLUMN tenant text',
-            f'UPDATE "{table}" SET tenant = {TENANT}',
-            f'ALTER TABLE "{table}" ALTER COLUMN tenant SET NOT NULL, ALTER COLUMN tenant SET DEFAULT {TENANT},'
+            f'UPDATE "{table}" SET tenant = {CURRENT}',
+            f'ALTER TABLE "{table}" ALTER COLUMN tenant SET NOT NULL, ALTER COLUMN tenant SET DEFAULT {CURRENT},'
             f" ADD CONSTRAINT \"{table}_tenant_ck\" CHECK (tenant <> '')",
         ):
             connection.exec_driver_sql(statement)

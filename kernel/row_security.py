@@ -1,7 +1,7 @@
-"""Row security by tenant (decision 18), for migrations of the wallet service.
+"""Row security by tenant (decision 18): a connection's setting says whose rows it sees and writes.
 
-A migration that makes a table writes the column `tenant text NOT NULL DEFAULT current_setting('jiaozi.tenant')`, its
-CHECK and keys that end with it, and then calls `protect`. A test refuses a table without.
+A table has the column `tenant text NOT NULL DEFAULT current_setting('jiaozi.tenant')`, `CHECK (tenant <> '')`, keys
+that end with it, and what `protect` adds. For migrations: one that makes a table of a service with tenants does all of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,12 @@ from collections.abc import Iterable
 
 import sqlalchemy as sa
 
-TENANT = "current_setting('jiaozi.tenant')"
+SETTING = "jiaozi.tenant"
+COLUMN = "tenant"
+CURRENT = f"current_setting('{SETTING}')"
+"""The tenant of a connection, in SQL; an error without one."""
+SHOWN = f"(tenant = current_setting('{SETTING}'::text))"
+"""The policy's condition as the database shows it, both of what is seen and of what is written."""
 
 
 def protect(connection: sa.Connection, tables: Iterable[str]) -> None:
@@ -19,7 +24,7 @@ def protect(connection: sa.Connection, tables: Iterable[str]) -> None:
         for statement in (
             f'ALTER TABLE "{table}" ENABLE ROW LEVEL SECURITY',
             f'ALTER TABLE "{table}" FORCE ROW LEVEL SECURITY',
-            f'CREATE POLICY tenant ON "{table}" USING (tenant = {TENANT}) WITH CHECK (tenant = {TENANT})',
+            f'CREATE POLICY tenant ON "{table}" USING (tenant = {CURRENT}) WITH CHECK (tenant = {CURRENT})',
         ):
             connection.exec_driver_sql(statement)
 
