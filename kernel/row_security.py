@@ -1,7 +1,7 @@
 """Row security by tenant (decision 18): a connection's setting says whose rows it sees and writes.
 
 A table has the column `tenant text NOT NULL DEFAULT current_setting('jiaozi.tenant')`, `CHECK (tenant <> '')`, keys
-that end with it, and what `protect` adds. For migrations: one that makes a table of a service with tenants does all of it.
+that end with it, and what `protect` adds: for migrations that make a table of a service with tenants.
 """
 
 from __future__ import annotations

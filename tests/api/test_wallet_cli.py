@@ -119,6 +119,7 @@ def test_orders_to_the_bridge_from_a_file(service: Service, run: Run, tmp_path: 
 
 def test_events_are_read_on_from_a_bookmark(service: Service, run: Run, tmp_path: Path) -> None:
     open_wallet(service, deposit=100_000)
+    wait_for_events(service, "money.received")
     bookmark = tmp_path / "bookmark"
     seen: list[dict[str, Any]] = []
     for _ in range(50):
@@ -139,7 +140,7 @@ def test_following_waits_and_survives_a_restart(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     open_wallet(service, deposit=100_000)
-    wait_for_events(service)
+    wait_for_events(service, "money.received")
     asked, read = [0], WalletClient.events
 
     def then_stop(self: WalletClient, **query: Any) -> EventPage:
@@ -180,13 +181,13 @@ def test_webhooks_and_their_dead_letters(service: Service, run: Run) -> None:
     assert key["crv"] == "Ed25519"
 
 
-def wait_for_events(service: Service) -> list[dict[str, Any]]:
+def wait_for_events(service: Service, awaited: str = "wallet.opened") -> list[dict[str, Any]]:
     """Events have their place in the feed once the worker has given it to them."""
     deadline = time.monotonic() + 20
     with service.client("channel") as client:
         while time.monotonic() < deadline:
             page = client.events()
-            if len(page.items) >= 1 and any(item.type.value == "wallet.opened" for item in page.items):
+            if awaited in {item.type.value for item in page.items}:
                 return [item.model_dump(mode="json") for item in page.items]
             time.sleep(0.05)
     raise AssertionError("no events")

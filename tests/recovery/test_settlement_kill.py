@@ -44,9 +44,9 @@ from settlement.iso20022.pacs009 import write_pacs009
 from tests.ledger_world import LedgerWorld, free_port, running_ledger
 
 BRIDGE, BANK_A, BANK_B = (ParticipantId(code) for code in ("BRDGAEAD", "AAAACNBJ", "BBBBAEAD"))
-KILLS = int(os.environ.get("JIAOZI_KILLS", "3"))
+KILLS = int(os.environ.get("JIAOZI_KILLS", "5"))
 SEED = int(os.environ.get("JIAOZI_SEED", "20261123"))
-BATCH = 75
+BATCH = 120
 FUNDS = 100_000_000
 
 
