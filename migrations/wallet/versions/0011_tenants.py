@@ -40,9 +40,10 @@ def upgrade() -> None:
     connection = op.get_bind()
     tables = list(connection.exec_driver_sql(_TABLES).scalars())
     for table in tables:
+        connection.exec_driver_sql(f'ALTER TABLE "{table}" ADD COLUMN tenant text')
+        if connection.exec_driver_sql(f'SELECT EXISTS (SELECT FROM "{table}")').scalar_one():
+            connection.exec_driver_sql(f'UPDATE "{table}" SET tenant = {CURRENT}')
         for statement in (
-            f'ALTER TABLE "{table}" ADD COLUMN tenant text',
-            f'UPDATE "{table}" SET tenant = {CURRENT}',
             f'ALTER TABLE "{table}" ALTER COLUMN tenant SET NOT NULL, ALTER COLUMN tenant SET DEFAULT {CURRENT},'
             f" ADD CONSTRAINT \"{table}_tenant_ck\" CHECK (tenant <> '')",
         ):
