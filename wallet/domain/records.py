@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Literal
 from uuid import UUID
@@ -89,8 +89,6 @@ class Payment:
     deposit_credited_at: datetime | None
     created_at: datetime
     tried_at: datetime
-    tenant: InitVar[str | None] = None
-    """Not kept: a row of `SELECT *` has the institution's code, and all that is seen of the database is its own."""
 
     @property
     def deposit_credit_id(self) -> UUID:

@@ -14,12 +14,12 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.rows import dict_row
 
 from wallet.domain.limits import NO_CAPS, Caps, Usage
 from wallet.domain.records import Payment, WalletStateName
 from wallet.domain.rules import WalletClass
 from wallet.store import events
+from wallet.store.rows import dict_row
 
 Connection = psycopg.Connection[Any]
 

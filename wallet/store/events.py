@@ -69,7 +69,8 @@ def emit_final(connection: psycopg.Connection[Any], payment_id: UUID) -> None:
     """In the transaction that has made the payment final."""
     connection.execute(
         "INSERT INTO event (id, type, subject, wallet_id, created_at, data) SELECT %s, 'payment.final', 'trf_' || id,"
-        " wallet_id, booked_at, '{}' FROM payment WHERE id = %s AND state = 'final' ON CONFLICT (id) DO NOTHING",
+        " wallet_id, booked_at, '{}' FROM payment WHERE id = %s AND state = 'final'"
+        " ON CONFLICT ON CONSTRAINT event_pk DO NOTHING",
         (event_id(payment_id, EventType.PAYMENT_FINAL), payment_id),
     )
 

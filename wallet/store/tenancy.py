@@ -21,9 +21,6 @@ from kernel.row_security import COLUMN, CURRENT, SETTING, SHOWN
 
 SHARED = frozenset({"alembic_version"})
 """Tables without tenants."""
-SHARED_KEYS = frozenset({"event_pk"})
-"""Keys without the tenant, because the SQL of events names their columns (`ON CONFLICT (id)`). Event ids
-are derived from ids that the ledger gives once, or new."""
 
 
 def tenant_url(url: str, tenant: ParticipantId) -> str:
@@ -55,16 +52,14 @@ def isolated(declared: sa.MetaData) -> sa.MetaData:
 
 def _isolated_constraint(constraint: sa.Constraint) -> sa.Constraint:
     name = None if constraint.name is None else str(constraint.name)
-    last = () if name in SHARED_KEYS else (COLUMN,)
     if isinstance(constraint, sa.PrimaryKeyConstraint):
-        return sa.PrimaryKeyConstraint(*(column.name for column in constraint), *last, name=name)
+        return sa.PrimaryKeyConstraint(*(column.name for column in constraint), COLUMN, name=name)
     if isinstance(constraint, sa.UniqueConstraint):
-        return sa.UniqueConstraint(*(column.name for column in constraint), *last, name=name)
+        return sa.UniqueConstraint(*(column.name for column in constraint), COLUMN, name=name)
     if isinstance(constraint, sa.ForeignKeyConstraint):
         parent = constraint.referred_table
-        last = () if parent.primary_key.name in SHARED_KEYS else last
-        columns = [*constraint.column_keys, *last]
-        targets = [f"{parent.name}.{column}" for column in (*(key.column.name for key in constraint.elements), *last)]
+        columns = [*constraint.column_keys, COLUMN]
+        targets = [f"{parent.name}.{column}" for column in (*(key.column.name for key in constraint.elements), COLUMN)]
         return sa.ForeignKeyConstraint(columns, targets, name=name)
     if isinstance(constraint, sa.CheckConstraint):
         return sa.CheckConstraint(constraint.sqltext, name=name)

@@ -15,14 +15,12 @@ from kernel.row_security import CURRENT, protect, release
 revision = "0011"
 down_revision = "0010"
 
-SHARED_KEYS = ("event_pk",)
-"""They stay as they are: wallet.store.tenancy says why."""
 _TABLES = """
 SELECT relname FROM pg_class
 WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND relname <> 'alembic_version' ORDER BY relname
 """
 _CONSTRAINTS = """
-SELECT r.relname, c.conname, c.contype, pg_get_constraintdef(c.oid), c.conindid::regclass::text
+SELECT r.relname, c.conname, pg_get_constraintdef(c.oid)
 FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
 WHERE c.connamespace = 'public'::regnamespace AND c.contype IN ('f', 'p', 'u') AND r.relname <> 'alembic_version'
 ORDER BY c.contype, r.relname, c.conname
@@ -64,11 +62,7 @@ def downgrade() -> None:
 
 def _rebuild(connection: sa.Connection, *, before: str, after: str) -> None:
     """Every key anew, its lists of columns ended otherwise. Foreign keys go first and come last."""
-    constraints = [
-        (table, name, definition)
-        for table, name, _, definition, index in connection.exec_driver_sql(_CONSTRAINTS).all()
-        if index not in SHARED_KEYS  # a foreign key has the index of what it refers to
-    ]
+    constraints = connection.exec_driver_sql(_CONSTRAINTS).all()
     for table, name, _ in constraints:  # foreign keys are the first: f < p < u
         connection.exec_driver_sql(f'ALTER TABLE "{table}" DROP CONSTRAINT "{name}"')
     for table, name, definition in sorted(constraints, key=lambda item: item[2].startswith("FOREIGN")):
