@@ -123,6 +123,7 @@ class Scheme:
         if self.is_up():
             self.processes.await_healthy(self.services)
             return False
+        self.home.check_version()
         self._assign_ports()
         # 1.
         tell("PostgreSQL: starting the embedded server")

@@ -14,11 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernel import migrate
 from kernel.ids import ParticipantId
 from kernel.money import Currency
 from kernel.postgres import EmbeddedPostgres, default_data_dir
 
 DIRECTORY_VARIABLE = "JIAOZI_SANDBOX_DIR"
+SCHEMA = "schema"
+"""In the state file: `kernel.migrate.fingerprint` of the program that made the databases."""
 PORT_PREFERRED = {"ledger": 8100, "wallet": 8200, "settlement": 8300, "witness": 8400}
 """Of the first service of each kind, the next follow: what the services' own commands take for default."""
 
@@ -160,7 +163,15 @@ class Home:
             folder.mkdir(exist_ok=True)
         self.keys.mkdir(mode=0o700, exist_ok=True)
         if not self.is_sandbox():
-            self.write_state({})
+            self.write_state({SCHEMA: migrate.fingerprint()})
+
+    def check_version(self) -> None:
+        """Raises DirectoryRefused if the data were made by a program with other tables."""
+        if self.read_state().get(SCHEMA) != migrate.fingerprint():
+            raise DirectoryRefused(
+                f"{self.path} has data of another version of this program: `jiaozi reset` removes them, another --dir"
+                " leaves them alone"
+            )
 
     def read_state(self) -> dict[str, object]:
         """What is remembered between commands. Raises DirectoryRefused if the file is damaged."""

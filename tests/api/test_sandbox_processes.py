@@ -186,6 +186,15 @@ def test_damaged_state_file_says_what_to_do(home: Home) -> None:
         home.read_state()
 
 
+def test_data_of_another_version_are_refused_before_anything_is_started(home: Home) -> None:
+    home.check_version()
+    home.write_state({})  # of before the fingerprint was kept
+    done = CliRunner().invoke(app, ["up", "--dir", str(home.path)])
+    assert done.exit_code == 1
+    assert "jiaozi reset" in done.output
+    assert not (home.path / "postgres").exists()
+
+
 @pytest.mark.parametrize(("failures", "exit_code"), [([], 0), ([Failure("supply", 1, 2)], 1)])
 def test_demo_ends_well_only_if_every_check_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: list[Failure], exit_code: int
