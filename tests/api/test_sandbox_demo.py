@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home((directory / f"jiaozi-sandbox-test-{os.getpid()}").resolve())
     home.prepare()
     # Ports that no other sandbox on this machine would choose.
-    home.write_state({"ports": free_ports(service_names())})
+    home.write_state({**home.read_state(), "ports": free_ports(service_names())})
     yield home
     if home.path.exists():
         jiaozi("reset", home, "--yes")

@@ -22,7 +22,7 @@ from sandbox.__main__ import app
 from sandbox.demo import Demo
 from sandbox.processes import MARK, Processes, SandboxBusy, Service, ServiceFailed, locked
 from sandbox.report import Failure
-from sandbox.scheme import removable, remove
+from sandbox.scheme import Scheme, removable, remove
 from sandbox.topology import DirectoryRefused, Home, PortTaken, choose_ports, service_names
 
 
@@ -189,9 +189,8 @@ def test_damaged_state_file_says_what_to_do(home: Home) -> None:
 def test_data_of_another_version_are_refused_before_anything_is_started(home: Home) -> None:
     home.check_version()
     home.write_state({})  # of before the fingerprint was kept
-    done = CliRunner().invoke(app, ["up", "--dir", str(home.path)])
-    assert done.exit_code == 1
-    assert "jiaozi reset" in done.output
+    with pytest.raises(DirectoryRefused, match="jiaozi reset"):
+        Scheme(home).up()
     assert not (home.path / "postgres").exists()
 
 
