@@ -6,7 +6,7 @@ JOBS ?= 3
 # Bytecode is kept whatever the shell says: the tests and the sandbox start hundreds of interpreters.
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test test-medium test-ci test-slow torture-ledger fuzz takeover check bench openapi lock format clean
+.PHONY: help setup demo test test-medium test-ci test-slow torture-ledger torture-settlement simulate fuzz takeover check bench openapi lock format clean
 
 help:  ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,13 @@ test-slow: setup  ## The long campaigns, by hand
 
 torture-ledger: setup  ## Kill a ledger under full load for SECONDS=600; SEED=7 repeats a run
 	$(BIN)/python -m tests.faults.campaign --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))
+
+torture-settlement: setup  ## Hurt a settlement scheme of real processes at every step; ROUNDS=20 SEED=7 SECONDS=600 ISLANDS=3
+	$(BIN)/jiaozi-settlement torture --rounds $(or $(ROUNDS),20) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) \
+	  --islands $(or $(ISLANDS),2)
+
+simulate: setup  ## The settlement engine under every fault and random ones, in memory; SCHEDULES=100000 SEED=7
+	$(BIN)/jiaozi-settlement simulate --schedules $(or $(SCHEDULES),100000) $(if $(SEED),--seed $(SEED))
 
 fuzz: setup  ## Every operation against its OpenAPI document; EXAMPLES=100 requests of each kind, SEED=7 other ones
 	JIAOZI_EXAMPLES=$(or $(EXAMPLES),100) JIAOZI_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -s -p no:xdist --timeout 0 \

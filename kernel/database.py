@@ -115,9 +115,15 @@ class Database:
         application_name: str,
         pool_size: int = POOL_SIZE,
         statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+        idle_transaction_timeout_ms: int | None = None,
     ) -> None:
+        """`idle_transaction_timeout_ms`: the server ends a session that says nothing for so long inside a transaction,
+        so that a process that stands still (SIGSTOP, a paused machine) keeps nothing locked; None: it waits for ever.
+        """
         parsed = parse_url(url)
         options = [parsed.query.get("options"), f"-c statement_timeout={statement_timeout_ms}", "-c timezone=UTC"]
+        if idle_transaction_timeout_ms is not None:
+            options.append(f"-c idle_in_transaction_session_timeout={idle_transaction_timeout_ms}")
         self.engine: Engine = create_engine(
             parsed,
             pool_size=pool_size,

@@ -30,6 +30,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute, iter_route_contexts
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kernel import limits, strict_json
 from kernel.docs_page import docs_page
@@ -65,6 +66,23 @@ _REFUSAL_BY_STATUS = {
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
+class _App(FastAPI):
+    """A FastAPI app whose outermost layer is the edge. FastAPI puts layers of its own before every other (plain-text
+    answers to errors, telemetry, a bound of bodies): the edge does that work, so they would cost and never act."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        await self.middleware_stack(scope, receive, send)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        layer: Any = super().build_middleware_stack()
+        while not isinstance(layer, Edge):
+            layer = layer.app
+        return layer
+
+
 def create_app(
     *,
     title: str,
@@ -92,7 +110,7 @@ def create_app(
     the same for GET, by path template.
     """
     statuses = merged_statuses([STATUS_BY_REQUEST_REFUSAL, *status_tables])
-    app = FastAPI(
+    app = _App(
         title=title,
         version=version,
         description=description,

@@ -38,6 +38,7 @@ from ledger.contract import (
     CheckpointView,
     ClosingView,
     ConsistencyProofView,
+    EndTerms,
     HoldView,
     IncidentAcknowledgement,
     IncidentView,
@@ -57,6 +58,7 @@ from ledger.contract import (
     TransferTerms,
     TransferView,
     read_answers,
+    write_end_items,
     write_signed_items,
 )
 from ledger.receipts import ReceiptRefused, VerifiedReceipt, VerifiedSupply, verify_receipt, verify_supply
@@ -119,6 +121,20 @@ class LedgerClient:
                 content_type="application/json",
                 idempotent=expires_at is None,
             )
+        try:
+            return read_answers(response.content)
+        except ValueError as error:
+            raise ServiceUnreachable(f"the answer cannot be read: {error}") from None
+
+    def submit_ends(self, ends: Sequence[EndTerms]) -> list[TransferAnswer]:
+        """`submit` for posts and voids of whole holds by their secrets, without a model an item."""
+        response = self._http.request(
+            "POST",
+            "/v1/transfer-batches",
+            content=write_end_items(ends),
+            content_type="application/json",
+            idempotent=True,
+        )
         try:
             return read_answers(response.content)
         except ValueError as error:

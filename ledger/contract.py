@@ -350,6 +350,33 @@ class TransferAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     detail: str | None = None
 
 
+class EndTerms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """A post or void of a whole conditional hold by its secret, as it travels. Members in the order of the models."""
+
+    id: str
+    kind: str
+    currency: str
+    reference: str | None = None
+    hold: str = ""
+    secret: str = ""
+
+
+class _EndItem(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    terms: EndTerms
+
+
+class _EndItems(msgspec.Struct, forbid_unknown_fields=True):
+    transfers: list[_EndItem]
+
+
+class ReadItem(msgspec.Struct, frozen=True, gc=False):
+    """A `TransferItem` of terms that were read quickly."""
+
+    terms: TransferTerms
+    instruction: None = None
+    linked: bool = False
+
+
 class _SignedItems(msgspec.Struct, forbid_unknown_fields=True):
     transfers: list[SignedItem]
 
@@ -359,6 +386,10 @@ class _Answers(msgspec.Struct):
 
 
 _SIGNED_ITEMS = msgspec.json.Decoder(_SignedItems)
+_END_ITEMS = msgspec.json.Decoder(_EndItems)
+_END_KINDS = {kind.value: kind for kind in (TransferKind.POST, TransferKind.VOID)}
+_PLAIN_ID = re.compile(r"trf_[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+_CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _ANSWERS = msgspec.json.Decoder(_Answers)
 _encode = msgspec.json.Encoder().encode
 
@@ -379,6 +410,38 @@ def read_signed_items(body: bytes) -> list[SignedItem] | None:
     if any(not TOKEN_LENGTH_MIN <= len(item.instruction) <= TOKEN_LENGTH_MAX for item in items):
         return None
     return items
+
+
+def read_end_items(body: bytes) -> list[ReadItem] | None:
+    """The items of a `TransferBatchRequest` in which each is the post or void of a whole hold by its secret, spelt
+    without white space. None and the proof: as `read_signed_items`."""
+    try:
+        read = _END_ITEMS.decode(body)
+        items = read.transfers
+        if not 0 < len(items) <= BATCH_TRANSFERS_MAX or b"\\" in body or _encode(read) != body:
+            return None
+        return [ReadItem(_terms_of_end(item.terms)) for item in items]
+    except (ValueError, KeyError):
+        return None
+
+
+def _terms_of_end(end: EndTerms) -> TransferTerms:
+    """Raises ValueError or KeyError for whatever the model would refuse, or might read otherwise."""
+    if not (_PLAIN_ID.fullmatch(end.id) and _PLAIN_ID.fullmatch(end.hold) and _CURRENCY.fullmatch(end.currency)):
+        raise ValueError("not a plain end of a hold")
+    return TransferTerms.model_construct(
+        id=UUID(end.id[4:]),
+        kind=_END_KINDS[end.kind],
+        currency=end.currency,
+        reference=_reference(end.reference) if end.reference is not None else None,
+        hold=UUID(end.hold[4:]),
+        secret=_hex32(end.secret),
+    )
+
+
+def write_end_items(ends: Sequence[EndTerms]) -> bytes:
+    """The body of a request for `read_end_items`."""
+    return _encode(_EndItems([_EndItem(end) for end in ends]))
 
 
 def write_signed_items(tokens: Sequence[str]) -> bytes:
@@ -966,8 +1029,33 @@ class ClosingView(Model):
 
 def sign_instruction(terms: TransferTerms, *, ledger: str, valid_until: datetime, key: PrivateKey) -> str:
     """A compact JWS by which the debit account's owner authorises exactly these terms on exactly this ledger."""
-    document = SignedInstruction(ledger=ledger, terms=terms, valid_until=valid_until)
-    return jws.sign(_canonical(document), key, typ=INSTRUCTION_TYP)
+    return jws.sign(spell_instruction(terms, ledger=ledger, valid_until=valid_until), key, typ=INSTRUCTION_TYP)
+
+
+def spell_instruction(terms: TransferTerms, *, ledger: str, valid_until: datetime) -> bytes:
+    """The payload of an instruction: canonical JSON (RFC 8785)."""
+    if terms.kind is TransferKind.HOLD and terms.expires_at is None and terms.commit_hash and terms.abort_hash:
+        hold = _HoldInstruction(ledger, _spelt_hold(terms), show_moment(valid_until))
+        payload = _encode(hold)
+        if b"\\" not in payload:  # an escape has more than one spelling: left to the canonical writer
+            return payload
+    return _canonical(SignedInstruction(ledger=ledger, terms=terms, valid_until=valid_until))
+
+
+def _spelt_hold(terms: TransferTerms) -> _HoldTerms:
+    if not (terms.debit and terms.credit and terms.amount_minor is not None and terms.commit_hash and terms.abort_hash):
+        raise ValueError("a conditional hold has accounts, an amount and both hashes")
+    return _HoldTerms(
+        terms.abort_hash.hex(),
+        str(terms.amount_minor),
+        terms.commit_hash.hex(),
+        ids.show_account(terms.credit),
+        terms.currency,
+        ids.show_account(terms.debit),
+        ids.show("trf", terms.id),
+        TransferKind.HOLD.value,
+        str(terms.reference) if terms.reference is not None else None,
+    )
 
 
 def sign_proposal(proposal: Proposal, *, key: PrivateKey) -> str:
@@ -1053,24 +1141,30 @@ class Instruction(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_canonical(self) -> bool:
         """Whether the payload is canonical JSON, so that everybody reads the same."""
-        if self.terms is None:
-            return True
         payload = self.unverified.payload
         return payload == jws.canonical_json(strict_json.loads(payload))
+
+
+class _QuickInstruction(Instruction, frozen=True, gc=False):
+    """One of which the reading has shown that."""
+
+    @property
+    def is_canonical(self) -> bool:
+        return True
 
 
 def read_instruction(token: str) -> Instruction:
     """What the token asks for, its signature unchecked. Raises: InvalidInstruction.
 
-    Two readers give one answer: a quick one takes plain transfers in canonical JSON and nothing else; the models above
-    with strict JSON have the last word on whatever it does not take.
+    Two readers give one answer: a quick one takes plain transfers and conditional holds without a deadline in canonical
+    JSON and nothing else; the models above with strict JSON have the last word on whatever it does not take.
     """
     try:
         unverified = jws.read(token)
     except jws.InvalidJws as error:
         raise InvalidInstruction(error.reason) from None
     try:
-        return _read_plain(unverified)
+        return _read_hold(unverified) if b'"abort_hash"' in unverified.payload else _read_plain(unverified)
     except ValueError:
         return _read_any(unverified)
 
@@ -1115,12 +1209,31 @@ class _PlainInstruction(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     valid_until: str
 
 
+class _HoldTerms(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
+    """Members in the order of canonical JSON."""
+
+    abort_hash: str
+    amount_minor: str
+    commit_hash: str
+    credit: str
+    currency: str
+    debit: str
+    id: str
+    kind: str
+    reference: str | None = None
+
+
+class _HoldInstruction(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    ledger: str
+    terms: _HoldTerms
+    valid_until: str
+
+
 _PLAIN = msgspec.json.Decoder(_PlainInstruction)
+_HOLD = msgspec.json.Decoder(_HoldInstruction)
 _PLAIN_KINDS = {
     kind.value: kind for kind in TransferKind if kind not in (TransferKind.HOLD, TransferKind.POST, TransferKind.VOID)
 }
-_PLAIN_ID = re.compile(r"trf_[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
-_CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _ACCOUNTS_CACHED_MAX = 100_000
 _account_number = lru_cache(maxsize=_ACCOUNTS_CACHED_MAX)(ids.parse_account)
 
@@ -1139,7 +1252,7 @@ def _read_plain(unverified: jws.Unverified) -> Instruction:
     kind = _PLAIN_KINDS.get(terms.kind)
     if kind is None or _PLAIN_ID.fullmatch(terms.id) is None or _CURRENCY.fullmatch(terms.currency) is None:
         raise ValueError("not a plain transfer")
-    return Instruction(
+    return _QuickInstruction(
         unverified,
         read.ledger,
         int(terms.id[4:].replace("-", ""), 16),
@@ -1152,6 +1265,44 @@ def _read_plain(unverified: jws.Unverified) -> Instruction:
         _reference(terms.reference).int if terms.reference is not None else 0,
         _moment(read.valid_until),
         None,
+    )
+
+
+def _read_hold(unverified: jws.Unverified) -> Instruction:
+    """The same for a conditional hold without a deadline: what a settlement's leg is."""
+    payload = unverified.payload
+    read = _HOLD.decode(payload)
+    if b"\\" in payload or _encode(read) != payload:
+        raise ValueError("not canonical")
+    hold = read.terms
+    if hold.kind != TransferKind.HOLD.value or not (
+        _PLAIN_ID.fullmatch(hold.id) and _CURRENCY.fullmatch(hold.currency)
+    ):
+        raise ValueError("not a plain hold")
+    terms = TransferTerms.model_construct(
+        id=UUID(hold.id[4:]),
+        kind=TransferKind.HOLD,
+        debit=_account_number(hold.debit),
+        credit=_account_number(hold.credit),
+        amount_minor=money.parse_minor(hold.amount_minor),
+        currency=hold.currency,
+        reference=_reference(hold.reference) if hold.reference is not None else None,
+        commit_hash=_hex32(hold.commit_hash),
+        abort_hash=_hex32(hold.abort_hash),
+    )
+    return _QuickInstruction(
+        unverified,
+        read.ledger,
+        terms.id.int,
+        hold.id,
+        terms.kind,
+        terms.debit,
+        terms.credit,
+        terms.amount_minor,
+        terms.currency,
+        terms.reference.int if terms.reference is not None else 0,
+        _moment(read.valid_until),
+        terms,
     )
 
 

@@ -21,7 +21,8 @@ from sandbox.report import Report, make_table
 from sandbox.retail import FIRST, THIRD
 from sandbox.scheme import Scheme
 from sandbox.topology import CENTRAL_BANKS, CentralBank, Institution
-from settlement.contract import BatchView, BreakView, ReconciliationView
+from settlement.contract import BatchView
+from settlement.contract.reconciliation import BreakView, ReconciliationView
 from settlement.domain.reconciliation import BreakType
 from settlement.domain.statements import Statement, StatementEntry, reference_of
 from settlement.iso20022.camt053 import read_camt053
@@ -164,10 +165,10 @@ def plant(
     copied.append(stranger)
     breaks: frozenset[Break] = frozenset(
         {
-            (BreakType.MISSING_AT_COUNTERPARTY.value, (our_reference[lacking.uetr],), ()),
+            (BreakType.MISSING_THERE.value, (our_reference[lacking.uetr],), ()),
             (BreakType.AMOUNT.value, (our_reference[wrong.uetr],), (spoilt.reference,)),
             (BreakType.DUPLICATE.value, (), (again.reference,)),
-            (BreakType.MISSING_IN_OURS.value, (), (stranger.reference,)),
+            (BreakType.MISSING_HERE.value, (), (stranger.reference,)),
         }
     )
     return Planted(statement.with_entries(copied), breaks)
@@ -186,8 +187,8 @@ def break_table(breaks: Sequence[BreakView], currency: Currency) -> Table:
 _MEANING = {
     BreakType.AMOUNT.value: "both have the payment, the amounts differ",
     BreakType.DUPLICATE.value: "they have one payment twice",
-    BreakType.MISSING_AT_COUNTERPARTY.value: "we have it, they do not",
-    BreakType.MISSING_IN_OURS.value: "they have it, we do not",
+    BreakType.MISSING_THERE.value: "we have it, they do not",
+    BreakType.MISSING_HERE.value: "they have it, we do not",
 }
 
 

@@ -39,6 +39,11 @@ _DROPPED_TOGETHER = 12
 """A database whose last connection was closed a moment ago takes a tenth of a second to drop, a while later none."""
 _LONG_FILES = (
     "test_sandbox_demo.py",
+    "test_settlement_torture.py",
+    "test_settlement_evm.py",
+    "test_settlement_islands.py",
+    "test_models.py",
+    "test_settlement_real_legs.py",
     "test_wallet_sagas_kill.py",
     "test_wallet_schemathesis.py",
     "test_transparency_log.py",

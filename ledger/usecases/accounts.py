@@ -149,9 +149,11 @@ class Accounts:
     # --- reading
 
     def view(self, account: int, *, caller: Caller) -> AccountView:
-        """The account as of the last block. Its participant and operators may look."""
+        """The account as of the last block. Its participant and operators may look; bridges at vaults, whose money
+        they settle with."""
         state = self._state
-        self._check_may_read(state, account, caller)
+        if not self._is_vault_for_bridge(state, account, caller):
+            self._check_may_read(state, account, caller)
         now = self._sequencer.account_now(account)
         participant = state.participants[int(state.participant[account])]
         kind = ACCOUNT_KINDS[int(state.kind[account])]
@@ -199,6 +201,11 @@ class Accounts:
             caller.is_operator or int(state.participant[account]) == caller.participant
         ):
             raise ProblemError(LedgerRefusal.ACCOUNT_NOT_FOUND)
+
+    def _is_vault_for_bridge(self, state: LedgerState, account: int, caller: Caller) -> bool:
+        participant = state.participants[caller.participant]
+        is_bridge = participant is not None and participant.role is ParticipantRole.BRIDGE
+        return is_bridge and state.exists(account) and ACCOUNT_KINDS[int(state.kind[account])] is AccountKind.VAULT
 
     def statement(
         self, account: int, *, caller: Caller, cursor: str | None, limit: int, newest_first: bool

@@ -25,6 +25,7 @@ from ledger.contract import (
     BATCH_TRANSFERS_MAX,
     INSTRUCTION_TYP,
     InvalidInstruction,
+    ReadItem,
     SignedItem,
     TransferAnswer,
     TransferItem,
@@ -62,7 +63,7 @@ _CLIENT_KINDS = frozenset(TransferKind) - {
 """What a client may submit; the others come from mandates and from the ledger itself."""
 
 
-Item = TransferItem | SignedItem
+Item = TransferItem | SignedItem | ReadItem
 Authenticate = Callable[[], Caller | None]
 """Who signed the request, None if nobody did. Called in a verifier thread; raises ProblemError."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -31,6 +33,9 @@ class Caller:
     participant: ParticipantId
     is_operator: bool
     """Signed with the bridge's own key: may see and submit for everybody."""
+    officer: str = ""
+    """A compliance officer's name: a person of the bridge, who decides cases and may do nothing else."""
+    key_thumbprint: str = ""
 
     def may_see(self, *parties: ParticipantId) -> bool:
         return self.is_operator or self.participant in parties
@@ -51,10 +56,16 @@ class Authenticator:
         public_url: str,
         nonces: NonceStore,
         clock: Clock,
+        officers: Mapping[str, tuple[str, PublicKey]] = MappingProxyType({}),
     ) -> None:
+        """`officers` by key thumbprint. Raises: ValueError if one of them has an institution's or the bridge's key."""
         self._callers = {
             thumbprint: (Caller(participant, False), key) for thumbprint, (participant, key) in directory.keys.items()
         }
+        if officers.keys() & {*self._callers, bridge_key.thumbprint}:
+            raise ValueError("an officer has the key of an institution or of the bridge")
+        for thumbprint, (name, key) in officers.items():
+            self._callers[thumbprint] = (Caller(bridge, False, name, thumbprint), key)
         self._callers[bridge_key.thumbprint] = (Caller(bridge, True), bridge_key)
         self._origin = public_url.rstrip("/")
         self._nonces = nonces
@@ -80,9 +91,30 @@ class Authenticator:
         return None if found is None else found[1]
 
 
-async def _signed(request: Request) -> Caller:
+async def _anybody(request: Request) -> Caller:
     authenticator: Authenticator = request.app.state.authenticator
     return await run_in_threadpool(authenticator.authenticate, request, await request.body())
+
+
+async def _signed(request: Request) -> Caller:
+    caller = await _anybody(request)
+    if caller.officer:
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "an officer decides compliance cases and does nothing else")
+    return caller
+
+
+async def _officer(request: Request) -> Caller:
+    caller = await _anybody(request)
+    if not caller.officer:
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "this is for a compliance officer, with a key of his own")
+    return caller
+
+
+async def _overseer(request: Request) -> Caller:
+    caller = await _anybody(request)
+    if not (caller.officer or caller.is_operator):
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "this is for compliance officers and the bridge's operator")
+    return caller
 
 
 async def _operator(request: Request) -> Caller:
@@ -94,3 +126,5 @@ async def _operator(request: Request) -> Caller:
 
 Signed = Annotated[Caller, Depends(_signed)]
 Operator = Annotated[Caller, Depends(_operator)]
+Officers = Annotated[Caller, Depends(_officer)]
+Overseer = Annotated[Caller, Depends(_overseer)]

@@ -19,21 +19,19 @@ from settlement.api.auth import SIGNED, Caller, Operator, Signed
 from settlement.api.service import Service, Services, not_found, parse_ref
 from settlement.api.views import (
     batch_view,
+    explanation_view,
     in_doubt_view,
     rate_view,
-    reconciliation_view,
     settlement_view,
     statement_file_view,
 )
 from settlement.contract import (
     BATCH_INSTRUCTIONS_MAX,
     STATUS_BY_REFUSAL,
-    BatchRef,
     BatchView,
     InDoubtView,
     QuoteView,
     RateView,
-    ReconciliationView,
     SettlementView,
     StatementFileView,
     StatementRequest,
@@ -42,7 +40,7 @@ from settlement.domain.escrow import SettlementState
 from settlement.domain.fx import find_rate, quote, show_fraction
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.store import batches, reports
-from settlement.usecases.reconcile import reconcile_batch
+from settlement.usecases.explain import explain_rows
 from settlement.usecases.statements import write_batch_statement
 from settlement.usecases.submit import BatchFormat, Submission, submit_batch
 
@@ -58,7 +56,6 @@ def _ref(prefix: str) -> Any:
 BatchPath = Annotated[str, _ref("bat")]
 SettlementPath = Annotated[str, _ref("stl")]
 StatementPath = Annotated[str, _ref("stf")]
-ReconciliationPath = Annotated[str, _ref("rec")]
 XML = "application/xml"
 CSV = "text/csv"
 
@@ -76,7 +73,7 @@ def _responses(*refusals: R | RequestRefusal) -> dict[int | str, dict[str, Any]]
     operation_id="submit_batch",
     status_code=201,
     response_model=BatchView,
-    summary="Submit PvP instructions: a pacs.009.001.08 file, or CSV",
+    summary="Submit PvP instructions: a pacs.009 or pacs.008 file of any version served, or CSV; whole or not at all",
     responses=_responses(
         R.BATCH_INVALID,
         R.UETR_ALREADY_USED,
@@ -109,6 +106,8 @@ def _submit(
         directory=service.directory,
         clock=service.clock,
         run_on_submit=service.run_on_submit,
+        checks=service.intake_checks,
+        market=service.market,
         render=lambda row: batch_view(row).model_dump(mode="json"),
     )
     service.worker.wake()
@@ -178,11 +177,16 @@ def list_settlements(
     "/v1/settlements/{settlement}",
     tags=["settlements"],
     operation_id="get_settlement",
-    summary="A settlement: legs, decision, finality time, reason",
+    summary="A settlement: legs, decision, finality time, reason; and, until it has ended, what will resolve it",
     responses=_responses(R.SETTLEMENT_NOT_FOUND),
 )
 def get_settlement(settlement: SettlementPath, service: Services, caller: Signed) -> SettlementView:
-    return settlement_view(_settlement(service, caller, settlement))
+    row = _settlement(service, caller, settlement)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        _, explanation, closed = explain_rows(
+            connection, [row], now=service.clock(), engine_silent_after=service.engine_silent_after
+        )[0]
+    return settlement_view(row, None if explanation is None else explanation_view(explanation, closed))
 
 
 @router.post(
@@ -195,9 +199,11 @@ def get_settlement(settlement: SettlementPath, service: Services, caller: Signed
 )
 def abort_settlement(settlement: SettlementPath, service: Services, caller: Operator) -> SettlementView:
     row = _settlement(service, caller, settlement)
-    if row.decision is not None:
-        raise ProblemError(R.SETTLEMENT_DECIDED, f"it was decided: {row.decision.value}")
-    service.engine.request_abort(row.id)
+    with service.database.transaction(isolation="READ COMMITTED") as connection:
+        is_noted = batches.request_abort(connection, row.id, by=caller.participant, now=service.clock())
+    row = _settlement(service, caller, settlement)
+    if not is_noted:
+        raise ProblemError(R.SETTLEMENT_DECIDED, f"it was decided: {row.decision and row.decision.value}")
     service.worker.wake()
     return settlement_view(row)
 
@@ -206,21 +212,34 @@ def abort_settlement(settlement: SettlementPath, service: Services, caller: Oper
     "/v1/in-doubt",
     tags=["settlements"],
     operation_id="list_in_doubt",
-    summary="Every settlement in which money may be reserved: why, and what it waits for; oldest first",
+    summary="Settlements in which money may be reserved: why, what each waits for, what will resolve it; oldest first",
     responses=_responses(),
 )
 def list_in_doubt(
-    service: Services, caller: Signed, limit: PageLimit = PAGE_ITEMS_DEFAULT, cursor: PageCursor = None
+    service: Services,
+    caller: Signed,
+    received: Annotated[bool, Query(description="Also those that wait to begin, before closed gates too.")] = False,
+    limit: PageLimit = PAGE_ITEMS_DEFAULT,
+    cursor: PageCursor = None,
 ) -> Page[InDoubtView]:
     party = None if caller.is_operator else caller.participant
+    filters = {"received": str(received)}
     after = (
-        None if cursor is None else parse_ref("stl", str(decode(cursor, {}, shape=(str,))[0]), R.SETTLEMENT_NOT_FOUND)
+        None
+        if cursor is None
+        else parse_ref("stl", str(decode(cursor, filters, shape=(str,))[0]), R.SETTLEMENT_NOT_FOUND)
     )
-    with service.database.transaction(isolation="READ COMMITTED") as connection:
-        found = batches.in_doubt(connection, after=after, limit=limit + 1, party=party)
-    more = encode([f"stl_{found[limit - 1].id}"], {}) if len(found) > limit else None
     now = service.clock()
-    return Page(items=[in_doubt_view(item, now=now) for item in found[:limit]], next_cursor=more)
+    with service.database.transaction(isolation="REPEATABLE READ") as connection:
+        found = batches.in_doubt(connection, after=after, limit=limit + 1, party=party, with_received=received)
+        explained = explain_rows(connection, found[:limit], now=now, engine_silent_after=service.engine_silent_after)
+    more = encode([f"stl_{found[limit - 1].id}"], filters) if len(found) > limit else None
+    items = [
+        in_doubt_view(row, explanation_view(explanation, closed), now=now)
+        for row, explanation, closed in explained
+        if explanation is not None
+    ]
+    return Page(items=items, next_cursor=more)
 
 
 # --- prices
@@ -266,7 +285,7 @@ def get_quote(
     )
 
 
-# --- statements and reconciliation
+# --- statements
 
 
 @router.post(
@@ -311,59 +330,6 @@ def get_statement(statement: StatementPath, service: Services, caller: Signed) -
     return Response(path.read_bytes(), media_type=XML)
 
 
-@router.post(
-    "/v1/reconciliations",
-    tags=["reconciliation"],
-    operation_id="reconcile",
-    status_code=201,
-    response_model=ReconciliationView,
-    summary="Compare our record of a batch with a counterparty's camt.053.001.08, line by line",
-    responses=_responses(R.CURRENCY_NOT_SERVED, R.STATEMENT_INVALID, R.BATCH_NOT_FOUND, R.STATEMENT_OF_ANOTHER_ACCOUNT),
-    openapi_extra={"requestBody": {"required": True, "content": {XML: {"schema": {"type": "string"}}}}},
-)
-async def reconcile(
-    request: Request,
-    service: Services,
-    caller: Signed,
-    batch: Annotated[BatchRef, Query()],
-    participant: Annotated[ParticipantRef, Query()],
-    currency: Annotated[CurrencyCode, Query()],
-) -> ReconciliationView:
-    caller.require(participant)
-    content = await request.body()
-
-    def work() -> reports.ReconciliationRow:
-        wanted = _currency(currency)
-        return reconcile_batch(
-            content,
-            batch=batch,
-            participant=participant,
-            currency=wanted,
-            account=service.directory.account(participant, wanted),
-            run_by=caller.participant,
-            database=service.database,
-            clock=service.clock,
-        )
-
-    return reconciliation_view(await run_in_threadpool(work))
-
-
-@router.get(
-    "/v1/reconciliations/{reconciliation}",
-    tags=["reconciliation"],
-    operation_id="get_reconciliation",
-    summary="A reconciliation and its breaks",
-    responses=_responses(R.RECONCILIATION_NOT_FOUND),
-)
-def get_reconciliation(reconciliation: ReconciliationPath, service: Services, caller: Signed) -> ReconciliationView:
-    key = parse_ref("rec", reconciliation, R.RECONCILIATION_NOT_FOUND)
-    with service.database.transaction(isolation="READ COMMITTED") as connection:
-        row = reports.find_reconciliation(connection, key)
-    if row is None or not caller.may_see(row.participant):
-        not_found(R.RECONCILIATION_NOT_FOUND)
-    return reconciliation_view(row)
-
-
 # --- lookups shared by routes
 
 
@@ -381,7 +347,7 @@ def _settlement(service: Service, caller: Caller, text: str) -> batches.Settleme
     key = parse_ref("stl", text, R.SETTLEMENT_NOT_FOUND)
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         row = batches.find_settlement(connection, key)
-    if row is None or not caller.may_see(row.debtor, row.creditor):
+    if row is None or not caller.may_see(*row.parties):
         not_found(R.SETTLEMENT_NOT_FOUND)
     return row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import UUID
@@ -13,9 +14,16 @@ from kernel import ids
 from kernel.clock import Clock
 from kernel.database import Database
 from kernel.errors import ProblemError
+from settlement.api.oversight import Oversight
 from settlement.domain.refusals import SettlementRefusal
 from settlement.settings import Directory
+from settlement.usecases.evidence import Books
+from settlement.usecases.intake import IntakeCheck
+from settlement.usecases.liquidity import Desk
+from settlement.usecases.market import Market
+from settlement.usecases.relay import Relay
 from settlement.usecases.settle import Engine
+from settlement.usecases.streams import StreamContext, StreamWorker
 from settlement.usecases.worker import Worker
 
 
@@ -27,7 +35,17 @@ class Service:
     worker: Worker
     files_directory: Path
     run_on_submit: bool
+    intake_checks: tuple[IntakeCheck, ...]
+    oversight: Oversight
     clock: Clock
+    market: Market
+    liquidity: Desk
+    streams: StreamContext
+    stream_worker: StreamWorker
+    books: Books
+    relay: Relay | None
+    engine_silent_after: timedelta
+    """An engine that has not renewed its lease for so long counts as gone, for people."""
 
 
 def _service(request: Request) -> Service:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from settlement.contract import (
     BatchView,
-    BreakView,
+    ClosedGateView,
+    ExplanationView,
     InDoubtView,
     LegView,
     RateView,
-    ReconciliationView,
     SettlementView,
     StatementFileView,
 )
 from settlement.domain.escrow import Decision, SettlementState
+from settlement.domain.explain import Explanation
 from settlement.domain.fx import Rate, show_fraction
 from settlement.domain.refusals import AbortReason
 from settlement.store.batches import BatchRow, SettlementRow
-from settlement.store.reports import ReconciliationRow, StatementFileRow
+from settlement.store.gates import Gate
+from settlement.store.reports import StatementFileRow
 
 
 def batch_view(row: BatchRow) -> BatchView:
@@ -37,7 +40,7 @@ def batch_view(row: BatchRow) -> BatchView:
     )
 
 
-def settlement_view(row: SettlementRow) -> SettlementView:
+def settlement_view(row: SettlementRow, explanation: ExplanationView | None = None) -> SettlementView:
     return SettlementView(
         settlement=row.id,
         batch=row.batch,
@@ -75,29 +78,34 @@ def settlement_view(row: SettlementRow) -> SettlementView:
         detail=row.detail,
         waits_for=row.waits_for,
         ended_at=row.ended_at,
+        explanation=explanation,
     )
 
 
-def in_doubt_view(row: SettlementRow, *, now: datetime) -> InDoubtView:
-    since = row.prepared_at or now
+def explanation_view(explanation: Explanation, closed: Sequence[Gate]) -> ExplanationView:
+    return ExplanationView(
+        why=explanation.why,
+        waits_for=list(explanation.waits_for),
+        resolution=explanation.resolution,
+        needs_person=explanation.needs_person,
+        gates=[ClosedGateView(kind=gate.kind.value, reason=gate.reason, not_before=gate.not_before) for gate in closed],
+    )
+
+
+def in_doubt_view(row: SettlementRow, explanation: ExplanationView, *, now: datetime) -> InDoubtView:
+    since = row.prepared_at or row.received_at
     return InDoubtView(
         settlement=row.id,
         batch=row.batch,
         uetr=row.uetr,
         state=row.state,
         decision=row.decision,
-        waits_for=row.waits_for or _WAITS_FOR[row.state],
+        waits_for=row.waits_for or "; ".join(explanation.waits_for),
         since=since,
         age_seconds=max(0, int((now - since).total_seconds())),
         legs={f"{found.leg.number} {found.leg.terms.ledger}": found.leg.state for found in row.legs},
+        explanation=explanation,
     )
-
-
-_WAITS_FOR = {
-    SettlementState.PREPARED: "its legs to be authorised and held",
-    SettlementState.COMMITTED: "its legs to be posted",
-    SettlementState.ABORTED: "its holds to be voided",
-}
 
 
 def rate_view(rate: Rate) -> RateView:
@@ -121,37 +129,5 @@ def statement_file_view(row: StatementFileRow) -> StatementFileView:
         entry_count=row.entry_count,
         file_name=row.file_name,
         sha256=row.sha256.hex(),
-        created_at=row.created_at,
-    )
-
-
-def reconciliation_view(row: ReconciliationRow) -> ReconciliationView:
-    return ReconciliationView(
-        reconciliation=row.id,
-        batch=row.batch_id,
-        participant=row.participant,
-        currency=row.currency,
-        file_sha256=row.file_sha256.hex(),
-        as_of=row.as_of,
-        lines_ours=row.lines_ours,
-        lines_theirs=row.lines_theirs,
-        matched=row.matched,
-        breaks=[
-            BreakView(
-                number=item.number,
-                type=item.type,
-                side=item.side,
-                our_references=item.our_references,
-                their_references=item.their_references,
-                our_amount_minor=item.our_amount_minor,
-                their_amount_minor=item.their_amount_minor,
-                difference_minor=item.difference_minor,
-                age_days=item.age_days,
-                bucket=item.bucket,
-                sentence=item.sentence,
-            )
-            for item in row.breaks
-        ],
-        run_by=row.run_by,
         created_at=row.created_at,
     )

@@ -13,12 +13,19 @@ from kernel import ids, strict_json
 from kernel.client import ServiceClient
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.ids import ParticipantId
+from settlement.client.calendars import CalendarsMixin
+from settlement.client.compliance import ComplianceMixin
+from settlement.client.liquidity import LiquidityMixin
+from settlement.client.market import MarketMixin
+from settlement.client.messages import MessagesMixin
+from settlement.client.multileg import MultilegMixin
+from settlement.client.reconciliation import ReconciliationMixin
+from settlement.client.relay import RelayMixin
 from settlement.contract import (
     BatchView,
     InDoubtView,
     QuoteView,
     RateView,
-    ReconciliationView,
     SettlementState,
     SettlementView,
     StatementFileView,
@@ -27,7 +34,16 @@ from settlement.contract import (
 _MEDIA_TYPE = {"pacs.009": "application/xml", "csv": "text/csv"}
 
 
-class SettlementClient:
+class SettlementClient(
+    LiquidityMixin,
+    MessagesMixin,
+    CalendarsMixin,
+    ComplianceMixin,
+    MarketMixin,
+    MultilegMixin,
+    ReconciliationMixin,
+    RelayMixin,
+):
     """Sync. `signer` has the key of an institution or of the bridge. Raises `kernel.client.ProblemResponse`."""
 
     def __init__(self, base_url: str, *, signer: RequestSigner | None = None, timeout_seconds: float = 60.0) -> None:
@@ -93,8 +109,9 @@ class SettlementClient:
         answer = self._http.post(f"/v1/settlements/{ids.show('stl', settlement)}/abort", {}, idempotent=True)
         return SettlementView.model_validate(answer)
 
-    def in_doubt(self) -> Iterator[InDoubtView]:
-        for item in self._pages("/v1/in-doubt", {"limit": 500}):
+    def in_doubt(self, *, received: bool = False) -> Iterator[InDoubtView]:
+        """`received`: also those that wait to begin."""
+        for item in self._pages("/v1/in-doubt", {"limit": 500, "received": "true" if received else None}):
             yield InDoubtView.model_validate(item)
 
     # --- prices
@@ -115,18 +132,6 @@ class SettlementClient:
     def statement_file(self, statement: UUID) -> bytes:
         path = f"/v1/statements/{ids.show('stf', statement)}"
         return self._http.request("GET", path, idempotent=True).content
-
-    def reconcile(self, content: bytes, *, batch: UUID, participant: str, currency: str) -> ReconciliationView:
-        """`content` is the counterparty's camt.053 of the participant's account, of this batch's lines."""
-        query = {"batch": ids.show("bat", batch), "participant": participant, "currency": currency}
-        response = self._http.request(
-            "POST", "/v1/reconciliations", query=query, content=content, content_type="application/xml"
-        )
-        return ReconciliationView.model_validate(strict_json.loads(response.content))
-
-    def reconciliation(self, reconciliation: UUID) -> ReconciliationView:
-        path = f"/v1/reconciliations/{ids.show('rec', reconciliation)}"
-        return ReconciliationView.model_validate(self._http.get(path))
 
     def _pages(self, path: str, query: dict[str, Any]) -> Iterator[Any]:
         cursor: str | None = None

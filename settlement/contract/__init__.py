@@ -22,7 +22,6 @@ from ledger.contract import (
     Model,
     Moment,
     ParticipantRef,
-    SignedAmount,
     TransferRef,
 )
 from settlement.domain.escrow import Decision, LegState, SettlementState
@@ -34,14 +33,14 @@ __all__ = [
     "STATUS_BY_REFUSAL",
     "AbortReason",
     "BatchView",
-    "BreakView",
+    "ClosedGateView",
     "Decision",
+    "ExplanationView",
     "InDoubtView",
     "LegState",
     "LegView",
     "QuoteView",
     "RateView",
-    "ReconciliationView",
     "SettlementRefusal",
     "SettlementState",
     "SettlementView",
@@ -73,6 +72,84 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     SettlementRefusal.STATEMENT_INVALID: 422,
     SettlementRefusal.STATEMENT_OF_ANOTHER_ACCOUNT: 422,
     SettlementRefusal.RECONCILIATION_NOT_FOUND: 404,
+    SettlementRefusal.LEGS_INVALID: 422,
+    SettlementRefusal.CALENDARS_OFF: 404,
+    SettlementRefusal.CALENDAR_UNKNOWN: 422,
+    SettlementRefusal.CALENDAR_NOT_COVERED: 422,
+    SettlementRefusal.VALUE_DATE_PAST: 422,
+    SettlementRefusal.VALUE_DATE_TOO_FAR: 422,
+    SettlementRefusal.VALUE_DATE_NOT_BUSINESS_DAY: 422,
+    SettlementRefusal.CUT_OFF_MISSED: 422,
+    SettlementRefusal.NO_JOINT_BUSINESS_DAY: 422,
+    SettlementRefusal.CLEAR_OUT_NOT_FOUND: 404,
+    SettlementRefusal.CLEAR_OUT_STALE: 409,
+    SettlementRefusal.BALANCE_UNAVAILABLE: 503,
+    SettlementRefusal.COMPLIANCE_OFF: 404,
+    SettlementRefusal.COMPLIANCE_DATA_INVALID: 422,
+    SettlementRefusal.COMPLIANCE_DATA_MISSING: 422,
+    SettlementRefusal.LEI_INVALID: 422,
+    SettlementRefusal.LEI_REQUIRED: 422,
+    SettlementRefusal.PURPOSE_REQUIRED: 422,
+    SettlementRefusal.PURPOSE_NOT_ALLOWED: 422,
+    SettlementRefusal.QUOTA_EXCEEDED: 422,
+    SettlementRefusal.QUOTA_RATE_MISSING: 422,
+    SettlementRefusal.COMPLIANCE_CASE_NOT_FOUND: 404,
+    SettlementRefusal.COMPLIANCE_CASE_CLOSED: 409,
+    SettlementRefusal.OFFICER_DECIDED: 409,
+    SettlementRefusal.FX_QUOTE_INVALID: 422,
+    SettlementRefusal.FX_QUOTE_STALE: 422,
+    SettlementRefusal.FX_QUOTE_NOT_FOUND: 404,
+    SettlementRefusal.FX_QUOTE_SUPERSEDED: 409,
+    SettlementRefusal.FX_QUOTE_WITHDRAWN: 409,
+    SettlementRefusal.FX_QUOTE_SIZE_USED: 409,
+    SettlementRefusal.FX_TOO_MANY_QUOTES: 409,
+    SettlementRefusal.FX_ORDER_INVALID: 422,
+    SettlementRefusal.FX_NO_ROUTE: 422,
+    SettlementRefusal.FX_LIMIT_NOT_MET: 422,
+    SettlementRefusal.FX_MARKET_MOVED: 409,
+    SettlementRefusal.FX_EXECUTION_NOT_FOUND: 404,
+    SettlementRefusal.LIQUIDITY_NOT_QUEUED: 404,
+    SettlementRefusal.LIQUIDITY_NOT_RECEIVED: 409,
+    SettlementRefusal.LIQUIDITY_LIMIT_INVALID: 422,
+    SettlementRefusal.LIQUIDITY_LIMIT_ABOVE_CAP: 422,
+    SettlementRefusal.LIQUIDITY_POSITIONS_UNKNOWN: 503,
+    SettlementRefusal.LIQUIDITY_SOLVER_MISSING: 422,
+    SettlementRefusal.LIQUIDITY_RUN_NOT_FOUND: 404,
+    SettlementRefusal.LIQUIDITY_RUN_EMPTY: 409,
+    SettlementRefusal.LIQUIDITY_RUN_STALE: 409,
+    SettlementRefusal.LIQUIDITY_RUN_STARTED: 409,
+    SettlementRefusal.LIQUIDITY_APPROVAL_INVALID: 422,
+    SettlementRefusal.LIQUIDITY_APPROVALS_MISSING: 409,
+    SettlementRefusal.MAPPING_INVALID: 422,
+    SettlementRefusal.MAPPING_NOT_FOUND: 404,
+    SettlementRefusal.SOURCE_NOT_FOUND: 404,
+    SettlementRefusal.SOURCE_OF_ANOTHER_RELATION: 422,
+    SettlementRefusal.RECONCILIATION_ID_REUSED: 409,
+    SettlementRefusal.RULES_INVALID: 422,
+    SettlementRefusal.BREAK_NOT_FOUND: 404,
+    SettlementRefusal.MATCH_NOT_FOUND: 404,
+    SettlementRefusal.OFFICER_UNKNOWN: 403,
+    SettlementRefusal.DECISION_INVALID: 422,
+    SettlementRefusal.DECISION_ID_REUSED: 409,
+    SettlementRefusal.BREAK_HAS_MOVED_ON: 409,
+    SettlementRefusal.BREAK_STATE_WRONG: 409,
+    SettlementRefusal.FOUR_EYES: 403,
+    SettlementRefusal.REPAIR_NOT_POSSIBLE: 422,
+    SettlementRefusal.LINES_DO_NOT_BALANCE: 422,
+    SettlementRefusal.STREAM_NOT_FOUND: 404,
+    SettlementRefusal.STREAM_TOO_LARGE: 422,
+    SettlementRefusal.TOO_MANY_STREAMS: 429,
+    SettlementRefusal.STREAM_DIFFERS: 409,
+    SettlementRefusal.STREAM_NOT_OPEN: 409,
+    SettlementRefusal.STREAM_PART_MISPLACED: 409,
+    SettlementRefusal.STREAM_PART_DIFFERS: 409,
+    SettlementRefusal.RECALL_INVALID: 422,
+    SettlementRefusal.RECALL_ID_REUSED: 409,
+    SettlementRefusal.RECALL_NOT_FOUND: 404,
+    SettlementRefusal.MESSAGE_VERSION_UNKNOWN: 422,
+    SettlementRefusal.DAY_NOT_OVER: 409,
+    SettlementRefusal.RELAY_OFF: 404,
+    SettlementRefusal.NOTHING_TO_PROVE: 409,
 }
 """Held total by a test."""
 
@@ -110,6 +187,28 @@ class BatchView(Model):
     """Settlements by state; every state is named."""
     is_finished: bool
     """Every settlement is settled or cancelled."""
+
+
+class ClosedGateView(Model):
+    """What keeps a received settlement from the engine."""
+
+    kind: str
+    reason: str
+    not_before: Moment | None
+    """When it may open by itself, where that is known."""
+
+
+class ExplanationView(Model):
+    """An operator's answer about a settlement that has not ended."""
+
+    why: str
+    """Why it stands where it stands, and whether money is reserved."""
+    waits_for: list[str]
+    """Each thing that is missing."""
+    resolution: str
+    """What will resolve it, and what a person can do."""
+    needs_person: bool
+    gates: list[ClosedGateView]
 
 
 class LegView(Model):
@@ -151,10 +250,12 @@ class SettlementView(Model):
     detail: str
     waits_for: str
     ended_at: Moment | None
+    explanation: ExplanationView | None = None
+    """Of one settlement asked for by its id, if it has not ended; None in lists."""
 
 
 class InDoubtView(Model):
-    """A settlement in which money may be reserved: why, and what it waits for."""
+    """A settlement that has not ended: why, what it waits for, and what will resolve it."""
 
     settlement: SettlementRef
     batch: BatchRef
@@ -166,6 +267,7 @@ class InDoubtView(Model):
     age_seconds: int
     legs: dict[str, LegState]
     """By `number ledger`."""
+    explanation: ExplanationView
 
 
 class RateView(Model):
@@ -202,34 +304,4 @@ class StatementFileView(Model):
     entry_count: int
     file_name: str
     sha256: str
-    created_at: Moment
-
-
-class BreakView(Model):
-    number: int
-    type: str
-    side: str | None
-    our_references: list[str]
-    their_references: list[str]
-    our_amount_minor: Amount | None
-    their_amount_minor: Amount | None
-    difference_minor: SignedAmount | None
-    """Theirs minus ours."""
-    age_days: int
-    bucket: str
-    sentence: str
-
-
-class ReconciliationView(Model):
-    reconciliation: ReconciliationRef
-    batch: BatchRef
-    participant: ParticipantRef
-    currency: CurrencyCode
-    file_sha256: str
-    as_of: date
-    lines_ours: int
-    lines_theirs: int
-    matched: int
-    breaks: list[BreakView]
-    run_by: ParticipantRef
     created_at: Moment

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from uuid import UUID
 
 from kernel.ids import AccountNumber, ParticipantId, derive_uuid7
@@ -42,6 +43,8 @@ class LegState(StrEnum):
     REFUSED = "refused"
     POSTED = "posted"
     VOIDED = "voided"
+    NETTED = "netted"
+    """Paid as part of the net legs of the netting settlement that stands for this one; never held by itself."""
 
 
 class SettlementState(StrEnum):
@@ -102,6 +105,11 @@ class LegTerms:
     amount: Money
 
 
+@lru_cache(maxsize=32_768)  # asked for some ten times a leg while its settlement is open
+def _hold_id(settlement: UUID, number: int) -> UUID:
+    return derive_uuid7(settlement, f"leg-{number}/hold")
+
+
 @dataclass(frozen=True, slots=True)
 class Leg:
     """A leg and what is known of it. `number` counts from 0 within its settlement."""
@@ -113,7 +121,7 @@ class Leg:
 
     @property
     def hold_id(self) -> UUID:
-        return derive_uuid7(self.settlement, f"leg-{self.number}/hold")
+        return _hold_id(self.settlement, self.number)
 
     def end_id(self, decision: Decision, secret: bytes) -> UUID:
         """Of the post or void: the same in every retry, and unguessable until the secret is out.

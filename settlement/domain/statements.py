@@ -30,6 +30,11 @@ class StatementRefusal(Refusal):
     NOT_XML = "not-xml", False, "The file is not well-formed XML."
     WRONG_NAMESPACE = "wrong-namespace", False, "The file is another message or version than the one expected."
     SCHEMA_INVALID = "schema-invalid", False, "The file does not match the message's schema."
+    PART_TOO_LARGE = (
+        "part-too-large",
+        False,
+        "A part of the file is larger than any real one: an instruction, a header.",
+    )
     TOO_MANY_ENTRIES = "too-many-entries", False, "The statement holds more entries than this service takes."
     TOO_MANY_STATEMENTS = "too-many-statements", False, "The file holds more than one statement."
     PAGES_INCOMPLETE = "pages-incomplete", False, "The file is one page of several; send the statement whole."
@@ -74,6 +79,12 @@ class StatementEntry:
     counterparty: ParticipantId | None = None
     counterparty_account: str | None = None
     """As shown (`acc_...`), at most 34 characters."""
+    group_reference: str | None = None
+    """Of the bulk booking that the line is part of (ISO 20022 PmtInfId), if it names one."""
+    account: str | None = None
+    """The account that the line itself names, where a file mixes several."""
+    instructed: Money | None = None
+    """The amount before conversion, where the parties exchange it."""
 
     @property
     def signed_minor(self) -> int:
@@ -111,6 +122,9 @@ class Statement:
     """Who keeps the account (the issuing central bank's ledger)."""
     summary: StatementSummary | None = None
     """As declared by whoever wrote the file; None for a statement that was made here."""
+    page: int = 1
+    """Of a statement in several files; its balances are those before and after this page's entries."""
+    is_last_page: bool = True
 
     def with_entries(self, entries: Iterable[StatementEntry]) -> Statement:
         """The same statement with other entries, its closing balance following from them."""

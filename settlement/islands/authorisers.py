@@ -5,27 +5,24 @@ A ledger holds nothing on the engine's word alone: what it books is the institut
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
-from pydantic import ValidationError
-
 from kernel.client import ProblemResponse, ServiceClient, ServiceUnreachable
-from kernel.crypto import jws
 from kernel.crypto.keys import PrivateKey
-from kernel.ids import ParticipantId
-from ledger.contract import SignedInstruction, sign_instruction
+from kernel.ids import ParticipantId, show, show_account
+from ledger.contract import InvalidInstruction, TransferKind, read_instruction, sign_instruction
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
 from settlement.islands.native import hold_terms
 from settlement.islands.port import Refused, Unknown
 
-LEGS_MAX = 500
-"""Legs in one request to an institution: with the other leg of each, about 700 KiB."""
-_AUTHORISATION_BYTES_MAX = 16_384
+TERMS_MAX = 1_000
+"""Terms in one request to an institution, about 700 KiB: 500 legs of PvP settlements with the other leg of each, 31 of
+settlements of 32 legs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +31,24 @@ class Authorised:
 
 
 @dataclass(frozen=True, slots=True)
+class NettedInstruction:
+    """An instruction of the payer's that a net leg pays: by its UETR, what the payer pays and gets, by currency."""
+
+    uetr: UUID
+    paid: tuple[tuple[str, int], ...]
+    received: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LegOrder:
-    """A hold to be signed, and all the other holds of its settlement: the payer signs against what it is to get."""
+    """A hold to be signed, and all the other holds of its settlement: the payer signs against what it is to get.
+
+    Of a netting settlement: those of the other holds that pay it or that it pays, and what it nets.
+    """
 
     hold: HoldOrder
     others: tuple[HoldOrder, ...]
+    netted: tuple[NettedInstruction, ...] = ()
 
 
 def leg_order(hold_orders: Sequence[HoldOrder], number: int) -> LegOrder:
@@ -55,22 +65,29 @@ class Authoriser(Protocol):
         ...
 
 
+Check = Callable[[HoldOrder, str], Authorised | Refused]
+
+
 class HttpAuthoriser:
     """Asks each institution's wallet service: POST /v1/leg-authorisations, signed by the bridge (RFC 9421).
 
     `instruction_id` on the wire is the payment's UETR: the one id that both banks knew before the bridge did.
     """
 
-    def __init__(self, clients: Mapping[ParticipantId, ServiceClient]) -> None:
+    def __init__(
+        self, clients: Mapping[ParticipantId, ServiceClient], checks: Mapping[str, Check] | None = None
+    ) -> None:
+        """`checks` by ledger, where an authorisation is not an instruction of one of our own ledgers."""
         self._clients = clients
+        self._checks = checks or {}
 
     def authorise(self, payer: ParticipantId, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
         client = self._clients.get(payer)
         if client is None:
             return [Refused("institution-unknown", f"{payer} is not registered")] * len(orders)
         answers: list[AuthorisationOutcome] = []
-        for start in range(0, len(orders), LEGS_MAX):
-            answers += self._ask(client, orders[start : start + LEGS_MAX])
+        for chunk in _chunks(orders):
+            answers += self._ask(client, chunk)
         return answers
 
     def _ask(self, client: ServiceClient, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
@@ -83,26 +100,79 @@ class HttpAuthoriser:
             for order in orders
         ]
         try:
-            body: Any = client.post("/v1/leg-authorisations", {"legs": legs}, idempotent=True)
+            asked = {"legs": legs} | ({"nettings": nettings} if (nettings := _nettings(orders)) else {})
+            body: Any = client.post("/v1/leg-authorisations", asked, idempotent=True)
         except (ServiceUnreachable, ProblemResponse) as error:
             # Nothing is held yet, and a problem of the whole request says nothing of a leg: ask again, visibly.
             return [Unknown(str(error)[:200])] * len(orders)
         results = body.get("results") if isinstance(body, dict) else None
         if not isinstance(results, list) or len(results) != len(orders):
             return [Unknown("the institution's answer has another shape")] * len(orders)
-        return [_judged(order.hold, result) for order, result in zip(orders, results, strict=True)]
+        return [
+            _judged(order.hold, result, self._checks.get(order.hold.terms.ledger, check_authorisation))
+            for order, result in zip(orders, results, strict=True)
+        ]
+
+
+def _chunks(orders: Sequence[LegOrder]) -> Iterator[list[LegOrder]]:
+    chunk: list[LegOrder] = []
+    terms = 0
+    for order in orders:
+        if chunk and terms + 1 + len(order.others) > TERMS_MAX:
+            yield chunk
+            chunk, terms = [], 0
+        chunk.append(order)
+        terms += 1 + len(order.others)
+    if chunk:
+        yield chunk
+
+
+def _nettings(orders: Sequence[LegOrder]) -> list[dict[str, object]]:
+    """The list of each netting settlement once, however many of its legs are asked for."""
+    lists = {order.hold.reference: order.netted for order in orders if order.netted}
+    return [
+        {
+            "instruction_id": str(reference),
+            "netted": [
+                {
+                    "instruction_id": str(item.uetr),
+                    "paid": [{"currency": currency, "amount_minor": str(amount)} for currency, amount in item.paid],
+                    "received": [
+                        {"currency": currency, "amount_minor": str(amount)} for currency, amount in item.received
+                    ],
+                }
+                for item in netted
+            ],
+        }
+        for reference, netted in lists.items()
+    ]
 
 
 def _on_wire(hold: HoldOrder) -> dict[str, object]:
-    return {"ledger": hold.terms.ledger, "terms": hold_terms(hold).model_dump(mode="json", exclude_none=True)}
+    """As `hold_terms(hold)` is written; there are two for each leg, so no model is made for it."""
+    terms = hold.terms
+    return {
+        "ledger": terms.ledger,
+        "terms": {
+            "id": show("trf", hold.hold_id),
+            "kind": TransferKind.HOLD.value,
+            "debit": show_account(terms.debit),
+            "credit": show_account(terms.credit),
+            "amount_minor": str(terms.amount.amount_minor),
+            "currency": terms.amount.currency.code,
+            "reference": str(hold.reference),
+            "commit_hash": hold.commit_hash.hex(),
+            "abort_hash": hold.abort_hash.hex(),
+        },
+    }
 
 
-def _judged(order: HoldOrder, result: object) -> AuthorisationOutcome:
+def _judged(order: HoldOrder, result: object, check: Check) -> AuthorisationOutcome:
     if not isinstance(result, dict):
         return Unknown("the institution's answer has another shape")
     token, refusal = result.get("token"), result.get("refusal")
     if isinstance(token, str):
-        return check_authorisation(order, token)
+        return check(order, token)
     if isinstance(refusal, str) and refusal:
         return Refused(AbortReason.AUTHORISATION_REFUSED.value, refusal[:100])
     return Unknown("the institution neither signed nor refused")
@@ -115,11 +185,10 @@ def check_authorisation(order: HoldOrder, token: str) -> Authorised | Refused:
     the engine would count it as the leg.
     """
     try:
-        payload = jws.peek_payload(token, bytes_max=_AUTHORISATION_BYTES_MAX)
-        document = SignedInstruction.model_validate_json(payload)
-    except (jws.InvalidJws, ValidationError) as error:
-        return Refused(AbortReason.AUTHORISATION_DIFFERS.value, f"unreadable: {type(error).__name__}")
-    if document.ledger != order.terms.ledger or document.terms != hold_terms(order):
+        read = read_instruction(token)
+    except InvalidInstruction as error:
+        return Refused(AbortReason.AUTHORISATION_DIFFERS.value, f"unreadable: {error.reason}"[:200])
+    if read.ledger != order.terms.ledger or read.terms != hold_terms(order):
         return Refused(AbortReason.AUTHORISATION_DIFFERS.value, "the signed terms are not the ordered ones")
     return Authorised(token)
 

@@ -63,8 +63,16 @@ class _Hold:
 
 
 class FakeIsland:
-    def __init__(self, name: str, *, balances: dict[int, int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        balances: dict[int, int],
+        is_authorised: Callable[[SignedHold], bool] = lambda _: True,
+    ) -> None:
+        """`is_authorised` plays the ledger's check of the payer's signature."""
         self._name = name
+        self._is_authorised = is_authorised
         self._balances = dict(balances)
         self._issued = sum(balances.values())
         self._holds: dict[UUID, _Hold] = {}
@@ -82,7 +90,7 @@ class FakeIsland:
     # --- the port
 
     def prepare(self, holds: Sequence[SignedHold]) -> list[PrepareOutcome]:
-        return self._call("prepare", lambda: [self._prepare(hold.order) for hold in holds], len(holds))
+        return self._call("prepare", lambda: [self._prepare(hold) for hold in holds], len(holds))
 
     def fulfil(self, orders: Sequence[EndOrder]) -> list[EndOutcome]:
         return self._call("fulfil", lambda: [self._fulfil(order) for order in orders], len(orders))
@@ -114,6 +122,12 @@ class FakeIsland:
 
     def balance(self, account: int) -> int:
         return self._balances[account]
+
+    def available_of(self, accounts: Sequence[AccountNumber]) -> list[int | None]:
+        """What each account has available; None where that is unknown (see islands.balances)."""
+        if self.faults.down:
+            return [None] * len(accounts)
+        return [self.available(account) if account in self._balances else None for account in accounts]
 
     def available(self, account: int) -> int:
         reserved = sum(
@@ -156,7 +170,8 @@ class FakeIsland:
 
     # --- the ledger's rules
 
-    def _prepare(self, order: HoldOrder) -> PrepareOutcome:
+    def _prepare(self, asked: SignedHold) -> PrepareOutcome:
+        order = asked.order
         hold = self._holds.get(order.hold_id)
         if hold is not None:
             if hold.order == order and hold.standing is HoldStanding.HELD:
@@ -164,6 +179,8 @@ class FakeIsland:
             return Refused(AbortReason.HOLD_DIFFERS.value, hold.standing.value)
         if (order.hold_id, order.abort_hash) in self._tombstones:
             return Refused("hold-already-voided")
+        if not self._is_authorised(asked):
+            return Refused("signature-invalid")
         if order.hold_id in self.faults.refuse_holds:
             return Refused("debit-account-frozen")
         if self._balances.get(order.terms.debit) is None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import TypeVar
+from uuid import UUID
 
 from kernel.client import ProblemResponse, ServiceUnreachable
-from kernel.ids import AccountNumber, HoldId, new_uuid7
+from kernel.ids import AccountNumber, HoldId, new_uuid7, show
 from ledger.client import LedgerClient
 from ledger.contract import (
+    EndTerms,
     HoldStatus,
     HoldView,
     LedgerRefusal,
     StatementLine,
-    TransferItem,
+    TransferAnswer,
     TransferKind,
     TransferOutcome,
     TransferRefusal,
-    TransferResult,
     TransferTerms,
 )
 from settlement.domain.escrow import HoldOrder
@@ -40,7 +42,9 @@ ITEMS_MAX = 1_000
 """Transfers in one request: about a megabyte of signed instructions."""
 _BAD_REQUEST = frozenset({400, 413, 422})
 
-Order = TypeVar("Order")
+_BOOKED = frozenset({TransferOutcome.BOOKED.value, TransferOutcome.ALREADY_BOOKED.value})
+
+Item = TypeVar("Item")
 
 
 def hold_terms(order: HoldOrder) -> TransferTerms:
@@ -68,7 +72,7 @@ class NativeIsland:
         return self._name
 
     def prepare(self, holds: Sequence[SignedHold]) -> list[PrepareOutcome]:
-        answers = self._submit(holds, lambda hold: TransferItem(instruction=hold.authorisation))
+        answers = self._submit([hold.authorisation for hold in holds], self._client.submit_signed)
         return [self._prepared(hold.order, answer) for hold, answer in zip(holds, answers, strict=True)]
 
     def fulfil(self, orders: Sequence[EndOrder]) -> list[EndOutcome]:
@@ -83,9 +87,37 @@ class NativeIsland:
     def statement(self, account: AccountNumber) -> list[StatementLine]:
         return list(self._client.statement_lines(account))
 
+    def available_of(self, accounts: Sequence[AccountNumber]) -> list[int | None]:
+        """What each account has available as of the last block; None where the ledger does not say."""
+        found: list[int | None] = []
+        for account in accounts:
+            try:
+                found.append(self._client.get_account(account).available_minor)
+            except (ServiceUnreachable, ProblemResponse, ValueError):
+                found.append(None)
+        return found
+
+    # --- evidence
+
+    def receipt(self, hold_id: UUID) -> bytes | None:
+        """The transparency log's receipt of the transfer that posted a hold of ours; None while there is none, or if
+        another posted it (the ledger shows a receipt to who is concerned)."""
+        try:
+            ended_by = self._client.get_hold(HoldId(hold_id)).ended_by
+            return None if ended_by is None else self._client.receipt(ended_by)
+        except (ServiceUnreachable, ProblemResponse, ValueError):
+            return None
+
+    def log_key(self) -> str | None:
+        """The public key of the ledger's log, as it states it."""
+        try:
+            return self._client.log().vkey
+        except (ServiceUnreachable, ProblemResponse, ValueError):
+            return None
+
     # --- one answer
 
-    def _prepared(self, order: HoldOrder, answer: TransferResult | Unknown | Refused) -> PrepareOutcome:
+    def _prepared(self, order: HoldOrder, answer: TransferAnswer | Unknown | Refused) -> PrepareOutcome:
         if isinstance(answer, Unknown | Refused):
             return answer
         match answer.outcome:
@@ -103,26 +135,26 @@ class NativeIsland:
                         return Refused(AbortReason.HOLD_DIFFERS.value, f"a hold with this id stands: {standing.value}")
             case TransferOutcome.REFUSED if answer.refusal == LedgerRefusal.OUTCOME_UNKNOWN.value:
                 return Unknown(answer.detail or answer.refusal)
-            case TransferOutcome.REFUSED:
+            case _:
                 return Refused(answer.refusal or "refused", answer.detail or "")
 
     def _end(self, orders: Sequence[EndOrder], kind: TransferKind) -> list[EndOutcome]:
-        answers = self._submit(orders, lambda order: TransferItem(terms=_end_terms(order, kind)))
+        answers = self._submit([_end_terms(order, kind) for order in orders], self._client.submit_ends)
         return [self._ended(order, kind, answer) for order, answer in zip(orders, answers, strict=True)]
 
     def _ended(
         self,
         order: EndOrder,
         kind: TransferKind,
-        answer: TransferResult | Unknown | Refused,
+        answer: TransferAnswer | Unknown | Refused,
         *,
         is_second: bool = False,
     ) -> EndOutcome:
         if isinstance(answer, Unknown):
             return answer
-        if isinstance(answer, TransferResult) and answer.outcome is not TransferOutcome.REFUSED:
+        if isinstance(answer, TransferAnswer) and answer.outcome in _BOOKED:
             # `already-booked` is our own post or void: its terms name the hold, which ends once (I6).
-            return Booked(answer.booked_at)
+            return Booked(datetime.fromisoformat(answer.booked_at) if answer.booked_at is not None else None)
         refusal = answer.code if isinstance(answer, Refused) else answer.refusal or ""
         is_post = kind is TransferKind.POST
         match refusal:
@@ -138,8 +170,7 @@ class NativeIsland:
                 return Contradiction(f"the post of a held, committed leg is refused: {refusal}")
             case TransferRefusal.ID_ALREADY_USED if not is_second:
                 # Somebody booked another transfer under our id. Any id does: a hold ends once, whatever its ends' ids.
-                terms = _end_terms(order, kind).model_copy(update={"id": new_uuid7()})
-                second = self._submit([terms], lambda item: TransferItem(terms=item))[0]
+                second = self._submit([_end_terms(order, kind, end_id=new_uuid7())], self._client.submit_ends)[0]
                 return self._ended(order, kind, second, is_second=True)
             case _:
                 return Unknown(f"{kind.value} refused: {refusal}")
@@ -178,16 +209,18 @@ class NativeIsland:
     # --- transport
 
     def _submit(
-        self, orders: Sequence[Order], item_of: Callable[[Order], TransferItem]
-    ) -> list[TransferResult | Unknown | Refused]:
-        answers: list[TransferResult | Unknown | Refused] = []
-        for start in range(0, len(orders), ITEMS_MAX):
-            answers += self._send([item_of(order) for order in orders[start : start + ITEMS_MAX]])
+        self, items: Sequence[Item], send: Callable[[Sequence[Item]], list[TransferAnswer]]
+    ) -> list[TransferAnswer | Unknown | Refused]:
+        answers: list[TransferAnswer | Unknown | Refused] = []
+        for start in range(0, len(items), ITEMS_MAX):
+            answers += self._send(items[start : start + ITEMS_MAX], send)
         return answers
 
-    def _send(self, items: list[TransferItem]) -> list[TransferResult | Unknown | Refused]:
+    def _send(
+        self, items: Sequence[Item], send: Callable[[Sequence[Item]], list[TransferAnswer]]
+    ) -> list[TransferAnswer | Unknown | Refused]:
         try:
-            results = self._client.submit(items)
+            results = send(items)
         except ServiceUnreachable as error:
             return [Unknown(str(error)[:200])] * len(items)
         except ValueError as error:  # an answer that is not the documented shape says nothing
@@ -198,7 +231,7 @@ class NativeIsland:
             # The whole request was refused for the sake of some item: find it, so that it stops only itself.
             if len(items) > 1:
                 middle = len(items) // 2
-                return self._send(items[:middle]) + self._send(items[middle:])
+                return self._send(items[:middle], send) + self._send(items[middle:], send)
             return [Refused(problem.refusal or "bad-request", problem.detail[:200])]
         if len(results) != len(items):
             return [Unknown("the ledger answered another number of items")] * len(items)
@@ -229,12 +262,12 @@ def standing_of(view: HoldView, order: HoldOrder) -> HoldStanding:
             return HoldStanding.VOIDED
 
 
-def _end_terms(order: EndOrder, kind: TransferKind) -> TransferTerms:
-    return TransferTerms(
-        id=order.end_id,
-        kind=kind,
-        hold=order.order.hold_id,
+def _end_terms(order: EndOrder, kind: TransferKind, *, end_id: UUID | None = None) -> EndTerms:
+    return EndTerms(
+        id=show("trf", end_id or order.end_id),
+        kind=kind.value,
         currency=order.order.terms.amount.currency.code,
-        reference=order.order.reference,
-        secret=order.secret,
+        reference=str(order.order.reference),
+        hold=show("trf", order.order.hold_id),
+        secret=order.secret.hex(),
     )

@@ -1,20 +1,21 @@
-"""camt.053.001.08 (BankToCustomerStatement): one statement a file, streamed out and read back.
+"""camt.053 (BankToCustomerStatement), and its siblings: camt.052, the report of a day that is not over, and camt.054,
+notifications of single debits and credits. Streamed out, and read back, in every version of `versions`.
 
-| statement | element of Stmt |
+| statement | element of Stmt (camt.052: Rpt, camt.054: Ntfctn) |
 |---|---|
 | statement id, sequence number | Id, ElctrncSeqNb |
 | account, currency, servicer | Acct/Id/Othr/Id (IBAN is read too), Acct/Ccy, Acct/Svcr/FinInstnId/BICFI |
-| opening and closing balance | Bal with Tp/CdOrPrtry/Cd OPBD and CLBD, direction in CdtDbtInd |
+| opening and closing balance | Bal with Tp/CdOrPrtry/Cd OPBD and CLBD (interim ones: ITBD), direction in CdtDbtInd |
 | declared totals | TxsSummry, over all entries |
 | entry reference (the transfer id without hyphens) | Ntry/NtryRef, or else Ntry/AcctSvcrRef |
 | booked_at, value_date | BookgDt/DtTm (a bare Dt is read as 00:00 UTC), ValDt/Dt |
-| end-to-end id, UETR | NtryDtls/TxDtls/Refs |
+| page, last page | StmtPgntn/PgNb, LastPgInd |
+| end-to-end id, UETR | NtryDtls/TxDtls/Refs (a UETR of version 7: Prtry with Tp UETR) |
 | counterparty and its account | TxDtls/RltdAgts and RltdPties: the debtor's of a credit, the creditor's of a debit |
 
 The reader refuses what it cannot understand. Whether a statement that it does understand adds up is a *finding*, not a
 refusal: `settlement.domain.reconciliation.check_statement` turns each into a break, so that a person sees the
-counterparty's
-lines next to what is wrong with their sums. `read_camt053` runs that check and hands the breaks out as `findings`.
+counterparty's lines next to what is wrong with their sums. `read_camt053` hands them out as `findings`.
 """
 
 from __future__ import annotations
@@ -40,20 +41,29 @@ from settlement.domain.statements import (
     StatementEntry,
     StatementRefusal,
     StatementSummary,
+    booked_net_minor,
     summarise,
 )
+from settlement.iso20022.versions import DEFAULT, VERSIONS, kind_of
 from settlement.iso20022.xml_reader import MessageReader, line_of, local_name
 from settlement.iso20022.xml_writer import XmlWriter, amount_text, datetime_text, document_writer, minor_text
 
-MESSAGE = "camt.053.001.08"
+MESSAGE = DEFAULT["camt.053"]
 ENTRIES_MAX = 1_000_000
 BYTES_MAX = 1024 * 1024 * 1024
 
+_UETR_HEX = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}", re.ASCII)
 _AMOUNT = re.compile(r"\+?(?P<units>[0-9]*)(?:\.(?P<fraction>[0-9]*))?", re.ASCII)
 _MOMENT = re.compile(
     r"([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,40}))?(Z|[+-][0-9]{2}:[0-9]{2})", re.ASCII
 )
 _REFUSAL_BY_CODE = {refusal.value: refusal for refusal in StatementRefusal}
+_SHAPES = {
+    "camt.052": ("BkToCstmrAcctRpt", "Rpt", "RptPgntn"),
+    "camt.053": ("BkToCstmrStmt", "Stmt", "StmtPgntn"),
+    "camt.054": ("BkToCstmrDbtCdtNtfctn", "Ntfctn", "NtfctnPgntn"),
+}
+"""What differs between the three: the names of root, part and page."""
 _FAMILY = {Direction.CREDIT: "RCDT", Direction.DEBIT: "ICDT"}
 
 
@@ -76,28 +86,33 @@ class StatementReadResult:
     findings: tuple[Break, ...] = ()
 
 
-def write_camt053(statement: Statement, file: BinaryIO, *, allow_inconsistent: bool = False) -> None:
-    """Write the statement in flat memory; its totals are computed, never copied.
+def write_camt053(
+    statement: Statement, file: BinaryIO, *, version: str = MESSAGE, allow_inconsistent: bool = False
+) -> None:
+    """Write the statement in flat memory; its totals are computed. `version` may be a camt.052 or 054 too.
 
-    Raises ValueError for what the message cannot carry, and if opening + booked entries is not closing or an entry
-    has another
-    currency, unless `allow_inconsistent` (to play a counterparty that errs, in tests and the sandbox).
+    Raises ValueError for what the message cannot carry, and if opening + booked entries is not closing or an entry has
+    another currency, unless `allow_inconsistent` (to play a counterparty that errs, in tests and the sandbox).
     """
+    if kind_of(version) not in _SHAPES or version not in VERSIONS[kind_of(version)]:
+        raise ValueError(f"{version[:40]!r} is no account message of this service")
     currency = statement.currency
     findings = check_statement(statement, as_of=statement.to_at.date())
     if findings and not allow_inconsistent:
         raise ValueError(f"statement {statement.statement_id} does not add up: {findings[0].sentence}")
     if not allow_inconsistent and any(entry.amount.currency != currency for entry in statement.entries):
         raise ValueError(f"statement {statement.statement_id} is in {currency}; an entry is not")
-    with document_writer(file, MESSAGE) as xml, xml.element("BkToCstmrStmt"):
+    kind = kind_of(version)
+    root, part, pagination = _SHAPES[kind]
+    with document_writer(file, version) as xml, xml.element(root):
         with xml.element("GrpHdr"):
             xml.text("MsgId", statement.statement_id)
             xml.text("CreDtTm", datetime_text(statement.created_at))
-        with xml.element("Stmt"):
+        with xml.element(part):
             xml.text("Id", statement.statement_id)
-            with xml.element("StmtPgntn"):
-                xml.text("PgNb", "1")
-                xml.text("LastPgInd", "true")
+            with xml.element(pagination):
+                xml.text("PgNb", str(statement.page), length_max=5)
+                xml.text("LastPgInd", "true" if statement.is_last_page else "false")
             xml.text("ElctrncSeqNb", str(statement.sequence_number))
             xml.text("CreDtTm", datetime_text(statement.created_at))
             with xml.element("FrToDt"):
@@ -109,21 +124,33 @@ def write_camt053(statement: Statement, file: BinaryIO, *, allow_inconsistent: b
                 if statement.servicer is not None:
                     with xml.element("Svcr"):
                         _write_bic(xml, statement.servicer)
-            _write_balance(xml, "OPBD", statement.opening_minor, currency, statement.from_at)
-            _write_balance(xml, "CLBD", statement.closing_minor, currency, statement.to_at)
+            if kind != "camt.054":
+                is_final = kind == "camt.053" and statement.is_last_page
+                opening = "OPBD" if statement.page == 1 else "ITBD"
+                _write_balance(xml, opening, statement.opening_minor, currency, statement.from_at)
+                closing = "CLBD" if is_final else "ITBD"
+                _write_balance(xml, closing, statement.closing_minor, currency, statement.to_at)
             _write_summary(xml, statement)
             for entry in statement.entries:
                 _write_entry(xml, entry)
 
 
 def read_camt053(
-    source: BinaryIO | Path, *, entries_max: int = ENTRIES_MAX, bytes_max: int = BYTES_MAX
+    source: BinaryIO | Path,
+    *,
+    entries_max: int = ENTRIES_MAX,
+    bytes_max: int = BYTES_MAX,
+    messages: Sequence[str] = VERSIONS["camt.053"],
 ) -> StatementReadResult:
-    """Read one statement whole, or refuse it with every problem found, up to PROBLEMS_MAX. Raises OSError."""
+    """Read one statement whole, or refuse it with every problem found, up to PROBLEMS_MAX. Raises OSError.
+
+    `messages` may be those of one sibling instead.
+    """
+    part = _SHAPES[kind_of(messages[0])][1]
     reader = MessageReader(
         source,
-        message=MESSAGE,
-        tags=("Ntry", "Stmt"),
+        messages=messages,
+        tags=("Ntry", part),
         repeated="Ntry",
         bytes_max=bytes_max,
         problems_max=PROBLEMS_MAX,
@@ -143,7 +170,7 @@ def read_camt053(
                 continue
             if statements:
                 raise _Refused(StatementRefusal.TOO_MANY_STATEMENTS, "send one statement a file")
-            statements.append(_read_statement(element, tuple(entries)))
+            statements.append(_read_statement(element, tuple(entries), kind_of(reader.message)))
         except _Refused as refused:
             place = index if local_name(element) == "Ntry" else 0
             problems.append(StatementProblem(refused.refusal, place, line, refused.reason[:300]))
@@ -230,15 +257,24 @@ def _write_entry(xml: XmlWriter, entry: StatementEntry) -> None:
                     if entry.end_to_end_id is not None:
                         xml.text("EndToEndId", entry.end_to_end_id)
                     if entry.uetr is not None:
-                        if entry.uetr.version != 4:
-                            raise ValueError(f"UETR {entry.uetr} is not a UUID of version 4")
-                        xml.text("UETR", str(entry.uetr), length_max=36)
+                        _write_uetr(xml, entry.uetr)
             if entry.counterparty_account is not None:
                 with xml.element("RltdPties"), xml.element(role + "Acct"):
                     _write_account_id(xml, entry.counterparty_account)
             if entry.counterparty is not None:
                 with xml.element("RltdAgts"), xml.element(role + "Agt"):
                     _write_bic(xml, entry.counterparty)
+
+
+def _write_uetr(xml: XmlWriter, uetr: UUID) -> None:
+    if uetr.version == 4:
+        xml.text("UETR", str(uetr), length_max=36)
+    elif uetr.version == 7:  # the schema knows version 4 alone
+        with xml.element("Prtry"):
+            xml.text("Tp", "UETR")
+            xml.text("Ref", uetr.hex)
+    else:
+        raise ValueError(f"UETR {uetr} is not a UUID of version 4 or 7")
 
 
 def _find(element: etree._Element | None, *path: str) -> etree._Element | None:
@@ -305,22 +341,16 @@ def _bic(element: etree._Element | None) -> ParticipantId | None:
     return None if text is None else parse_participant(text)
 
 
-def _read_statement(element: etree._Element, entries: tuple[StatementEntry, ...]) -> Statement:
-    if _text(element, "StmtPgntn", "PgNb") not in (None, "1") or _text(element, "StmtPgntn", "LastPgInd") in (
-        "false",
-        "0",
-    ):
-        raise _Refused(StatementRefusal.PAGES_INCOMPLETE, f"page {_text(element, 'StmtPgntn', 'PgNb')}")
+def _read_statement(element: etree._Element, entries: tuple[StatementEntry, ...], kind: str) -> Statement:
+    pagination = _SHAPES[kind][2]
+    page = _text(element, pagination, "PgNb")
+    if page not in (None, "1") or _text(element, pagination, "LastPgInd") in ("false", "0"):
+        raise _Refused(StatementRefusal.PAGES_INCOMPLETE, f"page {page}")
     account = _find(element, "Acct")
     number = _text(account, "Id", "Othr", "Id") or _text(account, "Id", "IBAN")
     if not number:
         raise _Refused(StatementRefusal.FIELD_MISSING, "Acct/Id")
-    balances = dict(_balances(element))
-    for code in ("OPBD", "CLBD"):
-        if code not in balances:
-            raise _Refused(StatementRefusal.FIELD_MISSING, f"the booked balance {code}")
-    currency, opening_minor = balances["OPBD"]
-    closing_currency, closing_minor = balances["CLBD"]
+    (currency, opening_minor), (closing_currency, closing_minor) = _opening_and_closing(element, entries, kind)
     declared = _text(account, "Ccy")
     if closing_currency != currency or (declared is not None and declared != currency.code):
         raise _Refused(StatementRefusal.AMOUNT_INVALID, "the account and its balances are in several currencies")
@@ -343,6 +373,21 @@ def _read_statement(element: etree._Element, entries: tuple[StatementEntry, ...]
         servicer=_bic(_find(account, "Svcr")),
         summary=_read_summary(_find(element, "TxsSummry"), currency),
     )
+
+
+def _opening_and_closing(
+    element: etree._Element, entries: tuple[StatementEntry, ...], kind: str
+) -> tuple[tuple[Currency, int], tuple[Currency, int]]:
+    """Of a notification, which has no balances: from zero to the net of its entries."""
+    if kind == "camt.054":
+        currency = _currency(_required(element, "Acct", "Ccy"))
+        return (currency, 0), (currency, booked_net_minor(entries))
+    balances = dict(_balances(element))
+    closing = "CLBD" if kind == "camt.053" or "CLBD" in balances else "ITBD"
+    for code in ("OPBD", closing):
+        if code not in balances:
+            raise _Refused(StatementRefusal.FIELD_MISSING, f"the booked balance {code}")
+    return balances["OPBD"], balances[closing]
 
 
 def _balances(element: etree._Element) -> Iterator[tuple[str, tuple[Currency, int]]]:
@@ -380,7 +425,7 @@ def _read_entry(element: etree._Element) -> StatementEntry:
     if not reference:
         raise _Refused(StatementRefusal.FIELD_MISSING, "NtryRef or AcctSvcrRef")
     details = _single(_find(element, "NtryDtls"))
-    uetr = _text(details, "Refs", "UETR")
+    uetr = _text(details, "Refs", "UETR") or _proprietary_uetr(_find(details, "Refs"))
     role = "Dbtr" if direction is Direction.CREDIT else "Cdtr"
     account = _find(details, "RltdPties", role + "Acct", "Id")
     return StatementEntry(
@@ -395,6 +440,14 @@ def _read_entry(element: etree._Element) -> StatementEntry:
         counterparty=_bic(_find(details, "RltdAgts", role + "Agt")),
         counterparty_account=_text(account, "Othr", "Id") or _text(account, "IBAN"),
     )
+
+
+def _proprietary_uetr(refs: etree._Element | None) -> str | None:
+    for found in () if refs is None else refs:
+        if local_name(found) == "Prtry" and _text(found, "Tp") == "UETR":
+            text = _text(found, "Ref") or ""
+            return text if _UETR_HEX.fullmatch(text) else None
+    return None
 
 
 def _single(details: etree._Element | None) -> etree._Element | None:

@@ -5,10 +5,10 @@ UTF-8, with or without a byte order mark; commas; a header line names the column
     instruction_id, end_to_end_id, uetr, debtor, creditor, currency, amount, counter_currency, value_date
     and optionally counter_amount, priority
 
-Amounts are major units with a decimal point and without grouping (`1234.50`). No field of an instruction can hold
-a line
-break, so a quoted one is refused although RFC 4180 knows it. A field that begins like a spreadsheet formula is refused
-on reading and made harmless on writing, since such files are opened in spreadsheets.
+Amounts are major units with a decimal point and without grouping (`1234.50`). No field of an instruction can hold a
+line break, so a quoted one is refused although RFC 4180 knows it; thus every line stands for itself, and reading can go
+on at any. A field that begins like a spreadsheet formula is refused on reading and made harmless on writing, since such
+files are opened in spreadsheets.
 """
 
 from __future__ import annotations
@@ -20,12 +20,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
 
-from settlement.domain.instructions import Instruction, InstructionRefusal, Intake, RawInstruction, ReadResult
+from settlement.domain.instructions import (
+    Instruction,
+    InstructionProblem,
+    InstructionRefusal,
+    Intake,
+    RawInstruction,
+    ReadResult,
+    decide_instruction,
+)
+from settlement.iso20022.chunks import Chunk, FileProblem, Line
+from settlement.iso20022.segments import START, Cursor
 
 INSTRUCTIONS_MAX = 100_000
 BYTES_MAX = 64 * 1024 * 1024
 LINE_BYTES_MAX = 2_048
 """A full line has some 200 characters."""
+CHUNK_LINES = 1_000
 FIELD_LENGTH_MAX = 140
 """Longer than any valid field, short enough to quote."""
 
@@ -53,8 +64,47 @@ def read_csv(
     intake = Intake(instructions_max=instructions_max)
     with ExitStack() as stack:
         file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
-        _read(_Lines(file, intake, bytes_max=bytes_max), intake)
+        try:
+            for chunk in read_csv_chunks(file, bytes_max=bytes_max):
+                for line in chunk.lines:
+                    intake.add(line.decided, amount=line.amount, currency=line.currency, line=line.line)
+                    if intake.is_full:
+                        return intake.finish()
+        except FileProblem as refused:
+            intake.refuse(refused.problem.refusal, refused.problem.reason, line=refused.problem.line)
     return intake.finish()
+
+
+def read_csv_chunks(
+    source: BinaryIO, *, cursor: Cursor = START, bytes_max: int = BYTES_MAX, lines_max: int = CHUNK_LINES
+) -> Iterator[Chunk]:
+    """A file's lines in order from a cursor on, each decided by itself, in bounded memory.
+
+    `source` must be seekable. Duplicates are the caller's. Raises FileProblem, OSError.
+    """
+    source.seek(0)
+    columns = _header(source)
+    if cursor == START:
+        cursor = Cursor(source.tell(), 0, 2)
+    source.seek(cursor.offset)
+    offset, index, number = cursor.offset, cursor.index, cursor.line
+    lines: list[Line] = []
+    while text := source.readline(LINE_BYTES_MAX + 1):
+        offset += len(text)
+        if offset > bytes_max:
+            raise _refused(InstructionRefusal.FILE_TOO_LARGE, f"more than {bytes_max:,} bytes", number)
+        if len(text) > LINE_BYTES_MAX:
+            raise _refused(
+                InstructionRefusal.FIELD_TOO_LONG, f"the line has more than {LINE_BYTES_MAX:,} bytes", number
+            )
+        if text.strip(b"\r\n"):  # a wholly empty line says nothing
+            index += 1
+            lines.append(_line(text, columns, index, number))
+        number += 1
+        if len(lines) == lines_max:
+            yield Chunk(None, lines, Cursor(offset, index, number), is_last=False)
+            lines = []
+    yield Chunk(None, lines, Cursor(offset, index, number), is_last=True)
 
 
 def write_csv(instructions: Sequence[Instruction]) -> bytes:
@@ -85,100 +135,71 @@ def neutral(field: str) -> str:
     return "'" + field if field.startswith(_FORMULA_STARTS) else field
 
 
-class _Lines:
-    """The file's lines as text, within bounds. After a fault that ends the reading, `is_broken` is set."""
-
-    def __init__(self, file: BinaryIO, intake: Intake, *, bytes_max: int) -> None:
-        self.number = 0
-        self.is_broken = False
-        self._file = file
-        self._intake = intake
-        self._bytes_max = bytes_max
-
-    def __iter__(self) -> Iterator[str]:
-        bytes_read = 0
-        while line := self._file.readline(LINE_BYTES_MAX + 1):
-            self.number += 1
-            bytes_read += len(line)
-            if bytes_read > self._bytes_max:
-                return self._break(InstructionRefusal.FILE_TOO_LARGE, f"more than {self._bytes_max:,} bytes")
-            if len(line) > LINE_BYTES_MAX:
-                return self._break(InstructionRefusal.FIELD_TOO_LONG, f"a line has more than {LINE_BYTES_MAX:,} bytes")
-            if b"\x00" in line:
-                return self._break(InstructionRefusal.NUL_CHARACTER, "the line holds a NUL character (or is UTF-16)")
-            try:
-                text = line.decode("utf-8-sig" if self.number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                return self._break(InstructionRefusal.ENCODING_NOT_UTF8, f"byte {error.start + 1} of the line")
-            yield text
-
-    def _break(self, refusal: InstructionRefusal, reason: str) -> None:
-        self.is_broken = True
-        self._intake.refuse(refusal, reason, line=self.number)
+def _refused(refusal: InstructionRefusal, reason: str, line: int) -> FileProblem:
+    return FileProblem(InstructionProblem(refusal, 0, line, reason))
 
 
-def _read(lines: _Lines, intake: Intake) -> None:
-    rows = csv.reader(iter(lines), strict=True)
-    columns: list[str] | None = None
-    line_before = 0
-    while True:
-        try:
-            row = next(rows, None)
-        except csv.Error as error:
-            intake.refuse(InstructionRefusal.CSV_MALFORMED, str(error), line=lines.number)
-            return
-        if row is None or lines.is_broken or intake.is_full:
-            return
-        if lines.number > line_before + 1:
-            intake.refuse(InstructionRefusal.CSV_MALFORMED, "a field holds a line break", line=lines.number)
-            return
-        line_before = lines.number
-        if columns is None:
-            columns = row
-            if not _check_header(columns, intake):
-                return
-        elif row:  # a wholly empty line says nothing
-            _take(row, columns, lines.number, intake)
-
-
-def _check_header(columns: list[str], intake: Intake) -> bool:
-    faults = (
+def _header(source: BinaryIO) -> list[str]:
+    """The names of the columns. Raises FileProblem."""
+    text = source.readline(LINE_BYTES_MAX + 1)
+    if not text:
+        raise _refused(InstructionRefusal.NO_INSTRUCTIONS, "the file is empty", 1)
+    if len(text) > LINE_BYTES_MAX:
+        raise _refused(InstructionRefusal.FIELD_TOO_LONG, f"the line has more than {LINE_BYTES_MAX:,} bytes", 1)
+    columns = _fields(text.removeprefix(b"\xef\xbb\xbf"))
+    if not isinstance(columns, list):
+        raise _refused(*columns, 1)
+    for refusal, names in (
         (InstructionRefusal.CSV_COLUMN_DUPLICATE, sorted({name for name in columns if columns.count(name) > 1})),
         (InstructionRefusal.CSV_COLUMN_UNKNOWN, sorted(set(columns) - set(COLUMNS))),
         (InstructionRefusal.CSV_COLUMN_MISSING, [name for name in COLUMNS_REQUIRED if name not in columns]),
-    )
-    for refusal, names in faults:
+    ):
         if names:
-            intake.refuse(refusal, ", ".join(repr(name[:40]) for name in names), line=1)
-    return not any(names for _, names in faults)
+            raise _refused(refusal, ", ".join(repr(name[:40]) for name in names), 1)
+    return columns
 
 
-def _take(row: list[str], columns: list[str], line: int, intake: Intake) -> None:
-    if len(row) != len(columns):
-        reason = f"the header has {len(columns)} fields, the line {len(row)}"
-        intake.refuse_raw(InstructionRefusal.CSV_MALFORMED, reason, line=line)
-        return
-    for name, field in zip(columns, row, strict=True):
-        if len(field) > FIELD_LENGTH_MAX:
-            intake.refuse_raw(InstructionRefusal.FIELD_TOO_LONG, f"{name} has {len(field)} characters", line=line)
-            return
-        if field.startswith(_FORMULA_STARTS):
-            intake.refuse_raw(InstructionRefusal.FORMULA_TEXT, f"{name} is {field[:40]!r}", line=line)
-            return
+def _fields(text: bytes) -> list[str] | tuple[InstructionRefusal, str]:
+    """One line's fields, or why it has none."""
+    if b"\x00" in text:
+        return InstructionRefusal.NUL_CHARACTER, "the line holds a NUL character (or is UTF-16)"
+    try:
+        rows = list(csv.reader([text.decode("utf-8")], strict=True))
+    except UnicodeDecodeError as error:
+        return InstructionRefusal.ENCODING_NOT_UTF8, f"byte {error.start + 1} of the line"
+    except csv.Error as error:
+        return InstructionRefusal.CSV_MALFORMED, f"{error} (a field may not hold a line break)"
+    return rows[0] if len(rows) == 1 else (InstructionRefusal.CSV_MALFORMED, "a line break within the line")
+
+
+def _line(text: bytes, columns: list[str], index: int, number: int) -> Line:
+    row = _fields(text)
+    if isinstance(row, list) and len(row) != len(columns):
+        row = InstructionRefusal.CSV_MALFORMED, f"the header has {len(columns)} fields, the line {len(row)}"
+    if not isinstance(row, list):
+        return Line(index, number, InstructionProblem(row[0], index, number, row[1]), "", "")
     fields = dict(zip(columns, row, strict=True))
-    intake.add(
-        RawInstruction(
-            line=line,
-            instruction_id=fields["instruction_id"],
-            end_to_end_id=fields["end_to_end_id"],
-            uetr=fields["uetr"],
-            debtor=fields["debtor"],
-            creditor=fields["creditor"],
-            currency=fields["currency"],
-            amount=fields["amount"],
-            counter_currency=fields["counter_currency"],
-            counter_amount=fields.get("counter_amount", ""),
-            value_date=fields["value_date"],
-            priority=fields.get("priority", ""),
-        )
+    amount, currency = fields["amount"], fields["currency"]
+    for name, field in fields.items():
+        if len(field) > FIELD_LENGTH_MAX:
+            fault = InstructionRefusal.FIELD_TOO_LONG, f"{name} has {len(field)} characters"
+        elif field.startswith(_FORMULA_STARTS):
+            fault = InstructionRefusal.FORMULA_TEXT, f"{name} is {field[:40]!r}"
+        else:
+            continue
+        return Line(index, number, InstructionProblem(fault[0], index, number, fault[1]), amount, currency)
+    raw = RawInstruction(
+        line=number,
+        instruction_id=fields["instruction_id"],
+        end_to_end_id=fields["end_to_end_id"],
+        uetr=fields["uetr"],
+        debtor=fields["debtor"],
+        creditor=fields["creditor"],
+        currency=currency,
+        amount=amount,
+        counter_currency=fields["counter_currency"],
+        counter_amount=fields.get("counter_amount", ""),
+        value_date=fields["value_date"],
+        priority=fields.get("priority", ""),
     )
+    return Line(index, number, decide_instruction(raw, index=index), amount, currency)

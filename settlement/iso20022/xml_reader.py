@@ -49,6 +49,11 @@ class XmlRefusal(Refusal):
     NOT_XML = "not-xml", False, "The file is not well-formed XML."
     WRONG_NAMESPACE = "wrong-namespace", False, "The file is another message or version than the one expected."
     SCHEMA_INVALID = "schema-invalid", False, "The file does not match the message's schema."
+    PART_TOO_LARGE = (
+        "part-too-large",
+        False,
+        "A part of the file is larger than any real one: an instruction, a header.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,36 @@ def schema_of(message: str) -> etree.XMLSchema:
     """The compiled schema of a message that is in `xsd/`. Raises FileNotFoundError for another."""
     text = files("settlement.iso20022").joinpath("xsd", f"{message}.xsd").read_bytes()
     return etree.XMLSchema(etree.fromstring(text))
+
+
+def schema_fault(schema: etree.XMLSchema) -> str:
+    """What the last validation found first, without the namespace in front of every name."""
+    for entry in list(schema.error_log):  # type: ignore[call-overload]  # lxml-stubs do not know it is iterable
+        return re.sub(r"\{[^}]*\}", "", str(entry.message))[:REASON_LENGTH_MAX]
+    return "not as the schema says"
+
+
+def safe_parser() -> etree.XMLParser:
+    """A parser for one message in memory: no entity, no DTD, no network, libxml2's limits kept."""
+    return etree.XMLParser(
+        encoding="utf-8",
+        resolve_entities=False,
+        no_network=True,
+        load_dtd=False,
+        huge_tree=False,
+        remove_comments=True,
+        remove_pis=True,
+    )
+
+
+def check_encoding(head: bytes) -> str:
+    """Why the first bytes of a file are not those of a UTF-8 one; "" if they may be."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in head[:4]:
+        return "the file looks like UTF-16 or UTF-32"
+    declared = _DECLARED_ENCODING.match(head.removeprefix(b"\xef\xbb\xbf"))
+    if declared is not None and declared[1].lower() not in (b"utf-8", b"us-ascii"):
+        return f"the file declares the encoding {declared[1][:20]!r}"
+    return ""
 
 
 def line_of(element: etree._Element) -> int:
@@ -107,7 +142,7 @@ class MessageReader:
         self,
         source: BinaryIO | Path,
         *,
-        message: str,
+        messages: Sequence[str],
         tags: Sequence[str],
         repeated: str,
         bytes_max: int,
@@ -115,9 +150,12 @@ class MessageReader:
     ) -> None:
         self.problems: list[XmlProblem] = []
         self._source = source
-        self._message = message
-        self._tags = [f"{{{namespace_of(message)}}}{tag}" for tag in tags]
-        self._repeated = f"{{{namespace_of(message)}}}{repeated}"
+        self.message = ""
+        """Which of `messages` it is, once its root was read."""
+        self._messages = messages
+        self._tags = tags
+        self._repeated_name = repeated
+        self._repeated = ""
         self._bytes_max = bytes_max
         self._problems_max = problems_max
         # Cut behind every tag of the repeated part: a schema error is then known to lie in this element and no other.
@@ -140,24 +178,13 @@ class MessageReader:
         )
 
     def __iter__(self) -> Iterator[etree._Element]:
-        parser = etree.XMLPullParser(
-            events=("end",),
-            tag=self._tags,
-            schema=schema_of(self._message),
-            encoding="utf-8",
-            resolve_entities=False,
-            no_network=True,
-            load_dtd=False,
-            huge_tree=False,
-            remove_comments=True,
-            remove_pis=True,
-        )
-        is_rooted = False
+        parser: etree.XMLPullParser | None = None
         try:
             for piece, opens in self._pieces():
-                if not is_rooted and not self._check_root(piece):
-                    return
-                is_rooted = True
+                if parser is None:
+                    if not self._check_root(piece):
+                        return
+                    parser = self._parser()
                 parser.feed(piece)
                 self._closings += int(piece.endswith(b">") and self._is_inside and not opens)
                 self._note_schema_errors(parser)
@@ -168,7 +195,7 @@ class MessageReader:
                     return
             if self.problems:
                 return
-            if not is_rooted:
+            if parser is None:
                 self._refuse(XmlRefusal.NOT_XML, "the file is empty")
                 return
             root = parser.close()
@@ -179,9 +206,27 @@ class MessageReader:
                     XmlRefusal.NOT_XML, "the parser lost a part of the file: nested too deeply, or a text too long"
                 )
         except etree.XMLSyntaxError as error:
-            self._note_schema_errors(parser)
+            if parser is not None:
+                self._note_schema_errors(parser)
             if not self.problems:
                 self._refuse(XmlRefusal.NOT_XML, error.msg or "not well-formed", index=self._place())
+
+    def _parser(self) -> etree.XMLPullParser:
+        """Of the message that the root names."""
+        prefix = f"{{{namespace_of(self.message)}}}"
+        self._repeated = prefix + self._repeated_name
+        return etree.XMLPullParser(
+            events=("end",),
+            tag=[prefix + tag for tag in self._tags],
+            schema=schema_of(self.message),
+            encoding="utf-8",
+            resolve_entities=False,
+            no_network=True,
+            load_dtd=False,
+            huge_tree=False,
+            remove_comments=True,
+            remove_pis=True,
+        )
 
     def _pieces(self) -> Iterator[tuple[bytes, bool]]:
         """The bytes cut behind each tag of the repeated part, and whether the piece ends by opening it."""
@@ -240,14 +285,10 @@ class MessageReader:
         return True
 
     def _check_encoding(self, head: bytes) -> bool:
-        if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in head[:4]:
-            self._refuse(XmlRefusal.ENCODING_NOT_UTF8, "the file looks like UTF-16 or UTF-32")
-            return False
-        declared = _DECLARED_ENCODING.match(head.removeprefix(b"\xef\xbb\xbf"))
-        if declared is not None and declared[1].lower() not in (b"utf-8", b"us-ascii"):
-            self._refuse(XmlRefusal.ENCODING_NOT_UTF8, f"the file declares the encoding {declared[1][:20]!r}")
-            return False
-        return True
+        fault = check_encoding(head)
+        if fault:
+            self._refuse(XmlRefusal.ENCODING_NOT_UTF8, fault)
+        return not fault
 
     def _check_root(self, head: bytes) -> bool:
         """Look at the root with a parser of its own, so that nothing of another message is ever built."""
@@ -259,17 +300,18 @@ class MessageReader:
             load_dtd=False,
             huge_tree=False,
         )
-        wanted = f"{{{namespace_of(self._message)}}}Document"
+        wanted = {f"{{{namespace_of(message)}}}Document": message for message in self._messages}
         fault = f"no root element within the first {CHUNK_BYTES:,} bytes"
         try:
             probe.feed(head)
         except etree.XMLSyntaxError as error:
             fault = error.msg or "not well-formed"
         for element in _elements(probe):
-            if element.tag != wanted:
-                reason = f"the root is {str(element.tag)[:120]}, expected Document of {self._message}"
+            if element.tag not in wanted:
+                reason = f"the root is {str(element.tag)[:120]}, expected Document of {', '.join(self._messages)}"
                 self._refuse(XmlRefusal.WRONG_NAMESPACE, reason)
                 return False
+            self.message = wanted[str(element.tag)]
             return True
         self._refuse(XmlRefusal.NOT_XML, fault)
         return False
@@ -294,7 +336,7 @@ class MessageReader:
             return
         for entry in list(log)[self._errors_seen :]:
             if entry.domain == etree.ErrorDomains.SCHEMASV and len(self.problems) < self._problems_max:
-                reason = entry.message.replace(f"{{{namespace_of(self._message)}}}", "")
+                reason = entry.message.replace(f"{{{namespace_of(self.message)}}}", "")
                 self._refuse(XmlRefusal.SCHEMA_INVALID, reason, index=self._place())
         self._errors_seen = len(log)
 

@@ -11,7 +11,9 @@ import sqlalchemy as sa
 
 from kernel.ids import ParticipantId
 from settlement.domain.escrow import IN_DOUBT, Decision, Leg, LegState, LegTerms, SettlementState
+from settlement.domain.multileg import parties
 from settlement.store import tables as t
+from settlement.store.copying import copy_rows
 from settlement.store.decision_log import leg_of
 
 PRIORITY_RANK = {"URGT": 0, "HIGH": 1, "NORM": 2}
@@ -52,6 +54,8 @@ class LegRow:
     leg: Leg
     detail: str
     ended_at: datetime | None
+    is_signed: bool
+    """The payer's institution has authorised it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,15 @@ class SettlementRow:
     reason: str | None
     detail: str
     legs: tuple[LegRow, ...]
+    epoch: int | None
+    received_at: datetime
+    is_started: bool
+    abort_requested_by: ParticipantId | None
+
+    @property
+    def parties(self) -> frozenset[ParticipantId]:
+        """Everybody who pays or is paid: they may see it."""
+        return parties([found.leg.terms for found in self.legs])
 
 
 def find_by_message(connection: sa.Connection, submitter: ParticipantId, message_id: str) -> BatchRow | None:
@@ -127,8 +140,10 @@ def insert_batch(
             started_at=started_at,
         )
     )
-    connection.execute(
-        t.settlement.insert(),
+    received, pending = SettlementState.RECEIVED.value, LegState.PENDING.value
+    copy_rows(
+        connection,
+        t.settlement,
         [
             {
                 "id": item.id,
@@ -144,13 +159,14 @@ def insert_batch(
                 "rate": item.rate,
                 "rate_provider": item.rate_provider,
                 "remainder_minor": item.remainder_minor,
-                "state": SettlementState.RECEIVED.value,
+                "state": received,
             }
             for item in settlements
         ],
     )
-    connection.execute(
-        t.leg.insert(),
+    copy_rows(
+        connection,
+        t.leg,
         [
             {
                 "settlement_id": item.id,
@@ -162,7 +178,7 @@ def insert_batch(
                 "credit": terms.credit,
                 "amount_minor": terms.amount.amount_minor,
                 "currency": terms.amount.currency.code,
-                "state": LegState.PENDING.value,
+                "state": pending,
             }
             for item in settlements
             for number, terms in enumerate(item.legs)
@@ -193,15 +209,40 @@ def find_settlement(connection: sa.Connection, settlement: UUID) -> SettlementRo
 
 
 def in_doubt(
-    connection: sa.Connection, *, after: UUID | None, limit: int, party: ParticipantId | None
+    connection: sa.Connection,
+    *,
+    after: UUID | None,
+    limit: int,
+    party: ParticipantId | None,
+    with_received: bool = False,
 ) -> list[SettlementRow]:
-    """Oldest first; of one party only, if given."""
-    where: sa.ColumnElement[bool] = t.settlement.c.state.in_([state.value for state in IN_DOUBT])
+    """Oldest first; of one party only, if given; with those that wait to begin, if asked."""
+    states = (SettlementState.RECEIVED, *IN_DOUBT) if with_received else IN_DOUBT
+    where: sa.ColumnElement[bool] = t.settlement.c.state.in_([state.value for state in states])
     if after is not None:
         where = where & (t.settlement.c.id > after)
     if party is not None:
-        where = where & sa.or_(t.settlement.c.debtor == party, t.settlement.c.creditor == party)
+        where = where & sa.exists().where(
+            t.leg.c.settlement_id == t.settlement.c.id, sa.or_(t.leg.c.payer == party, t.leg.c.payee == party)
+        )
     return _settlements(connection, where, order=(t.settlement.c.id,), limit=limit)
+
+
+def request_abort(connection: sa.Connection, settlement: UUID, *, by: ParticipantId, now: datetime) -> bool:
+    """Note that the operator gives it up, for whatever engine has the lease then; False if it is decided already.
+
+    The first request stays. The engine writes ABORT unless a decision comes first.
+    """
+    undecided = t.settlement.c.state.in_([SettlementState.RECEIVED.value, SettlementState.PREPARED.value])
+    noted = connection.execute(
+        t.settlement.update()
+        .where(t.settlement.c.id == settlement, undecided)
+        .values(
+            abort_requested_at=sa.func.coalesce(t.settlement.c.abort_requested_at, now),
+            abort_requested_by=sa.func.coalesce(t.settlement.c.abort_requested_by, by),
+        )
+    )
+    return noted.rowcount == 1
 
 
 def posted_legs(
@@ -222,6 +263,38 @@ def posted_legs(
         if found.leg.terms.amount.currency.code == currency
         and found.leg.state is LegState.POSTED
         and participant in (found.leg.terms.payer, found.leg.terms.payee)
+    ]
+
+
+def posted_legs_between(
+    connection: sa.Connection,
+    *,
+    participant: ParticipantId,
+    currency: str,
+    booked_from: datetime | None,
+    booked_to: datetime | None,
+) -> list[tuple[SettlementRow, LegRow]]:
+    """`posted_legs` of whatever batch, by when their ledger booked them; `booked_to` is exclusive."""
+    concerned = (
+        sa.select(t.leg.c.settlement_id)
+        .where(t.leg.c.currency == currency, t.leg.c.state == LegState.POSTED.value)
+        .where(sa.or_(t.leg.c.payer == participant, t.leg.c.payee == participant))
+    )
+    if booked_from is not None:
+        concerned = concerned.where(t.leg.c.ended_at >= booked_from)
+    if booked_to is not None:
+        concerned = concerned.where(t.leg.c.ended_at < booked_to)
+    rows = _settlements(connection, t.settlement.c.id.in_(concerned), order=(t.settlement.c.id,), limit=None)
+    return [
+        (row, found)
+        for row in rows
+        for found in row.legs
+        if found.leg.terms.amount.currency.code == currency
+        and found.leg.state is LegState.POSTED
+        and participant in (found.leg.terms.payer, found.leg.terms.payee)
+        and found.ended_at is not None
+        and (booked_from is None or found.ended_at >= booked_from)
+        and (booked_to is None or found.ended_at < booked_to)
     ]
 
 
@@ -257,8 +330,15 @@ def _settlements(
 ) -> list[SettlementRow]:
     statement = (
         sa.select(
-            t.settlement, t.decision.c.decision, t.decision.c.decided_at, t.decision.c.reason, t.decision.c.detail
+            t.settlement,
+            t.decision.c.decision,
+            t.decision.c.decided_at,
+            t.decision.c.reason,
+            t.decision.c.detail,
+            t.batch.c.received_at,
+            t.batch.c.started_at,
         )
+        .join(t.batch, t.batch.c.id == t.settlement.c.batch_id)
         .outerjoin(t.decision, t.decision.c.settlement_id == t.settlement.c.id)
         .where(where)
         .order_by(*order)
@@ -273,7 +353,9 @@ def _settlements(
             .order_by(t.leg.c.settlement_id, t.leg.c.number)
         )
         for item in found:
-            legs[item.settlement_id].append(LegRow(leg_of(item), item.detail, item.ended_at))
+            legs[item.settlement_id].append(
+                LegRow(leg_of(item), item.detail, item.ended_at, item.authorisation is not None)
+            )
     return [
         SettlementRow(
             id=row.id,
@@ -297,6 +379,10 @@ def _settlements(
             reason=row.reason,
             detail=row.detail or "",
             legs=tuple(legs[row.id]),
+            epoch=row.epoch,
+            received_at=row.received_at,
+            is_started=row.started_at is not None,
+            abort_requested_by=None if row.abort_requested_by is None else ParticipantId(row.abort_requested_by),
         )
         for row in rows
     ]

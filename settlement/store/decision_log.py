@@ -7,8 +7,9 @@ engine can write nothing, and whoever takes the lease waits until a write under 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -30,7 +31,9 @@ from settlement.domain.escrow import (
     state_after,
 )
 from settlement.domain.refusals import AbortReason
+from settlement.store import market_tables as market
 from settlement.store import tables as t
+from settlement.store.liquidity import follow_decisions
 
 LEASE_NAME = "engine"
 
@@ -116,28 +119,33 @@ class DecisionLog:
     def lease(self) -> tuple[int, str, datetime] | None:
         """(epoch, holder, renewed at), for a standby that waits."""
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            row = connection.execute(sa.select(t.lease.c.epoch, t.lease.c.holder, t.lease.c.renewed_at)).one_or_none()
-        return None if row is None else (row.epoch, row.holder, row.renewed_at)
+            return find_lease(connection)
 
     # --- step 1
 
     def received(self, *, limit: int, without_payers: Collection[str] = ()) -> list[UUID]:
         """The next settlements of started batches: by priority, then in the order of their submission.
 
-        Those with a leg of one of `without_payers` wait.
+        Those with a closed gate wait, and those with a leg of one of `without_payers`; but what the operator has given
+        up is taken in any case, since all that is left to do with it is ABORT. One whose quotes' lock has expired waits
+        to be quoted anew or given up (settlement.usecases.market).
         """
+        is_free = t.batch.c.started_at.is_not(None) & ~sa.exists().where(
+            t.gate.c.settlement_id == t.settlement.c.id, t.gate.c.opened_at.is_(None)
+        )
+        is_free &= ~market.is_lock_expired(t.settlement.c.id)
+        if without_payers:
+            is_free &= ~sa.exists().where(
+                t.leg.c.settlement_id == t.settlement.c.id, t.leg.c.payer.in_(sorted(without_payers))
+            )
         statement = (
             sa.select(t.settlement.c.id)
             .join(t.batch)
-            .where(t.settlement.c.state == SettlementState.RECEIVED.value, t.batch.c.started_at.is_not(None))
+            .where(t.settlement.c.state == SettlementState.RECEIVED.value, t.settlement.c.netted_by.is_(None))
+            .where(is_free | t.settlement.c.abort_requested_at.is_not(None))
             .order_by(t.settlement.c.priority, t.settlement.c.batch_id, t.settlement.c.position)
             .limit(limit)
         )
-        if without_payers:
-            slow = sa.exists().where(
-                t.leg.c.settlement_id == t.settlement.c.id, t.leg.c.payer.in_(sorted(without_payers))
-            )
-            statement = statement.where(~slow)
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             return list(connection.execute(statement).scalars())
 
@@ -152,40 +160,41 @@ class DecisionLog:
             open_ids = set(
                 connection.execute(
                     sa.select(t.settlement.c.id)
-                    .where(t.settlement.c.id.in_(ids), t.settlement.c.state == SettlementState.RECEIVED.value)
+                    .where(_is_one_of(t.settlement.c.id, ids), t.settlement.c.state == SettlementState.RECEIVED.value)
+                    .where(t.settlement.c.netted_by.is_(None))
                     .order_by(t.settlement.c.id)
                     .with_for_update()
                 ).scalars()
             )
+            # Asked again under the rows' locks: a gate that closed since `received` keeps its settlement.
+            open_ids -= _gated(connection, open_ids)
             if not open_ids:
                 return []
-            rows = [
-                {"settlement_id": key, "commit_secret": secrets[key].commit, "abort_secret": secrets[key].abort}
-                for key in ids
-                if key in open_ids
-            ]
-            connection.execute(t.secret.insert(), rows)
+            taken = [key for key in ids if key in open_ids]
+            given = _given(
+                settlement_id=(sa.Uuid(), taken),
+                commit_secret=(sa.LargeBinary(), [secrets[key].commit for key in taken]),
+                abort_secret=(sa.LargeBinary(), [secrets[key].abort for key in taken]),
+            )
+            names = ["settlement_id", "commit_secret", "abort_secret"]
+            connection.execute(t.secret.insert().from_select(names, sa.select(*(given.c[name] for name in names))))
+            given = _given(
+                key=(sa.Uuid(), taken),
+                commit_hash=(sa.LargeBinary(), [secrets[key].commit_hash for key in taken]),
+                abort_hash=(sa.LargeBinary(), [secrets[key].abort_hash for key in taken]),
+            )
             connection.execute(
                 t.settlement.update()
-                .where(t.settlement.c.id == sa.bindparam("key"))
+                .where(t.settlement.c.id == given.c.key)
                 .values(
                     state=SettlementState.PREPARED.value,
                     epoch=epoch,
                     prepared_at=now,
-                    commit_hash=sa.bindparam("new_commit_hash"),
-                    abort_hash=sa.bindparam("new_abort_hash"),
-                ),
-                [
-                    {
-                        "key": key,
-                        "new_commit_hash": secrets[key].commit_hash,
-                        "new_abort_hash": secrets[key].abort_hash,
-                    }
-                    for key in ids
-                    if key in open_ids
-                ],
+                    commit_hash=given.c.commit_hash,
+                    abort_hash=given.c.abort_hash,
+                )
             )
-            return _load(connection, t.settlement.c.id.in_(open_ids))
+            return _load(connection, _is_one_of(t.settlement.c.id, taken))
 
     # --- step 2
 
@@ -195,27 +204,29 @@ class DecisionLog:
             return
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             _fence(connection, epoch, now)
+            # The newest of each leg: one statement writes a row once.
+            newest: dict[tuple[UUID, int], LegUpdate] = {}
+            for update in updates:
+                key = update.settlement, update.number
+                signed = update.authorisation or (newest[key].authorisation if key in newest else None)
+                newest[key] = replace(update, authorisation=signed)
+            latest = [newest[key] for key in sorted(newest)]
+            given = _given(
+                key=(sa.Uuid(), [update.settlement for update in latest]),
+                number=(sa.SmallInteger(), [update.number for update in latest]),
+                state=(sa.Text(), [update.state.value for update in latest]),
+                detail=(sa.Text(), [update.detail[:300] for update in latest]),
+                authorisation=(sa.Text(), [update.authorisation for update in latest]),
+            )
             connection.execute(
                 t.leg.update()
-                .where(t.leg.c.settlement_id == sa.bindparam("key"), t.leg.c.number == sa.bindparam("leg_number"))
+                .where(t.leg.c.settlement_id == given.c.key, t.leg.c.number == given.c.number)
                 .where(t.leg.c.decision.is_(None))
                 .values(
-                    state=sa.bindparam("new_state"),
-                    detail=sa.bindparam("new_detail"),
-                    authorisation=sa.func.coalesce(
-                        sa.bindparam("new_authorisation", type_=sa.Text), t.leg.c.authorisation
-                    ),
-                ),
-                [
-                    {
-                        "key": update.settlement,
-                        "leg_number": update.number,
-                        "new_state": update.state.value,
-                        "new_detail": update.detail[:300],
-                        "new_authorisation": update.authorisation,
-                    }
-                    for update in sorted(updates, key=lambda update: (update.settlement, update.number))
-                ],
+                    state=given.c.state,
+                    detail=given.c.detail,
+                    authorisation=sa.func.coalesce(given.c.authorisation, t.leg.c.authorisation),
+                )
             )
 
     def record_waits(self, waits: Mapping[UUID, str], *, epoch: int, now: datetime) -> None:
@@ -224,11 +235,10 @@ class DecisionLog:
             return
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             _fence(connection, epoch, now)
+            keys = sorted(waits)
+            given = _given(key=(sa.Uuid(), keys), waits_for=(sa.Text(), [waits[key][:300] for key in keys]))
             connection.execute(
-                t.settlement.update()
-                .where(t.settlement.c.id == sa.bindparam("key"))
-                .values(waits_for=sa.bindparam("new_waits_for")),
-                [{"key": key, "new_waits_for": waits[key][:300]} for key in sorted(waits)],
+                t.settlement.update().where(t.settlement.c.id == given.c.key).values(waits_for=given.c.waits_for)
             )
 
     # --- step 3
@@ -244,22 +254,21 @@ class DecisionLog:
         by_id = {verdict.settlement: verdict for verdict in sorted(verdicts, key=lambda verdict: verdict.settlement)}
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             _fence(connection, epoch, now)
+            verdicts = list(by_id.values())
+            given = _given(
+                settlement_id=(sa.Uuid(), [verdict.settlement for verdict in verdicts]),
+                decision=(sa.Text(), [verdict.decision.value for verdict in verdicts]),
+                reason=(
+                    sa.Text(),
+                    [verdict.reason.value if verdict.reason is not None else None for verdict in verdicts],
+                ),
+                detail=(sa.Text(), [verdict.detail[:300] for verdict in verdicts]),
+            )
+            rows = sa.select(*given.c, sa.literal(epoch, sa.BigInteger()), sa.literal(now, sa.DateTime(timezone=True)))
             written = set(
                 connection.execute(
                     insert(t.decision)
-                    .values(
-                        [
-                            {
-                                "settlement_id": verdict.settlement,
-                                "decision": verdict.decision.value,
-                                "epoch": epoch,
-                                "decided_at": now,
-                                "reason": None if verdict.reason is None else verdict.reason.value,
-                                "detail": verdict.detail[:300],
-                            }
-                            for verdict in by_id.values()
-                        ]
-                    )
+                    .from_select([*given.c.keys(), "epoch", "decided_at"], rows)
                     .on_conflict_do_nothing()
                     .returning(t.decision.c.settlement_id)
                 ).scalars()
@@ -268,6 +277,7 @@ class DecisionLog:
                 ids = [key for key in by_id if key in written and by_id[key].decision is decision]
                 if ids:
                     _settle_decision(connection, decision, ids, epoch=epoch)
+            follow_decisions(connection, {key: by_id[key].decision for key in written}, epoch=epoch, now=now)
 
     def decisions(self, ids: Sequence[UUID]) -> dict[UUID, DecisionRecord]:
         statement = sa.select(t.decision).where(t.decision.c.settlement_id.in_(ids))
@@ -279,6 +289,18 @@ class DecisionLog:
             )
             for row in rows
         }
+
+    def abort_requests(self, *, limit: int = 10_000) -> set[UUID]:
+        """Prepared, undecided settlements that the operator has given up."""
+        statement = (
+            sa.select(t.settlement.c.id)
+            .where(t.settlement.c.abort_requested_at.is_not(None))
+            .where(t.settlement.c.state == SettlementState.PREPARED.value)
+            .order_by(t.settlement.c.id)
+            .limit(limit)
+        )
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            return set(connection.execute(statement).scalars())
 
     # --- steps 4 and 5
 
@@ -308,7 +330,7 @@ class DecisionLog:
             rows = connection.execute(
                 sa.select(t.decision.c.settlement_id, t.decision.c.decision, published.label("secret"))
                 .join(t.secret, t.secret.c.settlement_id == t.decision.c.settlement_id)
-                .where(t.decision.c.settlement_id.in_(keys))
+                .where(_is_one_of(t.decision.c.settlement_id, keys))
             ).all()
         by_id = {row.settlement_id: row for row in rows}
         decided = []
@@ -328,29 +350,30 @@ class DecisionLog:
         """
         if not ends:
             return {}
+        end_state = {Decision.COMMIT: LegState.POSTED, Decision.ABORT: LegState.VOIDED}
         rows = [
-            {
-                "key": key,
-                "leg_number": number,
-                "new_state": (LegState.POSTED if decision is Decision.COMMIT else LegState.VOIDED).value,
-                "new_ended_at": ended_at,
-            }
+            (key, number, end_state[decision].value, ended_at)
             for key, (decision, ended) in sorted(ends.items())
             for number, ended_at in sorted(ended.items())
         ]
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             _fence(connection, epoch, now)
             if rows:
+                given = _given(
+                    key=(sa.Uuid(), [row[0] for row in rows]),
+                    number=(sa.SmallInteger(), [row[1] for row in rows]),
+                    state=(sa.Text(), [row[2] for row in rows]),
+                    ended_at=(sa.DateTime(timezone=True), [row[3] for row in rows]),
+                )
                 connection.execute(
                     t.leg.update()
-                    .where(t.leg.c.settlement_id == sa.bindparam("key"), t.leg.c.number == sa.bindparam("leg_number"))
+                    .where(t.leg.c.settlement_id == given.c.key, t.leg.c.number == given.c.number)
                     .where(t.leg.c.ended_at.is_(None))
-                    .values(state=sa.bindparam("new_state"), ended_at=sa.bindparam("new_ended_at")),
-                    rows,
+                    .values(state=given.c.state, ended_at=given.c.ended_at)
                 )
             states: dict[UUID, list[LegState]] = {}
             found = connection.execute(
-                sa.select(t.leg.c.settlement_id, t.leg.c.state).where(t.leg.c.settlement_id.in_(list(ends)))
+                sa.select(t.leg.c.settlement_id, t.leg.c.state).where(_is_one_of(t.leg.c.settlement_id, list(ends)))
             )
             for row in found:
                 states.setdefault(row.settlement_id, []).append(LegState(row.state))
@@ -360,10 +383,38 @@ class DecisionLog:
                 if done:
                     connection.execute(
                         t.settlement.update()
-                        .where(t.settlement.c.id.in_(done), t.settlement.c.ended_at.is_(None))
+                        .where(_is_one_of(t.settlement.c.id, done), t.settlement.c.ended_at.is_(None))
                         .values(state=state.value, ended_at=now, waits_for="")
                     )
             return after
+
+
+def find_lease(connection: sa.Connection) -> tuple[int, str, datetime] | None:
+    """(epoch, holder, renewed at)."""
+    row = connection.execute(sa.select(t.lease.c.epoch, t.lease.c.holder, t.lease.c.renewed_at)).one_or_none()
+    return None if row is None else (row.epoch, row.holder, row.renewed_at)
+
+
+def _given(**columns: tuple[sa.types.TypeEngine[Any], Sequence[object]]) -> sa.TableValuedAlias:
+    """Rows as a table `given`, an array parameter for each column: one statement for a wave instead of one a row."""
+    arrays = [sa.literal(list(values), sa.ARRAY(kind)) for kind, values in columns.values()]
+    names = [sa.column(name, kind) for name, (kind, _) in columns.items()]
+    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name="given")
+
+
+def _is_one_of(column: sa.ColumnElement[UUID], ids: Sequence[UUID]) -> sa.ColumnElement[bool]:
+    return column == sa.func.any(sa.literal(list(ids), sa.ARRAY(sa.Uuid())))
+
+
+def _gated(connection: sa.Connection, ids: Collection[UUID]) -> set[UUID]:
+    """Which of these have a closed gate and are not given up."""
+    statement = (
+        sa.select(t.gate.c.settlement_id)
+        .join(t.settlement, t.settlement.c.id == t.gate.c.settlement_id)
+        .where(_is_one_of(t.gate.c.settlement_id, sorted(ids)), t.gate.c.opened_at.is_(None))
+        .where(t.settlement.c.abort_requested_at.is_(None))
+    )
+    return set(connection.execute(statement).scalars()) if ids else set()
 
 
 def _fence(connection: sa.Connection, epoch: int, now: datetime) -> None:
@@ -383,15 +434,15 @@ def _settle_decision(connection: sa.Connection, decision: Decision, ids: list[UU
     )
     changed = connection.execute(
         t.settlement.update()
-        .where(t.settlement.c.id.in_(ids), t.settlement.c.state == SettlementState.PREPARED.value)
+        .where(_is_one_of(t.settlement.c.id, ids), t.settlement.c.state == SettlementState.PREPARED.value)
         # An engine commits only what it prepared itself: only then does it know that every leg is held.
         .where(sa.true() if decision is Decision.ABORT else t.settlement.c.epoch == epoch)
         .values(state=state.value, waits_for="")
     )
     if changed.rowcount != len(ids):
         raise InvariantBroken("I5", f"a {decision.value} was to be written for a settlement that is not prepared")
-    connection.execute(t.leg.update().where(t.leg.c.settlement_id.in_(ids)).values(decision=decision.value))
-    connection.execute(t.secret.update().where(t.secret.c.settlement_id.in_(ids)).values({erased: None}))
+    connection.execute(t.leg.update().where(_is_one_of(t.leg.c.settlement_id, ids)).values(decision=decision.value))
+    connection.execute(t.secret.update().where(_is_one_of(t.secret.c.settlement_id, ids)).values({erased: None}))
 
 
 def _load(connection: sa.Connection, where: sa.ColumnElement[bool], *, limit: int | None = None) -> list[Settlement]:
@@ -400,7 +451,9 @@ def _load(connection: sa.Connection, where: sa.ColumnElement[bool], *, limit: in
     rows = connection.execute(statement).all()
     by_id: dict[UUID, list[Leg]] = {row.id: [] for row in rows}
     legs = (
-        sa.select(t.leg).where(t.leg.c.settlement_id.in_(list(by_id))).order_by(t.leg.c.settlement_id, t.leg.c.number)
+        sa.select(t.leg)
+        .where(_is_one_of(t.leg.c.settlement_id, list(by_id)))
+        .order_by(t.leg.c.settlement_id, t.leg.c.number)
     )
     for found in connection.execute(legs):
         by_id[found.settlement_id].append(leg_of(found))

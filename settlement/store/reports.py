@@ -1,4 +1,4 @@
-"""Statement files and reconciliation runs."""
+"""Statement files, and what was settled: by batch, participant, currency, value date."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from kernel.ids import ParticipantId
-from settlement.domain.reconciliation import Break
+from settlement.domain.escrow import LegState
 from settlement.store import tables as t
 
 
@@ -28,34 +28,93 @@ class StatementFileRow:
 
 
 @dataclass(frozen=True, slots=True)
-class BreakRow:
-    number: int
-    type: str
-    side: str | None
-    our_references: list[str]
-    their_references: list[str]
-    our_amount_minor: int | None
-    their_amount_minor: int | None
-    difference_minor: int | None
-    age_days: int
-    bucket: str
-    sentence: str
+class ReportRow:
+    """Posted legs of one batch, participant, currency and value date. Gross amounts: paid and received are not netted;
+    `net_minor` is received minus paid."""
 
-
-@dataclass(frozen=True, slots=True)
-class ReconciliationRow:
-    id: UUID
-    batch_id: UUID
+    batch: UUID
     participant: ParticipantId
     currency: str
-    file_sha256: bytes
-    as_of: date
-    lines_ours: int
-    lines_theirs: int
-    matched: int
-    run_by: ParticipantId
-    created_at: datetime
-    breaks: tuple[BreakRow, ...] = ()
+    value_date: date
+    paid_legs: int
+    paid_minor: int
+    received_legs: int
+    received_minor: int
+
+    @property
+    def net_minor(self) -> int:
+        return self.received_minor - self.paid_minor
+
+    @property
+    def position(self) -> tuple[str, str, str, str]:
+        return (self.value_date.isoformat(), str(self.batch), self.participant, self.currency)
+
+
+def settlement_report(
+    connection: sa.Connection,
+    *,
+    batch: UUID | None,
+    participant: ParticipantId | None,
+    currency: str | None,
+    value_date_from: date | None,
+    value_date_to: date | None,
+    after: tuple[str, str, str, str] | None,
+    limit: int,
+) -> list[ReportRow]:
+    """In the order of value date, batch, participant, currency. Everything is of posted legs: of what is final."""
+    sides = []
+    for party, is_paid in ((t.leg.c.payer, True), (t.leg.c.payee, False)):
+        side = (
+            sa.select(
+                t.settlement.c.batch_id.label("batch"),
+                party.label("participant"),
+                t.leg.c.currency.label("currency"),
+                t.settlement.c.value_date.label("value_date"),
+                (t.leg.c.amount_minor if is_paid else sa.literal(0)).label("paid"),
+                (sa.literal(0) if is_paid else t.leg.c.amount_minor).label("received"),
+                sa.literal(1 if is_paid else 0).label("paid_legs"),
+                sa.literal(0 if is_paid else 1).label("received_legs"),
+            )
+            .join(t.settlement, t.settlement.c.id == t.leg.c.settlement_id)
+            .where(t.leg.c.state == LegState.POSTED.value)
+        )
+        if batch is not None:
+            side = side.where(t.settlement.c.batch_id == batch)
+        if participant is not None:
+            side = side.where(party == participant)
+        if currency is not None:
+            side = side.where(t.leg.c.currency == currency)
+        if value_date_from is not None:
+            side = side.where(t.settlement.c.value_date >= value_date_from)
+        if value_date_to is not None:
+            side = side.where(t.settlement.c.value_date <= value_date_to)
+        sides.append(side)
+    both = sa.union_all(*sides).subquery()
+    key = (both.c.value_date, both.c.batch, both.c.participant, both.c.currency)
+    statement = sa.select(
+        *key,
+        sa.func.sum(both.c.paid_legs).label("paid_legs"),
+        sa.func.sum(both.c.paid).label("paid_minor"),
+        sa.func.sum(both.c.received_legs).label("received_legs"),
+        sa.func.sum(both.c.received).label("received_minor"),
+    )
+    if after is not None:
+        place = (date.fromisoformat(after[0]), UUID(after[1]), after[2], after[3])
+        statement = statement.where(sa.tuple_(*key) > sa.tuple_(*(sa.literal(value) for value in place)))
+    rows = connection.execute(statement.group_by(*key).order_by(*key).limit(limit))
+    return [
+        ReportRow(
+            row.batch,
+            ParticipantId(row.participant),
+            row.currency,
+            row.value_date,
+            int(row.paid_legs),
+            int(row.paid_minor),
+            int(row.received_legs),
+            int(row.received_minor),
+        )
+        for row in rows
+    ]
 
 
 def next_sequence_number(connection: sa.Connection, participant: ParticipantId, currency: str) -> int:
@@ -87,49 +146,9 @@ def find_same_statement(
     return None if row is None else _statement_file(row)
 
 
-def insert_reconciliation(connection: sa.Connection, row: ReconciliationRow, breaks: Sequence[Break]) -> None:
-    values = {name: getattr(row, name) for name in _RUN_COLUMNS}
-    connection.execute(t.reconciliation_run.insert().values(**values, break_count=len(breaks)))
-    if breaks:
-        connection.execute(
-            t.reconciliation_break.insert(),
-            [
-                {
-                    "run_id": row.id,
-                    "number": number,
-                    "type": item.type.value,
-                    "side": None if item.side is None else item.side.value,
-                    "our_references": list(item.our_references),
-                    "their_references": list(item.their_references),
-                    "our_amount_minor": None if item.ours is None else item.ours.amount_minor,
-                    "their_amount_minor": None if item.theirs is None else item.theirs.amount_minor,
-                    "difference_minor": item.difference_minor,
-                    "age_days": item.age_days,
-                    "bucket": item.bucket.value,
-                    "sentence": item.sentence,
-                }
-                for number, item in enumerate(breaks, start=1)
-            ],
-        )
-
-
-def find_reconciliation(connection: sa.Connection, reconciliation: UUID) -> ReconciliationRow | None:
-    run = t.reconciliation_run
-    row = connection.execute(sa.select(run).where(run.c.id == reconciliation)).one_or_none()
-    if row is None:
-        return None
-    found = t.reconciliation_break
-    items = connection.execute(sa.select(found).where(found.c.run_id == reconciliation).order_by(found.c.number))
-    breaks = tuple(BreakRow(**{name: getattr(item, name) for name in _BREAK_COLUMNS}) for item in items)
-    values = {name: getattr(row, name) for name in _RUN_COLUMNS}
-    return ReconciliationRow(**(values | {"file_sha256": bytes(row.file_sha256)}), breaks=breaks)
-
-
 def _statement_file(row: sa.Row[tuple[object, ...]]) -> StatementFileRow:
     values = {name: getattr(row, name) for name in _STATEMENT_COLUMNS}
     return StatementFileRow(**(values | {"sha256": bytes(row.sha256)}))
 
 
-_STATEMENT_COLUMNS = StatementFileRow.__slots__
-_BREAK_COLUMNS = BreakRow.__slots__
-_RUN_COLUMNS = tuple(name for name in ReconciliationRow.__slots__ if name != "breaks")
+_STATEMENT_COLUMNS: Sequence[str] = StatementFileRow.__slots__

@@ -27,7 +27,7 @@ batch = sa.Table(
     sa.Column("received_at", _MOMENT, nullable=False),
     sa.Column("started_at", _MOMENT),
     sa.UniqueConstraint("submitter", "message_id", name="batch_message_once"),
-    sa.CheckConstraint("format IN ('pacs.009', 'csv')", name="batch_format"),
+    sa.CheckConstraint("format ~ '^[a-z0-9.]{2,16}$'", name="batch_format"),
     sa.CheckConstraint("settlement_count > 0", name="batch_not_empty"),
     sa.CheckConstraint("octet_length(content_sha256) = 32", name="batch_digest"),
 )
@@ -55,17 +55,36 @@ settlement = sa.Table(
     sa.Column("waits_for", sa.Text, nullable=False, server_default=""),
     sa.Column("prepared_at", _MOMENT),
     sa.Column("ended_at", _MOMENT),
+    sa.Column("abort_requested_at", _MOMENT),
+    sa.Column("abort_requested_by", sa.Text),
+    sa.Column("nets", sa.Boolean, nullable=False, server_default="false"),
+    sa.Column("netted_by", sa.Uuid, sa.ForeignKey("settlement.id")),
     sa.UniqueConstraint("uetr", name="settlement_uetr_once"),
     sa.UniqueConstraint("batch_id", "position", name="settlement_position"),
     sa.CheckConstraint(f"state IN ({_STATES})", name="settlement_state"),
     sa.CheckConstraint("debtor <> creditor", name="settlement_parties_differ"),
     sa.CheckConstraint(
-        "state = 'received' OR (epoch IS NOT NULL AND octet_length(commit_hash) = 32 AND octet_length(abort_hash) = 32"
+        "(abort_requested_at IS NULL) = (abort_requested_by IS NULL)", name="settlement_abort_requested_by_somebody"
+    ),
+    sa.CheckConstraint(
+        "state = 'received' OR (state = 'cancelled' AND epoch IS NULL AND commit_hash IS NULL AND abort_hash IS NULL)"
+        " OR (state = 'settled' AND netted_by IS NOT NULL AND epoch IS NULL AND commit_hash IS NULL"
+        " AND abort_hash IS NULL)"
+        " OR (epoch IS NOT NULL AND octet_length(commit_hash) = 32 AND octet_length(abort_hash) = 32"
         " AND commit_hash <> abort_hash)",
         name="settlement_hashes",
     ),
+    sa.CheckConstraint(
+        "netted_by IS NULL OR state IN ('received', 'settled') AND NOT nets", name="settlement_netted_i5"
+    ),
+    sa.Index("settlement_netted", "netted_by", postgresql_where=sa.text("netted_by IS NOT NULL")),
     sa.Index("settlement_queue", "priority", "batch_id", "position", postgresql_where=sa.text("state = 'received'")),
     sa.Index("settlement_open", "state", postgresql_where=sa.text("state IN ('prepared', 'committed', 'aborted')")),
+    sa.Index(
+        "settlement_abort_requested",
+        "id",
+        postgresql_where=sa.text("abort_requested_at IS NOT NULL AND state IN ('received', 'prepared')"),
+    ),
 )
 
 secret = sa.Table(
@@ -90,6 +109,7 @@ decision = sa.Table(
     sa.UniqueConstraint("settlement_id", "decision", name="decision_i5"),
     sa.CheckConstraint("decision IN ('commit', 'abort')", name="decision_kind"),
     sa.CheckConstraint("(decision = 'abort') = (reason IS NOT NULL)", name="decision_abort_has_reason"),
+    sa.Index("decision_decided_at", "decided_at", postgresql_using="brin"),
 )
 """The decision log. Its key lets in one decision a settlement; a trigger (migration 0001) refuses change (I5)."""
 
@@ -116,13 +136,33 @@ leg = sa.Table(
     ),
     sa.CheckConstraint("amount_minor > 0", name="leg_amount_positive"),
     sa.CheckConstraint("debit <> credit", name="leg_i1"),
-    sa.CheckConstraint("state IN ('pending', 'held', 'refused', 'posted', 'voided')", name="leg_state"),
+    sa.CheckConstraint("number BETWEEN 0 AND 499", name="leg_number"),
+    sa.CheckConstraint("payer <> payee", name="leg_parties_differ"),
+    sa.CheckConstraint("state IN ('pending', 'held', 'refused', 'posted', 'voided', 'netted')", name="leg_state"),
     sa.CheckConstraint(
-        "(state <> 'posted' OR decision IS NOT DISTINCT FROM 'commit')"
+        "(state NOT IN ('posted', 'netted') OR decision IS NOT DISTINCT FROM 'commit')"
         " AND (state <> 'voided' OR decision IS NOT DISTINCT FROM 'abort')",
         name="leg_ends_as_decided_i5",
     ),
+    sa.Index("leg_posted", "currency", "ended_at", postgresql_where=sa.text("state = 'posted'")),
 )
+
+gate = sa.Table(
+    "gate",
+    metadata,
+    sa.Column("settlement_id", sa.Uuid, sa.ForeignKey("settlement.id"), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("not_before", _MOMENT),
+    sa.Column("closed_at", _MOMENT, nullable=False),
+    sa.Column("opened_at", _MOMENT),
+    sa.Column("opened_by", sa.Text),
+    sa.PrimaryKeyConstraint("settlement_id", "kind", name="gate_pk"),
+    sa.CheckConstraint("kind IN ('compliance', 'calendar', 'liquidity')", name="gate_kind"),
+    sa.CheckConstraint("(opened_at IS NULL) = (opened_by IS NULL)", name="gate_opened_by_somebody"),
+    sa.Index("gate_closed", "kind", "not_before", postgresql_where=sa.text("opened_at IS NULL")),
+)
+"""What keeps a received settlement from the engine. It is taken only when every gate of it is open; each says why."""
 
 lease = sa.Table(
     "lease",
@@ -147,39 +187,4 @@ statement_file = sa.Table(
     sa.Column("sha256", sa.LargeBinary, nullable=False),
     sa.Column("created_at", _MOMENT, nullable=False),
     sa.UniqueConstraint("participant", "currency", "sequence_number", name="statement_file_sequence"),
-)
-
-reconciliation_run = sa.Table(
-    "reconciliation_run",
-    metadata,
-    sa.Column("id", sa.Uuid, primary_key=True),
-    sa.Column("batch_id", sa.Uuid, sa.ForeignKey("batch.id"), nullable=False),
-    sa.Column("participant", sa.Text, nullable=False),
-    sa.Column("currency", sa.Text, nullable=False),
-    sa.Column("file_sha256", sa.LargeBinary, nullable=False),
-    sa.Column("as_of", sa.Date, nullable=False),
-    sa.Column("lines_ours", sa.Integer, nullable=False),
-    sa.Column("lines_theirs", sa.Integer, nullable=False),
-    sa.Column("matched", sa.Integer, nullable=False),
-    sa.Column("break_count", sa.Integer, nullable=False),
-    sa.Column("run_by", sa.Text, nullable=False),
-    sa.Column("created_at", _MOMENT, nullable=False),
-)
-
-reconciliation_break = sa.Table(
-    "reconciliation_break",
-    metadata,
-    sa.Column("run_id", sa.Uuid, sa.ForeignKey("reconciliation_run.id"), nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
-    sa.Column("type", sa.Text, nullable=False),
-    sa.Column("side", sa.Text),
-    sa.Column("our_references", sa.JSON, nullable=False),
-    sa.Column("their_references", sa.JSON, nullable=False),
-    sa.Column("our_amount_minor", sa.BigInteger),
-    sa.Column("their_amount_minor", sa.BigInteger),
-    sa.Column("difference_minor", sa.BigInteger),
-    sa.Column("age_days", sa.Integer, nullable=False),
-    sa.Column("bucket", sa.Text, nullable=False),
-    sa.Column("sentence", sa.Text, nullable=False),
-    sa.PrimaryKeyConstraint("run_id", "number", name="reconciliation_break_pk"),
 )

@@ -1,94 +1,594 @@
-"""Reconciliation of a batch: the bridge's record of posted legs against a counterparty's camt.053."""
+"""Reconciliation at work: sources are taken, sides compared, breaks opened, and closed when the late side arrives.
+
+1. A source is a file, kept whole under its digest; the same file again is the same source. The bridge's own record of
+   posted legs becomes one too, so that every run rests on two files that an auditor can read.
+2. A run is named by its caller: the same id with the same content is the same run, whatever died in between.
+3. One run of a relation at a time. The lines of its open missing breaks are carried into the run; a break whose lines
+   are matched now is closed by it (`late-side`), and a break that is found again stays the one that it was.
+4. Result, new breaks with their first events, and closings are one transaction.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
 from uuid import UUID
+
+import sqlalchemy as sa
 
 from kernel import ids
 from kernel.clock import Clock
+from kernel.crypto import jws
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency
-from settlement.contract import STATEMENT_BYTES_MAX
-from settlement.domain import reconciliation
-from settlement.domain.refusals import SettlementRefusal
-from settlement.domain.statements import Statement
-from settlement.iso20022.camt053 import read_camt053
-from settlement.store import batches, reports
-from settlement.usecases.statements import account_of, batch_entries
+from settlement.domain.reconciliation import Break, BreakType, Rules, View
+from settlement.domain.reconciliation import session as sessions
+from settlement.domain.reconciliation.lifecycle import BreakState, Event, EventKind
+from settlement.domain.reconciliation.lines import LineTable, entry_of_json, entry_to_json
+from settlement.domain.reconciliation.mapping import CANONICAL, TableMapping
+from settlement.domain.reconciliation.session import Outcome, Previous, Selection
+from settlement.domain.refusals import SettlementRefusal as R
+from settlement.domain.statements import Statement, StatementEntry
+from settlement.sources import SourceFormat, SourceRead, papers_of, read_source
+from settlement.sources.tables import write_csv
+from settlement.store import batches
+from settlement.store import reconciliation as store
+from settlement.store.reconciliation import BreakRow, MatchRow, NewBreak, PairsRow, Relation, RunRow, SourceRow
+from settlement.usecases.statements import account_of, batch_entries, write_durably
+
+JOURNAL = "journal"
+"""The counterparty of our own record."""
+CARRIED_MAX = 20_000
+"""Open breaks of one relation that a run looks at, the oldest first."""
+REFERENCES_SHOWN_MAX = 200
 
 
-def reconcile_batch(
-    content: bytes,
+_EXACT = Rules()
+
+
+@dataclass(frozen=True, slots=True)
+class NewSource:
+    content: bytes
+    format: SourceFormat
+    participant: ParticipantId
+    counterparty: str
+    account: str | None = None
+    """Of tables, which do not name theirs."""
+    created_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What to reconcile. `our_source` None = the bridge's record: of a batch, or of what was posted in a period."""
+
+    reconciliation: UUID
+    participant: ParticipantId
+    counterparty: str
+    currency: Currency
+    their_source: UUID
+    our_source: UUID | None = None
+    batch: UUID | None = None
+    booked_from: datetime | None = None
+    booked_to: datetime | None = None
+    view: View = View.SAME_ACCOUNT
+    rules: Rules = _EXACT
+    as_of: date | None = None
+
+    @property
+    def request_sha256(self) -> bytes:
+        moments = [None if at is None else at.astimezone(UTC).isoformat() for at in (self.booked_from, self.booked_to)]
+        parts = [self.participant, self.counterparty, self.currency.code, str(self.their_source)]
+        parts += [str(self.our_source), str(self.batch), self.view.value, str(self.as_of)]
+        content = {"parts": parts, "moments": moments, "rules": sessions.rules_to_json(self.rules)}
+        return hashlib.sha256(jws.canonical_json(content)).digest()
+
+
+# --- sources
+
+
+def keep_mapping(
+    content: Mapping[str, Any],
     *,
-    batch: UUID,
     participant: ParticipantId,
-    currency: Currency,
-    account: AccountNumber | None,
-    run_by: ParticipantId,
+    counterparty: str,
+    created_by: str,
     database: Database,
     clock: Clock,
-) -> reports.ReconciliationRow:
-    """Match, store the typed breaks, and return the run.
+) -> store.MappingRow:
+    """The next version of a counterparty's mapping; the same content as the newest is that version.
 
-    `content` is a statement of the participant's account on the ledger of `currency`. It may hold more than the batch:
-    lines of other batches' settlements, and lines booked before the batch arrived, are not of it and left aside.
-    `account` is that account as registered now; the batch's own legs, if any are posted, say which it was then.
-    Raises: ProblemError(statement-invalid with `problems`, batch-not-found, statement-of-another-account).
+    Raises: ProblemError(mapping-invalid).
     """
-    read = read_camt053(io.BytesIO(content), bytes_max=STATEMENT_BYTES_MAX)
-    theirs = read.statement
-    if theirs is None:
-        problems = [
-            {"refusal": item.refusal.value, "index": item.index, "line": item.line, "reason": item.reason}
-            for item in read.problems
-        ]
-        detail = read.problems[0].reason if read.problems else "no statement"
-        raise ProblemError(SettlementRefusal.STATEMENT_INVALID, detail, problems=problems)
-    now = clock()
-    with database.transaction(isolation="REPEATABLE READ") as connection:
-        found = batches.find(connection, batch)
-        if found is None:
-            raise ProblemError(SettlementRefusal.BATCH_NOT_FOUND)
-        rows = batches.posted_legs(connection, batch, participant=participant, currency=currency.code)
-        _require_account(theirs, {account_of(leg, participant) for _, leg in rows} or {account}, currency)
-        ours = batch_entries(rows, participant)
-        named = [entry.uetr for entry in theirs.entries if entry.uetr is not None]
-        elsewhere = batches.uetrs_of_other_batches(connection, named, batch=batch)
-        lines = [
-            entry for entry in theirs.entries if entry.uetr not in elsewhere and entry.booked_at >= found.received_at
-        ]
-        result = reconciliation.reconcile(ours, lines, as_of=now.date())
-        breaks = (*result.breaks, *read.findings)
-        run = reports.ReconciliationRow(
-            id=new_uuid7(),
-            batch_id=batch,
-            participant=participant,
-            currency=currency.code,
-            file_sha256=hashlib.sha256(content).digest(),
-            as_of=now.date(),
-            lines_ours=len(ours),
-            lines_theirs=len(lines),
-            matched=len(result.matched),
-            run_by=run_by,
-            created_at=now,
+    try:
+        mapping = TableMapping.of_json(content)
+    except (ValueError, TypeError) as error:
+        raise ProblemError(R.MAPPING_INVALID, str(error)[:300]) from None
+    written = mapping.to_json()
+    digest = hashlib.sha256(jws.canonical_json(written)).digest()
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        store.lock_name(connection, f"mapping {participant} {counterparty}")
+        newest = store.find_mapping(connection, participant, counterparty)
+        if newest is not None and newest.sha256 == digest:
+            return newest
+        version = 1 if newest is None else newest.version + 1
+        row = store.MappingRow(participant, counterparty, version, written, digest, created_by, clock())
+        store.add_mapping(connection, row)
+    return row
+
+
+def take_source(
+    wanted: NewSource,
+    *,
+    database: Database,
+    files_directory: Path,
+    clock: Clock,
+    reads: dict[UUID, SourceRead] | None = None,
+) -> SourceRow:
+    """Read a file whole, by the counterparty's newest mapping if it is a table, and keep it.
+
+    `reads` takes what was read, by the source's id, for a caller that reconciles it next.
+    Raises: ProblemError(statement-invalid with `problems`).
+    """
+    digest = hashlib.sha256(wanted.content).digest()
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        kept = (
+            store.find_mapping(connection, wanted.participant, wanted.counterparty) if wanted.format.is_table else None
         )
-        reports.insert_reconciliation(connection, run, breaks)
-        stored = reports.find_reconciliation(connection, run.id)
-    if stored is None:
-        raise RuntimeError("the run just stored is not there")
+        version = 0 if kept is None or wanted.counterparty == JOURNAL else kept.version
+        same = store.find_same_source(
+            connection, wanted.participant, wanted.counterparty, wanted.format.value, version, digest
+        )
+    path = source_path(files_directory, digest)
+    if same is not None and path.is_file():
+        return same
+    read = read_source(wanted.content, wanted.format, mapping=_mapping_of(kept if version else None))
+    if read.lines is None:
+        problems = [{"refusal": x.refusal, "index": x.index, "reason": x.reason} for x in read.problems]
+        raise ProblemError(R.STATEMENT_INVALID, read.problems[0].reason, problems=problems)
+    if not path.is_file():
+        write_durably(path, wanted.content)  # before its row: a row without its file would be a promise broken
+    row = _source_row(wanted, read.lines, read.statement, digest, version, clock())
+    try:
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            store.insert_source(connection, row)
+    except sa.exc.IntegrityError:
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            same = store.find_same_source(
+                connection, wanted.participant, wanted.counterparty, wanted.format.value, version, digest
+            )
+        if same is None:
+            raise
+        return same
+    if reads is not None:
+        reads[row.id] = read
+    return row
+
+
+def source_path(files_directory: Path, sha256: bytes) -> Path:
+    return files_directory / "sources" / sha256.hex()
+
+
+def _source_row(
+    wanted: NewSource, lines: LineTable, statement: Statement | None, digest: bytes, version: int, now: datetime
+) -> SourceRow:
+    currencies = lines.strings("currency").unique().to_pylist()
+    currency = currencies[0] if len(currencies) == 1 else None
+    return SourceRow(
+        id=new_uuid7(),
+        participant=wanted.participant,
+        counterparty=wanted.counterparty,
+        format=wanted.format.value,
+        mapping_version=version,
+        sha256=digest,
+        byte_count=len(wanted.content),
+        line_count=len(lines),
+        account=wanted.account if statement is None else statement.account,
+        currency=currency if statement is None else statement.currency.code,
+        statement_id=None if statement is None else statement.statement_id,
+        sequence_number=None if statement is None else statement.sequence_number,
+        opening_minor=None if statement is None else statement.opening_minor,
+        closing_minor=None if statement is None else statement.closing_minor,
+        to_at=None if statement is None else statement.to_at,
+        created_by=wanted.created_by,
+        created_at=now,
+    )
+
+
+def _mapping_of(row: store.MappingRow | None) -> TableMapping:
+    return CANONICAL if row is None else TableMapping.of_json(row.content)
+
+
+def read_kept(source: SourceRow, *, database: Database, files_directory: Path) -> SourceRead:
+    """A kept source's lines again. Raises: ProblemError(source-not-found) if its file is gone."""
+    path = source_path(files_directory, source.sha256)
+    if not path.is_file():
+        raise ProblemError(R.SOURCE_NOT_FOUND, "its file is gone: send it again")
+    content = path.read_bytes()
+    if hashlib.sha256(content).digest() != source.sha256:
+        raise ProblemError(R.SOURCE_NOT_FOUND, "its file is not the one that was taken: send it again")
+    row = None
+    if source.mapping_version:
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            row = store.find_mapping(connection, source.participant, source.counterparty, source.mapping_version)
+    return read_source(content, SourceFormat(source.format), mapping=_mapping_of(row))
+
+
+# --- runs
+
+
+def reconcile(
+    wanted: Wanted,
+    *,
+    account: AccountNumber | None,
+    run_by: str,
+    database: Database,
+    files_directory: Path,
+    clock: Clock,
+    reads: Mapping[UUID, SourceRead] | None = None,
+) -> RunRow:
+    """Compare, store and return the run. `account` is the participant's as registered now. `reads` are sources that
+    were read just now; others are read from their files.
+
+    Raises: ProblemError(source-not-found, source-of-another-relation, batch-not-found, reconciliation-id-reused,
+    statement-of-another-account).
+    """
+    known = _same_run(wanted, database)
+    if known is not None:
+        return known
+    theirs = _source(wanted.their_source, wanted, database)
+    known_reads = dict(reads or {})
+    read = known_reads.get(theirs.id) or read_kept(theirs, database=database, files_directory=files_directory)
+    if read.lines is None:
+        raise ProblemError(R.SOURCE_NOT_FOUND, "its file cannot be read by its mapping any more")
+    if wanted.our_source is None:
+        ours, excluded, booked_from, accounts = _journal(
+            wanted, read.lines, account, database=database, files_directory=files_directory, run_by=run_by, clock=clock
+        )
+    else:
+        ours = _source(wanted.our_source, wanted, database)
+        excluded, booked_from, accounts = (), wanted.booked_from, {_shown(account), ours.account}
+    ours_read = known_reads.get(ours.id) or read_kept(ours, database=database, files_directory=files_directory)
+    if ours_read.lines is None:
+        raise ProblemError(R.SOURCE_NOT_FOUND, "our file cannot be read by its mapping any more")
+    account_name = _account_of(wanted, theirs, {name for name in accounts if name is not None})
+    relation = Relation(wanted.participant, wanted.counterparty, wanted.currency.code, account_name, wanted.view.value)
+    now = clock()
+    as_of = wanted.as_of or now.date()
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        store.lock_name(connection, f"relation {relation}")
+        stored = store.find_run(connection, wanted.reconciliation)
+        if stored is not None:
+            return _checked(stored, wanted)
+        open_breaks = store.open_breaks(connection, relation, limit=CARRIED_MAX)
+        before = store.source_before(connection, theirs) if wanted.batch is None else None
+        carried_ours = _carried(open_breaks, BreakType.MISSING_THERE, ours_read.lines)
+        carried_theirs = _carried(open_breaks, BreakType.MISSING_HERE, read.lines)
+        selection = Selection(
+            booked_from=booked_from,
+            booked_to=wanted.booked_to,
+            excluded_uetrs=tuple(sorted(excluded)),
+            accounts=tuple(sorted({account_name, theirs.account or account_name, ours.account or account_name})),
+            previous=None
+            if before is None or before.sequence_number is None or before.closing_minor is None
+            else Previous(before.sequence_number, before.closing_minor),
+            carried_ours=tuple(line for _, line in carried_ours),
+            carried_theirs=tuple(line for _, line in carried_theirs),
+        )
+        outcome = sessions.run_session(
+            ours_read.lines,
+            read.lines,
+            selection=selection,
+            rules=wanted.rules,
+            view=wanted.view,
+            as_of=as_of,
+            papers=papers_of(read),
+            asked_ours={reference for row in open_breaks for reference in row.our_references},
+            asked_theirs={reference for row in open_breaks for reference in row.their_references},
+        )
+        run = _run_row(wanted, ours, theirs, relation, selection, outcome, as_of, run_by, now)
+        return _store(connection, run, outcome, open_breaks, ours_read.lines, read.lines, selection)
+
+
+def _same_run(wanted: Wanted, database: Database) -> RunRow | None:
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        stored = store.find_run(connection, wanted.reconciliation)
+    return None if stored is None else _checked(stored, wanted)
+
+
+def _checked(stored: RunRow, wanted: Wanted) -> RunRow:
+    if stored.request_sha256 != wanted.request_sha256:
+        raise ProblemError(R.RECONCILIATION_ID_REUSED, "take a new id for another reconciliation")
     return stored
 
 
-def _require_account(theirs: Statement, accounts: set[AccountNumber | None], currency: Currency) -> None:
-    """Another account's statement would match nothing and report every line as a break."""
-    shown = {ids.show_account(account) for account in accounts if account is not None}
-    if theirs.currency != currency or theirs.account not in shown:
-        wanted = " or ".join(sorted(shown)) or "no account"
+def _source(source: UUID, wanted: Wanted, database: Database) -> SourceRow:
+    with database.transaction(isolation="READ COMMITTED") as connection:
+        found = store.find_source(connection, source)
+    if found is None or found.participant != wanted.participant:
+        raise ProblemError(R.SOURCE_NOT_FOUND, ids.show("src", source))
+    if found.currency not in (None, wanted.currency.code) and found.format.startswith("camt"):
+        raise ProblemError(R.STATEMENT_OF_ANOTHER_ACCOUNT, f"it is in {found.currency}, not in {wanted.currency.code}")
+    return found
+
+
+def _journal(
+    wanted: Wanted,
+    theirs: LineTable,
+    account: AccountNumber | None,
+    *,
+    database: Database,
+    files_directory: Path,
+    run_by: str,
+    clock: Clock,
+) -> tuple[SourceRow, tuple[str, ...], datetime | None, set[str | None]]:
+    """Our record as a source; their payments that belong to other batches; from when their lines count; accounts."""
+    with database.transaction(isolation="REPEATABLE READ") as connection:
+        booked_from = wanted.booked_from
+        excluded: tuple[str, ...] = ()
+        if wanted.batch is not None:
+            batch = batches.find(connection, wanted.batch)
+            if batch is None:
+                raise ProblemError(R.BATCH_NOT_FOUND)
+            booked_from = booked_from or batch.received_at
+            rows = batches.posted_legs(
+                connection, wanted.batch, participant=wanted.participant, currency=wanted.currency.code
+            )
+            named = [UUID(text) for text in theirs.strings("uetr").unique().to_pylist() if text is not None]
+            others = batches.uetrs_of_other_batches(connection, named, batch=wanted.batch)
+            excluded = tuple(str(uetr) for uetr in others)
+        else:
+            rows = batches.posted_legs_between(
+                connection,
+                participant=wanted.participant,
+                currency=wanted.currency.code,
+                booked_from=wanted.booked_from,
+                booked_to=wanted.booked_to,
+            )
+    accounts = {_shown(account_of(leg, wanted.participant)) for _, leg in rows} or {_shown(account)}
+    content = write_csv(LineTable.of_entries(batch_entries(rows, wanted.participant)))
+    made = NewSource(content, SourceFormat.CSV, wanted.participant, JOURNAL, None, run_by)
+    source = take_source(made, database=database, files_directory=files_directory, clock=clock)
+    return source, excluded, booked_from, accounts
+
+
+def _shown(account: AccountNumber | None) -> str | None:
+    return None if account is None else ids.show_account(account)
+
+
+def _account_of(wanted: Wanted, theirs: SourceRow, accounts: set[str]) -> str:
+    """The account reconciled. Another account's statement would match nothing and report every line as a break."""
+    if wanted.view is View.MIRROR or theirs.account is None:
+        return min(accounts, default=theirs.account or "")
+    if theirs.account not in accounts:
+        known = " or ".join(sorted(accounts)) or "no account"
         raise ProblemError(
-            SettlementRefusal.STATEMENT_OF_ANOTHER_ACCOUNT,
-            f"it is of {theirs.account} in {theirs.currency}, not of {wanted} in {currency}"[:300],
+            R.STATEMENT_OF_ANOTHER_ACCOUNT,
+            f"it is of {theirs.account} in {theirs.currency}, not of {known} in {wanted.currency}"[:300],
         )
+    return theirs.account
+
+
+def _carried(
+    open_breaks: Sequence[BreakRow], kind: BreakType, present: LineTable
+) -> list[tuple[BreakRow, StatementEntry]]:
+    """Lines of open missing breaks that the source does not hold itself."""
+    rows = [row for row in open_breaks if row.type == kind.value and row.lines]
+    if not rows:
+        return []
+    wanted = {str(line["reference"]) for row in rows for line in row.lines or ()}
+    there = sessions.references_of(present, wanted)
+    return [
+        (row, entry_of_json(line)) for row in rows for line in row.lines or () if str(line["reference"]) not in there
+    ]
+
+
+def _run_row(
+    wanted: Wanted,
+    ours: SourceRow,
+    theirs: SourceRow,
+    relation: Relation,
+    selection: Selection,
+    outcome: Outcome,
+    as_of: date,
+    run_by: str,
+    now: datetime,
+) -> RunRow:
+    return RunRow(
+        id=wanted.reconciliation,
+        request_sha256=wanted.request_sha256,
+        batch_id=wanted.batch,
+        participant=relation.participant,
+        counterparty=relation.counterparty,
+        currency=relation.currency,
+        account=relation.account,
+        view=relation.view,
+        our_source=ours.id,
+        their_source=theirs.id,
+        selection=sessions.selection_to_json(selection),
+        rules=sessions.rules_to_json(wanted.rules),
+        as_of=as_of,
+        lines_ours=outcome.lines_ours,
+        lines_theirs=outcome.lines_theirs,
+        carried_ours=len(selection.carried_ours),
+        carried_theirs=len(selection.carried_theirs),
+        matched=outcome.matched,
+        finding_count=len(outcome.breaks),
+        closed_count=0,
+        result_sha256=outcome.digest,
+        run_by=run_by,
+        created_at=now,
+    )
+
+
+def _store(
+    connection: sa.Connection,
+    run: RunRow,
+    outcome: Outcome,
+    open_breaks: Sequence[BreakRow],
+    ours: LineTable,
+    theirs: LineTable,
+    selection: Selection,
+) -> RunRow:
+    """Step 4: the run, new breaks, and the older ones that it closes."""
+    keys = break_keys(run.relation, outcome.breaks)
+    known = {row.key: row.id for row in open_breaks}
+    known |= store.find_open_keys(connection, [key for key in keys if key not in known])
+    places_ours = {at for x in outcome.breaks if x.type is BreakType.MISSING_THERE for at in x.our_positions}
+    places_theirs = {at for x in outcome.breaks if x.type is BreakType.MISSING_HERE for at in x.their_positions}
+    lines_ours = _lines_at(ours, places_ours)
+    lines_theirs = _lines_at(theirs, places_theirs)
+    new: list[NewBreak] = []
+    findings: list[UUID] = []
+    for found, key in zip(outcome.breaks, keys, strict=True):
+        if key in known:
+            findings.append(known[key])
+            continue
+        carried: list[dict[str, Any]] | None = None
+        if found.type is BreakType.MISSING_THERE:
+            carried = [lines_ours[at] for at in found.our_positions]
+        elif found.type is BreakType.MISSING_HERE:
+            carried = [lines_theirs[at] for at in found.their_positions]
+        new.append(new_break(found, run.relation, key, run=run.id, lines=carried, now=run.created_at))
+        findings.append(new[-1].id)
+    again = set(findings)
+    late = [row for row in open_breaks if row.id not in again and _is_over(row, outcome)]
+    moved = _superseded(open_breaks, outcome, len(ours), len(theirs), selection)
+    late += [row for row in open_breaks if row.id in moved and row.id not in again and row not in late]
+    run = _counted(run, len(late))
+    store.insert_run(
+        connection,
+        run,
+        pairs=_pairs_rows(outcome),
+        matches=[
+            MatchRow(
+                number,
+                found.rule.value,
+                list(found.our_positions),
+                list(found.their_positions),
+                [line.reference for line in found.ours],
+                [line.reference for line in found.theirs],
+                found.difference_minor,
+            )
+            for number, found in enumerate(outcome.matches, start=1)
+        ],
+        new=new,
+        findings=findings,
+    )
+    reason = f"reconciliation {ids.show('rec', run.id)} has both sides"
+    store.append_events(
+        connection,
+        [
+            (row, Event(row.sequence + 1, EventKind.LATE_SIDE, "bridge", run.created_at, reason, run=run.id))
+            for row in late
+        ],
+    )
+    return run
+
+
+def _counted(run: RunRow, closed: int) -> RunRow:
+    values = {name: getattr(run, name) for name in RunRow.__slots__}
+    return RunRow(**(values | {"closed_count": closed}))
+
+
+def _is_over(row: BreakRow, outcome: Outcome) -> bool:
+    if BreakType(row.type) not in sessions.AUTO_CLOSED or row.state is BreakState.APPROVED:
+        return False  # money of an approved repair is on its way: an officer looks at what came late
+    if row.our_references:
+        return outcome.matched_ours.issuperset(row.our_references)
+    return outcome.matched_theirs.issuperset(row.their_references)
+
+
+def _superseded(
+    open_breaks: Sequence[BreakRow], outcome: Outcome, our_count: int, their_count: int, selection: Selection
+) -> set[UUID]:
+    """Missing breaks whose late line came and differs: the new break says how, so the old one is over."""
+    ours = {
+        selection.carried_ours[at - our_count].reference
+        for x in outcome.breaks
+        for at in x.our_positions
+        if at >= our_count
+    }
+    theirs = {
+        selection.carried_theirs[at - their_count].reference
+        for x in outcome.breaks
+        for at in x.their_positions
+        if at >= their_count
+    }
+    return {
+        row.id
+        for row in open_breaks
+        if row.state is not BreakState.APPROVED
+        and (
+            (row.type == BreakType.MISSING_THERE.value and ours.issuperset(row.our_references))
+            or (row.type == BreakType.MISSING_HERE.value and theirs.issuperset(row.their_references))
+        )
+    }
+
+
+def _lines_at(lines: LineTable, places: set[int]) -> dict[int, dict[str, Any]]:
+    wanted = sorted(at for at in places if at < len(lines))
+    return {at: entry_to_json(entry) for at, entry in zip(wanted, lines.entries(wanted), strict=True)}
+
+
+def break_keys(relation: Relation, breaks: Sequence[Break]) -> list[bytes]:
+    """What makes a break the same in the next run: its relation, type and lines; equal ones are counted."""
+    seen: Counter[str] = Counter()
+    found = []
+    for item in breaks:
+        side = None if item.side is None else item.side.value
+        parts = [relation.participant, relation.counterparty, relation.currency, relation.account, relation.view]
+        name = json.dumps([*parts, item.type.value, side, item.our_references, item.their_references])
+        found.append(hashlib.sha256(f"{name}{seen[name]}".encode()).digest())
+        seen[name] += 1
+    return found
+
+
+def new_break(
+    found: Break,
+    relation: Relation,
+    key: bytes,
+    *,
+    run: UUID | None,
+    lines: list[dict[str, Any]] | None,
+    now: datetime,
+) -> NewBreak:
+    document = sessions.break_document(found)
+    return NewBreak(
+        id=new_uuid7(),
+        run_id=run,
+        relation=relation,
+        key=key,
+        type=found.type.value,
+        side=document["side"],
+        also=document["also"],
+        our_references=document["our_references"],
+        their_references=document["their_references"],
+        our_positions=document["our_positions"],
+        their_positions=document["their_positions"],
+        our_amount_minor=None if found.ours is None else found.ours.amount_minor,
+        their_amount_minor=None if found.theirs is None else found.theirs.amount_minor,
+        difference_minor=found.difference_minor,
+        gross=document["gross"],
+        gross_minor=max((amount for _, amount in found.gross_minor), default=0),
+        oldest=found.oldest or now.date(),
+        sentence=found.sentence,
+        lines=lines,
+        created_at=now,
+    )
+
+
+def _pairs_rows(outcome: Outcome) -> list[PairsRow]:
+    rows: list[PairsRow] = []
+    for found in outcome.pairs:
+        for start in range(0, len(found.ours), store.PAIRS_IN_ROW):
+            ours, theirs = (side[start : start + store.PAIRS_IN_ROW] for side in (found.ours, found.theirs))
+            rows.append(PairsRow(len(rows) + 1, found.rule.value, len(ours), sessions.pack_pairs(ours, theirs)))
+    return rows

@@ -72,6 +72,7 @@ class Log(Protocol):
     def record_legs(self, updates: Sequence[LegUpdate], *, epoch: int, now: datetime) -> None: ...
     def record_waits(self, waits: Mapping[UUID, str], *, epoch: int, now: datetime) -> None: ...
     def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None: ...
+    def abort_requests(self) -> Collection[UUID]: ...
     def undecided_of_others(self, *, epoch: int) -> list[UUID]: ...
     def unfinished(self, ids: Sequence[UUID] | None = None, *, limit: int = ...) -> list[Decided]: ...
     def record_ends(
@@ -144,12 +145,16 @@ class Engine:
         self._decided: dict[UUID, Decided] = {}
         self._waits: dict[UUID, str] = {}
         self._shown: dict[UUID, str] = {}
-        self._abort_requests: set[UUID] = set()
         self._backoffs: defaultdict[str, _Backoff] = defaultdict(_Backoff)
 
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    @property
+    def holder(self) -> str:
+        """Its name in the lease."""
+        return self._holder
 
     # --- 5. recovery
 
@@ -163,10 +168,14 @@ class Engine:
         self._epoch = self._log.take_lease(holder=self._holder, now=self._clock())
         # 5. No row means abort, and ABORT is written before its secret can be read (see DecisionLog.unfinished).
         undecided = self._log.undecided_of_others(epoch=self._epoch)
+        given_up = self._log.abort_requests() if undecided else ()
         detail = "the engine that prepared it ended before it decided"
         for start in range(0, len(undecided), 1_000):
             chunk = undecided[start : start + 1_000]
-            verdicts = [Verdict(key, Decision.ABORT, AbortReason.PRESUMED, detail) for key in chunk]
+            verdicts = [
+                _given_up(key) if key in given_up else Verdict(key, Decision.ABORT, AbortReason.PRESUMED, detail)
+                for key in chunk
+            ]
             self._log.decide(verdicts, epoch=self._epoch, now=self._clock())
         self._load_unfinished()
         if undecided or self._decided:
@@ -182,13 +191,6 @@ class Engine:
         self._decided = {decided.settlement.id: decided for decided in found}
         self._is_more_unfinished = len(found) == UNFINISHED_MAX
 
-    def request_abort(self, settlement: UUID) -> None:
-        """The operator gives an undecided settlement up; the engine writes ABORT unless a decision came first.
-
-        The one method that another thread may call.
-        """
-        self._abort_requests.add(settlement)
-
     # --- one round
 
     def tick(self) -> bool:
@@ -197,6 +199,7 @@ class Engine:
             self._load_unfinished()
         moved = self._publish()
         moved = self._take_wave() or moved
+        self._note_given_up()
         moved = self._authorise() or moved
         moved = self._hold() or moved
         moved = self._decide() or moved
@@ -226,6 +229,14 @@ class Engine:
         for settlement in self._log.persist(made, epoch=self._epoch, now=self._clock()):
             self._open[settlement.id] = _Open(settlement, self._clock())
         return True
+
+    def _note_given_up(self) -> None:
+        """What the operator has given up is asked of nobody any more; `_decide` writes its ABORT in this round."""
+        if self._open:
+            for key in self._log.abort_requests():
+                item = self._open.get(key)
+                if item is not None and item.refusal is None:
+                    item.refusal = _given_up(key)
 
     def _slow_payers(self) -> set[str]:
         """Payers that do not answer now, or for whose signature many settlements wait already."""
@@ -316,8 +327,6 @@ class Engine:
         """3. COMMIT where every leg is held, ABORT where one was refused: one durable, fenced transaction."""
         verdicts: list[Verdict] = []
         for key, item in self._open.items():
-            if item.refusal is None and key in self._abort_requests:
-                item.refusal = Verdict(key, Decision.ABORT, AbortReason.OPERATOR, "given up by the operator")
             is_held = decide([leg.state for leg in item.settlement.legs]) is Decision.COMMIT
             if item.refusal is None and not is_held and self._clock() - item.opened_at > UNDECIDED_MAX:
                 waited = f"given up after waiting for {item.waits_for or 'an answer'}"
@@ -336,7 +345,6 @@ class Engine:
             self._decided[decided.settlement.id] = decided
         for key in keys:
             del self._open[key]
-            self._abort_requests.discard(key)
         return True
 
     # --- 4. publish
@@ -494,6 +502,10 @@ def _reason(code: str, default: AbortReason) -> AbortReason:
         return AbortReason(code)
     except ValueError:
         return default
+
+
+def _given_up(settlement: UUID) -> Verdict:
+    return Verdict(settlement, Decision.ABORT, AbortReason.OPERATOR, "given up by the operator")
 
 
 def _verb(decision: Decision) -> str:

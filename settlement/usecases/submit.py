@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 from uuid import UUID
 
@@ -17,15 +17,18 @@ from kernel.clock import Clock
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import ParticipantId, new_uuid7
+from kernel.money import Currency
 from settlement.contract import BATCH_BYTES_MAX, BATCH_INSTRUCTIONS_MAX
 from settlement.domain.escrow import LegTerms
-from settlement.domain.fx import Quote, find_rate, quote, show_fraction
-from settlement.domain.instructions import PROBLEMS_MAX, Instruction, ReadResult
+from settlement.domain.fx import Quote, Rate, find_rate, quote, show_fraction
+from settlement.domain.instructions import PROBLEMS_MAX, Instruction, InstructionRefusal, ReadResult
 from settlement.domain.refusals import SettlementRefusal
+from settlement.iso20022.credit_transfer import read_credit_transfer
 from settlement.iso20022.csv_batch import read_csv
-from settlement.iso20022.pacs009 import read_pacs009
 from settlement.settings import Directory
-from settlement.store import batches, tables
+from settlement.store import batches, gates, tables
+from settlement.usecases.intake import Candidate, Fault, IntakeCheck
+from settlement.usecases.market import CreditorPrices, Market
 
 BatchFormat = Literal["pacs.009", "csv"]
 
@@ -41,15 +44,6 @@ class Submission:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One line's refusal: `index` counts instructions from 1."""
-
-    refusal: str
-    index: int
-    reason: str
-
-
 def submit_batch(
     submission: Submission,
     *,
@@ -57,6 +51,8 @@ def submit_batch(
     directory: Directory,
     clock: Clock,
     run_on_submit: bool,
+    checks: Sequence[IntakeCheck] = (),
+    market: Market | None = None,
     render: Callable[[batches.BatchRow], dict[str, Any]],
 ) -> idempotency.Outcome:
     """Store the batch; every instruction becomes a settlement in state received. `render` makes the answer's body.
@@ -80,13 +76,29 @@ def submit_batch(
         if read.problems:
             faults = [Fault(item.refusal.value, item.index, str(item)) for item in read.problems]
             raise _invalid(faults, truncated=read.problems_truncated)
-        made, faults = _quoted(read.instructions, submission, directory=directory, clock=clock)
+        if read.sender is not None and not submission.is_operator and read.sender != submission.submitter:
+            reason = f"AppHdr/Fr says {read.sender}, the request is signed by {submission.submitter}"
+            raise _invalid(
+                [Fault(InstructionRefusal.APPLICATION_HEADER_INVALID.value, 0, reason)], truncated=False
+            )
+        prices = None if market is None else CreditorPrices(market, connection, now=now)
+        made, faults = quoted(read.instructions, submission, directory=directory, clock=clock, prices=prices)
         used = batches.used_uetrs(connection, [item.uetr for item in read.instructions])
         faults += [
             Fault(SettlementRefusal.UETR_ALREADY_USED.value, index, f"UETR {item.uetr} belongs to another batch")
             for index, item in enumerate(read.instructions, start=1)
             if item.uetr in used
         ]
+        closed: list[gates.Gate] = []
+        if not faults:
+            candidates = [
+                Candidate(index, instruction, item)
+                for index, (instruction, item) in enumerate(zip(read.instructions, made, strict=True), start=1)
+            ]
+            for check in checks:
+                found = check(connection, candidates, now=now)
+                faults += [item for item in found if isinstance(item, Fault)]
+                closed += [item for item in found if isinstance(item, gates.Gate)]
         if faults:
             raise _invalid(faults[:PROBLEMS_MAX], truncated=len(faults) > PROBLEMS_MAX)
         batch = new_uuid7()
@@ -95,12 +107,15 @@ def submit_batch(
             batch=batch,
             submitter=submission.submitter,
             message_id=message_id,
-            batch_format=submission.format,
+            batch_format=read.message or submission.format,
             content_sha256=digest,
             received_at=now,
             started_at=now if run_on_submit else None,
             settlements=made,
         )
+        if prices is not None:
+            prices.lock(made, submitter=submission.submitter)
+        gates.close(connection, closed, now=now)
         stored = batches.find(connection, batch)
         if stored is None:
             raise RuntimeError("the batch just stored is not there")
@@ -125,18 +140,31 @@ def submit_batch(
 
 
 def _read(submission: Submission) -> ReadResult:
-    reader = read_pacs009 if submission.format == "pacs.009" else read_csv
+    reader = read_credit_transfer if submission.format == "pacs.009" else read_csv
     return reader(io.BytesIO(submission.content), instructions_max=BATCH_INSTRUCTIONS_MAX, bytes_max=BATCH_BYTES_MAX)
 
 
-def _quoted(
-    instructions: tuple[Instruction, ...], submission: Submission, *, directory: Directory, clock: Clock
+def quoted(
+    instructions: Sequence[Instruction],
+    submission: Submission,
+    *,
+    directory: Directory,
+    clock: Clock,
+    prices: CreditorPrices | None = None,
 ) -> tuple[list[batches.NewSettlement], list[Fault]]:
+    """Each instruction's legs and locked quote; the others' faults, by their place in `instructions` from 1."""
     at = clock()
     made: list[batches.NewSettlement] = []
     faults: list[Fault] = []
+
+    @cache  # of one moment: the same pair has the same rate
+    def rate_of(base: Currency, counter: Currency | None) -> Rate | SettlementRefusal:
+        return find_rate(directory.rates, base=base, counter=counter, at=at)
+
     for index, instruction in enumerate(instructions, start=1):
-        terms = _terms(instruction, submission, directory=directory, at_index=index, faults=faults, clock_at=at)
+        terms = _terms(
+            instruction, submission, directory=directory, at_index=index, faults=faults, rate_of=rate_of, prices=prices
+        )
         if terms is not None:
             legs, locked = terms
             made.append(_new_settlement(new_uuid7(), index, instruction, legs, locked))
@@ -150,7 +178,8 @@ def _terms(
     directory: Directory,
     at_index: int,
     faults: list[Fault],
-    clock_at: datetime,
+    rate_of: Callable[[Currency, Currency | None], Rate | SettlementRefusal],
+    prices: CreditorPrices | None,
 ) -> tuple[tuple[LegTerms, LegTerms], Quote | None] | None:
     """Both legs and the locked quote, or None with a fault noted. In order of precedence of SettlementRefusal."""
 
@@ -167,10 +196,10 @@ def _terms(
         return None
     locked: Quote | None = None
     counter = instruction.counter_amount
+    if counter is None and prices is not None and (locked := prices.price(instruction)) is not None:
+        counter = locked.counter
     if counter is None:
-        rate = find_rate(
-            directory.rates, base=instruction.amount.currency, counter=instruction.counter_currency, at=clock_at
-        )
+        rate = rate_of(instruction.amount.currency, instruction.counter_currency)
         if isinstance(rate, SettlementRefusal):
             wanted = instruction.counter_currency or "any currency"
             refuse(rate, f"{instruction.amount.currency} against {wanted}")

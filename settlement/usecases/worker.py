@@ -61,9 +61,7 @@ class Worker:
                 pause = RESTART_SECONDS_FIRST
                 self._rounds()
             except Deposed:
-                self.status = "standby"
-                log.warning("deposed: another engine has the lease; standing by")
-                self._wait_for_lease()
+                self._stand_by()
             except InvariantBroken:
                 # The service stops deciding and a person is paged; the log and the in-doubt list stay readable.
                 self.status = "halted"
@@ -74,6 +72,8 @@ class Worker:
                 log.exception("the engine's epoch ended; recovering from the log in %.1f s", pause)
                 self._stop.wait(pause)
                 pause = min(RESTART_SECONDS_MAX, pause * 2)
+                if self._is_taken_by_another():
+                    self._stand_by()
 
     def _rounds(self) -> None:
         renewed = self._clock()
@@ -90,6 +90,20 @@ class Worker:
         if due is None:
             return IDLE_SECONDS
         return min(IDLE_SECONDS, max(0.01, (due - self._clock()).total_seconds()))
+
+    def _is_taken_by_another(self) -> bool:
+        """After an error: an engine that stood still for long is told by its database that its session is gone, not
+        that it is deposed. It must not take the lease back from an engine that works."""
+        try:
+            found = self._lease.lease()
+        except Exception:
+            return False  # `start` will meet the same trouble
+        return self._engine.epoch > 0 and found is not None and found[1] != self._engine.holder
+
+    def _stand_by(self) -> None:
+        self.status = "standby"
+        log.warning("deposed: another engine has the lease; standing by")
+        self._wait_for_lease()
 
     def _wait_for_lease(self) -> None:
         """Until the other engine has not renewed its lease for `standby`. A wrong guess costs a delay, never money."""

@@ -63,6 +63,6 @@ def _seeded(service: Running) -> tuple[dict[str, list[str]], dict[tuple[str, str
     files: dict[tuple[str, str], Callable[[], str]] = {
         ("POST /v1/batches", "application/xml"): lambda: pacs(instruction(next(numbers))).decode("utf-8"),
         ("POST /v1/batches", "text/csv"): lambda: write_csv([instruction(next(numbers))]).decode("utf-8"),
-        ("POST /v1/reconciliations", "application/xml"): lambda: content,
+        ("POST /v1/reconciliation-sources", "application/xml"): lambda: content,
     }
     return known, files

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import bulk, growth, payments, report, verify
+from tests.bench import bulk, growth, liquidity, messages, payments, reconciliation, report, verify
 from tests.bench.scene import Scene, machine, row, scene
 
 PGBENCH_SECONDS = 10
@@ -39,6 +39,9 @@ class Sizes:
     journal: int = 50_000_000
     since_snapshot: int = 950_000
     verified: int = 3_000_000
+    queued: int = 10_000
+    solver_seconds: float = 20.0
+    pacs009: int = 100_000
 
 
 QUICK = Sizes(
@@ -48,6 +51,7 @@ QUICK = Sizes(
     accounts=1_000_000,
     journal=4_000_000,
     verified=2_000_000,
+    solver_seconds=5.0,
 )
 
 
@@ -92,9 +96,21 @@ def b6(stage: Scene, sizes: Sizes) -> dict[str, Any]:
     return growth.run_recovery(stage, transfers=sizes.since_snapshot)
 
 
+def s4(stage: Scene, sizes: Sizes) -> dict[str, Any]:
+    return liquidity.run_liquidity(instructions=sizes.queued, solver_seconds=sizes.solver_seconds)
+
+
 def b7(stage: Scene, sizes: Sizes) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="jiaozi-bench-export-") as directory:
         return verify.run_verify(Path(directory), plain=sizes.verified)
+
+
+def s3(stage: Scene, sizes: Sizes) -> dict[str, Any]:
+    return messages.run_messages(stage, instructions=sizes.pacs009)
+
+
+def s2(stage: Scene, sizes: Sizes) -> dict[str, Any]:
+    return reconciliation.run_alone()
 
 
 @dataclass(frozen=True)
@@ -114,6 +130,9 @@ ROWS = {
     "B4": Row("B1 on a grown journal (B5: histories beside it)", "transfers/s", ">= 0.8 x B1", b4),
     "B6": Row("SIGKILL to serving again", "seconds", "<= 5 s", b6, value="seconds"),
     "B7": Row("verify an export, all cores", "transfers/s", ">= 1,000,000", b7),
+    "S2": Row("reconcile 1M against 1M lines", "seconds", "<= 30 s, <= 4 x DuckDB's join", s2, value="seconds"),
+    "S4": Row("netting and gridlock run, 10k queued, 50 x 5 positions", "seconds", "<= 2 s", s4, value="seconds"),
+    "S3": Row("parse, validate, store a pacs.009 of 100k", "seconds", "<= 15 s, <= 300 MB", s3, value="seconds"),
 }
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,15 +22,21 @@ from kernel.errors import ProblemError
 from ledger import contract
 from ledger.contract import (
     INSTRUCTION_TYP,
+    EndTerms,
     Instruction,
     InvalidInstruction,
     TransferAnswer,
     TransferBatchRequest,
     TransferBatchResponse,
+    TransferKind,
+    TransferTerms,
     read_answers,
+    read_end_items,
     read_instruction,
     read_signed_items,
+    sign_instruction,
     write_answers,
+    write_end_items,
     write_signed_items,
 )
 
@@ -56,7 +63,10 @@ def reading(payload: bytes, reader: Any = None) -> dict[str, Any] | None:
         found: Instruction = read_instruction(token) if reader is None else reader(jws.read(token))
     except InvalidInstruction:
         return None
-    return {name: getattr(found, name) for name in found.__struct_fields__ if name not in ("terms", "unverified")}
+    read = {name: getattr(found, name) for name in found.__struct_fields__ if name not in ("terms", "unverified")}
+    if found.kind is TransferKind.HOLD and found.terms is not None:
+        read["terms"] = found.terms.model_dump()
+    return read
 
 
 def both_agree(payload: bytes) -> dict[str, Any] | None:
@@ -66,7 +76,7 @@ def both_agree(payload: bytes) -> dict[str, Any] | None:
 
 
 def is_read_quickly(payload: bytes) -> bool:
-    return read_instruction(jws.sign(payload, KEY, typ=INSTRUCTION_TYP)).terms is None
+    return isinstance(read_instruction(jws.sign(payload, KEY, typ=INSTRUCTION_TYP)), contract._QuickInstruction)
 
 
 def changed(**terms: Any) -> bytes:
@@ -179,6 +189,116 @@ def test_any_changed_byte_is_read_alike_by_both(data: st.DataObject) -> None:
         position = data.draw(st.integers(0, len(payload) - 1))
         payload[position : position + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
     both_agree(bytes(payload))
+
+
+# --- conditional holds ---------------------------------------------------------------------------------------------
+
+HOLD: dict[str, Any] = {
+    **HONEST,
+    "terms": {
+        **HONEST["terms"],
+        "abort_hash": "ab" * 32,
+        "commit_hash": "cd" * 32,
+        "kind": "hold",
+        "reference": "6f9b2801-6f1e-4c3a-9d55-f5a72f6f9b28",
+    },
+}
+
+
+def test_conditional_hold_is_read_quickly_and_alike_and_signed_as_it_is_read() -> None:
+    payload = jws.canonical_json(HOLD)
+    assert both_agree(payload) is not None
+    assert is_read_quickly(payload)
+    terms = TransferTerms.model_validate(HOLD["terms"])
+    signed = sign_instruction(terms, ledger="cny", valid_until=NOW, key=KEY)
+    assert jws.read(signed).payload == payload
+    odd = sign_instruction(terms, ledger='cny"', valid_until=NOW, key=KEY)
+    assert jws.read(odd).payload == jws.canonical_json({**HOLD, "ledger": 'cny"'})
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [{"abort_hash": value} for value in ("AB" * 32, "ab" * 31, "ab" * 33, "", "zz" * 32, 5, None)]
+    + [{"commit_hash": value} for value in ("CD" * 32, "", None)]
+    + [{"amount_minor": value} for value in ("0", "-1", "01", "9223372036854775808", 100, None)]
+    + [{"expires_at": "2026-06-15T04:00:00Z"}, {"secret": "0" * 64}, {"hold": "trf_" + "0" * 36}, {"bonus": "1"}]
+    + [{"kind": value} for value in ("payment", "post", "void", "", None)]
+    + [{"debit": "17"}, {"credit": None}, {"currency": "cny"}, {"reference": "6F9B2801-6f1e-4c3a-9d55-f5a72f6f9b28"}],
+    ids=str,
+)
+def test_every_odd_member_of_a_hold_is_read_alike_by_both(terms: dict[str, Any]) -> None:
+    both_agree(jws.canonical_json({**HOLD, "terms": {**HOLD["terms"], **terms}}))
+
+
+@given(st.data())
+def test_any_changed_byte_of_a_hold_is_read_alike_by_both(data: st.DataObject) -> None:
+    payload = bytearray(jws.canonical_json(HOLD))
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, len(payload) - 1))
+        payload[position : position + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    both_agree(bytes(payload))
+
+
+# --- ends of holds ---------------------------------------------------------------------------------------------------
+
+END = EndTerms(
+    id="trf_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28",
+    kind="post",
+    currency="CNY",
+    reference="6f9b2801-6f1e-4c3a-9d55-f5a72f6f9b28",
+    hold="trf_0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b29",
+    secret="ef" * 32,
+)
+
+
+def model_of(body: bytes) -> list[dict[str, Any]] | None:
+    try:
+        return [
+            item.terms.model_dump() if item.terms is not None else {}
+            for item in TransferBatchRequest.model_validate(strict_json.loads(body, wire=True)).transfers
+        ]
+    except ValueError:
+        return None
+    except ProblemError:
+        return None
+
+
+def test_ends_are_read_as_the_model_reads_them() -> None:
+    body = write_end_items([END, EndTerms(END.id, "void", "CNY", None, END.hold, END.secret)])
+    quick = read_end_items(body)
+    assert quick is not None
+    assert [item.terms.model_dump() for item in quick] == model_of(body)
+    assert all(item.instruction is None and not item.linked for item in quick)
+
+
+@given(st.data())
+def test_any_changed_byte_of_an_end_is_read_alike_or_left_to_the_model(data: st.DataObject) -> None:
+    body = bytearray(write_end_items([END]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        position = data.draw(st.integers(0, len(body) - 1))
+        body[position : position + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    quick = read_end_items(bytes(body))
+    if quick is not None:
+        assert [item.terms.model_dump() for item in quick] == model_of(bytes(body))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "hold"},
+        {"kind": "payment"},
+        {"hold": ""},
+        {"secret": ""},
+        {"secret": "EF" * 32},
+        {"currency": "cny"},
+        {"reference": "00000000-0000-0000-0000-000000000000"},
+        {"id": "trf_0198c7b2-6f1e-4c3a-9d55-f5a72f6f9b28"},
+    ],
+    ids=str,
+)
+def test_an_odd_end_is_left_to_the_model(change: dict[str, str]) -> None:
+    body = write_end_items([msgspec.structs.replace(END, **change)])
+    assert read_end_items(body) is None
 
 
 # --- batches and answers ---------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ def test_writer_refuses_what_the_message_cannot_carry() -> None:
     good = statement(1)
     entry = good.entries[0]
     for wrong in (
-        replace(entry, uetr=uuid.UUID("01928d3e-0000-7000-8000-000000000001")),
+        replace(entry, uetr=uuid.UUID("01928d3e-0000-1000-8000-000000000001")),
         replace(entry, reference="x" * 36),
         replace(entry, end_to_end_id=""),
         replace(entry, amount=Money(10**18, good.currency)),
@@ -200,7 +200,7 @@ def test_second_statement_doctype_and_bounds_are_refused() -> None:
     for spoiled, limits, refusal in (
         (data.replace(b"</BkToCstmrStmt>", body + b"</BkToCstmrStmt>"), {}, R.TOO_MANY_STATEMENTS),
         (data.replace(b"<Document", b"<!DOCTYPE x><Document"), {}, R.DOCTYPE_FORBIDDEN),
-        (data.replace(b"camt.053.001.08", b"camt.053.001.10"), {}, R.WRONG_NAMESPACE),
+        (data.replace(b"camt.053.001.08", b"camt.053.001.99"), {}, R.WRONG_NAMESPACE),
         (data, {"entries_max": 2}, R.TOO_MANY_ENTRIES),
         (data, {"bytes_max": len(data) - 1}, R.FILE_TOO_LARGE),
     ):

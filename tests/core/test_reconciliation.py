@@ -67,8 +67,8 @@ def changed(items: Lines, index: int, **changes: object) -> Lines:
 
 def assert_conserved(result: ReconciliationResult, ours: Lines, theirs: Lines) -> None:
     """Each line is in exactly one match or one break."""
-    seen_ours = Counter(match.ours.reference for match in result.matched)
-    seen_theirs = Counter(match.theirs.reference for match in result.matched)
+    seen_ours = Counter(match.ours[0].reference for match in result.matched)
+    seen_theirs = Counter(match.theirs[0].reference for match in result.matched)
     for found in result.breaks:
         seen_ours.update(found.our_references)
         seen_theirs.update(found.their_references)
@@ -82,8 +82,8 @@ BASE = lines()
 @pytest.mark.parametrize(
     ("ours", "theirs", "kind", "difference", "gross"),
     [
-        (BASE, BASE[1:], B.MISSING_AT_COUNTERPARTY, -1001, {"CNY": 1001}),
-        (BASE[1:], BASE, B.MISSING_IN_OURS, 1001, {"CNY": 1001}),
+        (BASE, BASE[1:], B.MISSING_THERE, -1001, {"CNY": 1001}),
+        (BASE[1:], BASE, B.MISSING_HERE, 1001, {"CNY": 1001}),
         (BASE, changed(BASE, 0, amount=Money(1_101, CNY)), B.AMOUNT, 100, {"CNY": 100}),
         (BASE, changed(BASE, 1, amount=Money(1_102, CNY)), B.AMOUNT, -100, {"CNY": 100}),
         (BASE, changed(BASE, 0, amount=Money(1_001, AED)), B.CURRENCY, None, {"AED": 1001, "CNY": 1001}),
@@ -112,7 +112,7 @@ def test_equal_sides_match_whole_in_either_view() -> None:
     for theirs, view in ((BASE, View.SAME_ACCOUNT), (mirrored, View.MIRROR)):
         result = reconcile(BASE, theirs[::-1], as_of=AS_OF, view=view)
         assert result.breaks == ()
-        assert [match.ours for match in result.matched] == BASE
+        assert [match.ours[0] for match in result.matched] == BASE
         assert result.totals.matched_by_rule == {MatchRule.UETR: 10}
     assert kinds(reconcile(BASE, mirrored, as_of=AS_OF)) == [B.DIRECTION] * 10
 
@@ -149,7 +149,7 @@ def test_the_strongest_id_that_both_have_decides(change: dict[str, object], rule
 def test_composite_never_joins_lines_whose_ids_contradict() -> None:
     ours, theirs = entry(1), entry(8)  # same amount, another payment
     theirs = replace(theirs, direction=ours.direction)
-    assert kinds(reconcile([ours], [theirs], as_of=AS_OF)) == [B.MISSING_AT_COUNTERPARTY, B.MISSING_IN_OURS]
+    assert kinds(reconcile([ours], [theirs], as_of=AS_OF)) == [B.MISSING_THERE, B.MISSING_HERE]
 
 
 def test_two_candidates_without_ids_are_ambiguous_and_named_once() -> None:
@@ -171,7 +171,8 @@ def test_shared_id_that_fits_nothing_is_ambiguous() -> None:
 def test_return_under_the_same_uetr_is_not_a_duplicate() -> None:
     back = entry(1, reference="back", direction=Direction.DEBIT)
     assert reconcile([entry(1), back], [back, entry(1)], as_of=AS_OF).breaks == ()
-    assert kinds(reconcile([entry(1), back], [entry(1)], as_of=AS_OF)) == [B.MISSING_AT_COUNTERPARTY]
+    (found,) = reconcile([entry(1), back], [entry(1)], as_of=AS_OF).breaks
+    assert (found.type, found.side, found.our_references) == (B.REVERSED, Side.OURS, ("back",))
 
 
 def test_one_end_to_end_id_for_many_payments_on_both_sides_matches() -> None:
@@ -239,7 +240,7 @@ CHANGES = {
     B.VALUE_DATE: lambda item: replace(item, value_date=item.value_date + timedelta(days=1)),
     B.STATUS: lambda item: replace(item, status=EntryStatus.PENDING),
 }
-PLANTED = [*CHANGES, B.MISSING_AT_COUNTERPARTY, B.MISSING_IN_OURS, B.DUPLICATE]
+PLANTED = [*CHANGES, B.MISSING_THERE, B.MISSING_HERE, B.DUPLICATE]
 
 
 @settings(max_examples=150, deadline=None)
@@ -263,9 +264,9 @@ def test_exactly_the_planted_breaks_are_found(
             # Without ids in common only distinct amounts keep two missing lines apart.
             item = replace(item, end_to_end_id="NOTPROVIDED", amount=Money(1_000 * number, CNY))
         side = None
-        if kind is not B.MISSING_IN_OURS:
+        if kind is not B.MISSING_HERE:
             ours.append(item)
-        if kind is not B.MISSING_AT_COUNTERPARTY:
+        if kind is not B.MISSING_THERE:
             theirs.append(CHANGES[kind](item) if kind in CHANGES else item)
         if kind is B.DUPLICATE:
             side = chance.choice(list(Side))
@@ -301,8 +302,8 @@ def test_every_line_is_accounted_for_once_even_in_a_muddle(data: st.DataObject) 
     result = reconcile(ours, theirs, as_of=AS_OF)
     assert_conserved(result, ours, theirs)
     for match in result.matched:
-        assert match.ours.amount == match.theirs.amount
-        assert match.ours.direction is match.theirs.direction
+        assert match.ours[0].amount == match.theirs[0].amount
+        assert match.ours[0].direction is match.theirs[0].direction
     assert reconcile(ours, ours, as_of=AS_OF).totals.breaks_by_type.keys() <= {B.DUPLICATE}
 
 

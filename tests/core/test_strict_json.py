@@ -6,6 +6,8 @@ Method: a table of attacks with the refusal each must get, and the sound bodies 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -85,3 +87,11 @@ def test_what_is_written_can_be_read() -> None:
     assert strict_json.loads(strict_json.dumps(value)) == value
     with pytest.raises(ValueError, match="not JSON compliant"):
         strict_json.dumps(float("nan"))
+
+
+def test_no_import_of_a_service_raises_the_recursion_limit_that_refuses_nested_bodies() -> None:
+    program = """import sys
+before = sys.getrecursionlimit()
+import settlement.api.app
+sys.exit(before != sys.getrecursionlimit())"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

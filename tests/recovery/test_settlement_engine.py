@@ -32,7 +32,7 @@ from settlement.islands.booked import Booked
 from settlement.islands.fake import FakeIsland, IslandCrashed
 from settlement.islands.native import hold_terms
 from settlement.islands.port import EndOrder, HoldStanding, Refused, SignedHold
-from settlement.store import batches
+from settlement.store import batches, gates
 from settlement.store.decision_log import DecisionLog, Deposed
 from settlement.usecases.settle import OPEN_SETTLEMENTS_MAX, WAITING_PER_PAYER_MAX, Engine
 from settlement.usecases.statements import batch_entries
@@ -88,6 +88,10 @@ class World:
                 settlements=made,
             )
         return [item.id for item in made]
+
+    def give_up(self, settlement: UUID) -> bool:
+        with self.database.transaction(isolation="READ COMMITTED") as connection:
+            return batches.request_abort(connection, settlement, by=ParticipantId("BRDGAEAD"), now=self.clock())
 
     def engine(self, *, crash: CrashPoints | None = None, **options: Any) -> Engine:
         watch = crash or CrashPoints()
@@ -513,7 +517,7 @@ def test_an_operator_gives_up_an_undecided_settlement_and_cannot_undo_a_decided_
     engine.start()
     world.run(engine, rounds=3)
     assert world.standings(stuck)[0] is HoldStanding.HELD
-    engine.request_abort(stuck)
+    assert world.give_up(stuck)
     world.run(engine, rounds=3)
     assert world.state(stuck).reason == "operator"
     assert world.standings(stuck)[0] is HoldStanding.VOIDED
@@ -522,9 +526,37 @@ def test_an_operator_gives_up_an_undecided_settlement_and_cannot_undo_a_decided_
     assert world.check_ended(stuck) is Decision.ABORT
     (done,) = world.submit([(100, 51)])
     world.run(engine)
-    engine.request_abort(done)
+    assert not world.give_up(done)
     world.run(engine)
     assert world.check_ended(done) is Decision.COMMIT
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_what_the_operator_gave_up_is_aborted_by_whatever_engine_comes_next(world: World, is_gated: bool) -> None:
+    """The wish is in the database: no restart loses it, and no closed gate keeps it from its end."""
+    (received,) = world.submit([(100, 51)])
+    if is_gated:
+        with world.database.transaction(isolation="READ COMMITTED") as connection:
+            gates.close(connection, [gates.Gate(received, gates.GateKind.LIQUIDITY, "queued")], now=world.clock())
+        world.recover()
+        assert world.state(received).state is SettlementState.RECEIVED
+    assert world.give_up(received)
+    assert world.give_up(received)
+    world.recover()
+    assert world.check_ended(received) is Decision.ABORT
+    row = world.state(received)
+    assert (row.reason, row.abort_requested_by) == ("operator", "BRDGAEAD")
+    assert world.standings(received) == (HoldStanding.ABSENT, HoldStanding.ABSENT)
+    # Prepared by an engine that died before it read the wish: the next one gives the operator's reason.
+    point = _point_of(world, "before log.decide")
+    (prepared,) = world.submit([(100, 51)])
+    with pytest.raises(IslandCrashed):
+        world.start_and_run(world.engine(crash=CrashPoints(point)))
+    assert world.give_up(prepared)
+    world.recover()
+    assert (world.check_ended(prepared), world.state(prepared).reason) == (Decision.ABORT, "operator")
+    assert not world.give_up(prepared)
+    world.check_nothing_reserved()
 
 
 def test_a_leg_ended_against_its_decision_halts_the_engine(world: World) -> None:

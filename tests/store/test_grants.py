@@ -38,10 +38,31 @@ PROGRAMS = ("program_template", "program_statement", "program_decision")
 PURSES = ("purse_spend", "purse_part", "purse_proof")
 CONTROLS = ("card_revocation", "payment_control_change", "payment_signatory")
 FAMILIES = ("card_counter", "child_credit", "corporate_customer", "family_member", *CONTROLS)
-OTHERS = ("interest_segment", "leg_authorisation", "notice", "sandbox_posting", "webhook_replay")
+MARKET = ("fx_execution_report", "fx_quote_revision")
+NETTING = ("netting", "netting_leg")
+OTHERS = ("interest_segment", "leg_authorisation", "notice", *NETTING, "sandbox_posting", "webhook_replay")
+OVERSIGHT = ("calendar_event", "clear_out", "clear_out_approval", "clear_out_line", "compliance_decision")
+RECONCILIATION = (
+    "control_point",
+    "reconciliation_approval",
+    "reconciliation_booking",
+    "reconciliation_break",
+    "reconciliation_event",
+    "reconciliation_finding",
+    "reconciliation_mapping",
+    "reconciliation_match",
+    "reconciliation_pairs",
+    "reconciliation_repair",
+    "reconciliation_run",
+    "reconciliation_source",
+    "reconciliation_unmatch",
+)
+LIQUIDITY = ("liquidity_approval", "liquidity_limit", "liquidity_run_item")
+RELAY = ("relay_alarm", "relay_checkpoint", "relay_header")
+MESSAGES = ("recall", "recall_item", "stream_batch", "stream_part", "stream_refusal")
 FOR_EVER = {
     "ledger": (*JOURNAL, *LOG, "mandate_approval"),
-    "settlement": ("decision", "reconciliation_break", "reconciliation_run", "statement_file"),
+    "settlement": (*OVERSIGHT, *LIQUIDITY, *MARKET, *MESSAGES, "decision", *RECONCILIATION, *RELAY, "statement_file"),
     "wallet": (*PRIVACY, *PROGRAMS, *PURSES, *FAMILIES, *OTHERS),
 }
 CHANGES = (

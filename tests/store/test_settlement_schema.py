@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from kernel import migrate
-from settlement.store.tables import metadata
+from settlement.store.schema import metadata
 
 BATCH = "00000000-0000-7000-8000-0000000000b1"
 ONE = "00000000-0000-7000-8000-000000000001"

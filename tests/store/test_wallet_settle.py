@@ -15,7 +15,7 @@ import pytest
 from kernel.client import ServiceClient
 from kernel.crypto import jws
 from kernel.database import Database
-from kernel.ids import AccountNumber, ParticipantId
+from kernel.ids import AccountNumber, ParticipantId, show_account
 from kernel.money import Currency, Money
 from ledger.contract import INSTRUCTION_TYP, SignedInstruction, TransferKind, TransferTerms
 from settlement.domain.escrow import HoldOrder, LegTerms
@@ -23,8 +23,9 @@ from settlement.islands.authorisers import Authorised, HttpAuthoriser, leg_order
 from settlement.islands.port import Refused
 from tests.wallet_bank import NOON, Bank
 from wallet.api.settlements import authorise_legs as api_authorise_legs
-from wallet.contract import LegAuthorisationsRequest
-from wallet.domain.records import SettlementOrder
+from wallet.api.settlements import register_settlement_instructions
+from wallet.contract import LegAuthorisationsRequest, SettlementOrdersRequest
+from wallet.domain.records import OrderedPayment, OrderedReceipt, SettlementOrder
 from wallet.domain.settlements import LedgerLeg
 from wallet.usecases.settle import LegRequest, authorise_legs, register_orders
 
@@ -284,11 +285,16 @@ def test_a_settlement_with_no_leg_for_us_or_two_is_not_signed(bank: Bank) -> Non
     assert ask(bank, terms, others=[counter(bank, terms)] * 2) == "counter-leg-mismatch"
 
 
-def test_two_legs_of_half_the_minimum_are_not_one_of_the_whole(bank: Bank) -> None:
+def test_two_legs_that_bring_the_minimum_together_are_signed_and_one_shown_twice_is_not(bank: Bank) -> None:
+    """Both post or none does, so their sum is what counts; but a hold stands once, however often it is shown."""
     register_orders(bank.context, [order()])
     terms = leg(bank)
-    halves = [counter(bank, terms, amount_minor=1250), counter(bank, terms, amount_minor=1250)]
-    assert ask(bank, terms, others=halves) == "counter-leg-mismatch"
+    half = counter(bank, terms, amount_minor=1250)
+    assert ask(bank, terms, others=[half, half]) == "counter-leg-mismatch"
+    assert ask(bank, terms, others=[half, counter(bank, terms, amount_minor=1249)]) == "counter-leg-mismatch"
+    as_own_id = counter(bank, terms, id=terms.id)
+    assert ask(bank, terms, others=[as_own_id]) == "counter-leg-mismatch"
+    assert len(ask(bank, terms, others=[half, counter(bank, terms, amount_minor=1250)])) > 100
 
 
 def test_a_leg_between_others_is_allowed_and_one_out_of_our_vault_is_not(bank: Bank) -> None:
@@ -318,6 +324,109 @@ def test_asked_again_with_other_legs_is_refused_and_in_another_order_is_the_same
     assert ask(bank, terms, others=[more, stranger]) == "leg-already-authorised"
 
 
+# --- settlements of more than two legs
+
+PAYEE_2 = AccountNumber(98)
+
+
+def cycle_order(bank: Bank, **changes: Any) -> SettlementOrder:
+    """Two payments at home against money abroad."""
+    second = OrderedPayment("cny", "CNY", 700, PAYEE_2)
+    return order(**({"further_payments": (second,)} | changes))
+
+
+def cycle_legs(bank: Bank, **changes: Any) -> tuple[TransferTerms, TransferTerms, LedgerLeg, LedgerLeg]:
+    first = leg(bank, **changes)
+    second = leg(bank, credit=PAYEE_2, amount_minor=700, **changes)
+    pays_us = counter(bank, first)
+    stranger = counter(bank, first, ledger="usd", credit=AccountNumber(5), currency="USD")
+    return first, second, pays_us, stranger
+
+
+def test_a_netted_cycle_is_signed_payment_by_payment_against_all_its_legs(bank: Bank) -> None:
+    assert register_orders(bank.context, [cycle_order(bank)]) == [None]
+    first, second, pays_us, stranger = cycle_legs(bank)
+    one = request(bank, first, others=[LedgerLeg("cny", second), pays_us, stranger])
+    two = request(bank, second, others=[stranger, LedgerLeg("cny", first), pays_us])
+    answers = authorise_legs(bank.context, [one, two])
+    assert [refusal for _, refusal in answers] == [None, None]
+    read = [jws.verify(token or "", bank.context.key.public, typ=INSTRUCTION_TYP) for token, _ in answers]
+    assert [SignedInstruction.model_validate_json(item).terms for item in read] == [first, second]
+    assert authorise_legs(bank.context, [two, one]) == answers[::-1]
+
+
+def test_one_order_serves_one_settlement_however_many_payments_it_has(bank: Bank) -> None:
+    """Attack: one payment is signed in one settlement and the other in a second, of other secrets."""
+    register_orders(bank.context, [cycle_order(bank)])
+    first, second, pays_us, _ = cycle_legs(bank)
+    assert len(ask(bank, first, others=[LedgerLeg("cny", second), pays_us])) > 100
+    other_first, other_second, other_pays, _ = cycle_legs(bank, commit_hash=b"d" * 32)
+    others = [LedgerLeg("cny", other_first), other_pays]
+    assert ask(bank, other_second, others=others) == "leg-already-authorised"
+    assert ask(bank, second, others=[LedgerLeg("cny", first), other_pays]) == "leg-already-authorised"
+
+
+def test_a_cycle_that_pays_more_less_or_otherwise_than_ordered_is_not_signed(bank: Bank) -> None:
+    register_orders(bank.context, [cycle_order(bank)])
+    first, second, pays_us, stranger = cycle_legs(bank)
+    more = LedgerLeg("cny", second.model_copy(update={"amount_minor": 701}))
+    elsewhere = LedgerLeg("cny", second.model_copy(update={"credit": AccountNumber(55)}))
+    third = LedgerLeg("cny", leg(bank, credit=AccountNumber(55), amount_minor=1))
+    again = LedgerLeg("cny", leg(bank, credit=PAYEE_2, amount_minor=700))
+    good = LedgerLeg("cny", second)
+    for others in ([pays_us], [more, pays_us], [elsewhere, pays_us], [good, third, pays_us], [good, again, pays_us]):
+        assert ask(bank, first, others=[*others, stranger]) == "counter-leg-mismatch"
+    assert ask(bank, first, others=[good, stranger]) == "counter-leg-mismatch"  # nothing for us
+    assert len(ask(bank, first, others=[good, pays_us, stranger])) > 100
+
+
+def test_a_bank_that_only_pays_its_net_position_signs_that_and_no_more(bank: Bank) -> None:
+    register_orders(bank.context, [order(receive_currency=None, receive_amount_minor_min=None)])
+    terms = leg(bank)
+    stranger = counter(bank, terms, ledger="usd", credit=AccountNumber(5), currency="USD")
+    too_much = LedgerLeg("cny", leg(bank, credit=PAYEE_2, amount_minor=1))
+    assert ask(bank, terms, others=[stranger, too_much]) == "counter-leg-mismatch"
+    assert len(ask(bank, terms, others=[stranger])) > 100
+
+
+def test_every_receipt_of_an_order_is_wanted(bank: Bank) -> None:
+    usd = OrderedReceipt("USD", 10)
+    register_orders(bank.context, [order(further_receipts=(usd,))])
+    terms = leg(bank)
+    pays_us = counter(bank, terms)
+    dollars = counter(bank, terms, ledger="usd", credit=bank.vault_abroad, currency="USD", amount_minor=10)
+    # The bank is on no ledger of that currency: nothing there pays it.
+    assert ask(bank, terms, others=[pays_us]) == "counter-leg-mismatch"
+    assert ask(bank, terms, others=[pays_us, dollars]) == "counter-leg-mismatch"
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ({"further_payments": (OrderedPayment("usd", "USD", 1, PAYEE_2),)}, "ledger-unknown"),
+        ({"further_payments": (OrderedPayment("cny", "AED", 1, PAYEE_2),)}, "leg-terms-mismatch"),
+        ({"further_payments": (OrderedPayment("cny", "CNY", 0, PAYEE_2),)}, "leg-terms-mismatch"),
+        ({"further_payments": (OrderedPayment("cny", "CNY", 1, PAYEE),)}, "leg-terms-mismatch"),
+        ({"further_payments": (OrderedPayment("aed", "AED", 1, PAYEE_2),)}, "leg-terms-mismatch"),
+        ({"further_receipts": (OrderedReceipt("CNY", 1),)}, "leg-terms-mismatch"),
+        ({"further_receipts": (OrderedReceipt("AED", 1),)}, "leg-terms-mismatch"),
+        ({"further_receipts": (OrderedReceipt("USD", 0),)}, "leg-terms-mismatch"),
+        ({"receive_currency": None}, "leg-terms-mismatch"),
+        ({"receive_amount_minor_min": None}, "leg-terms-mismatch"),
+    ],
+)
+def test_an_impossible_order_of_many_legs_is_not_recorded(bank: Bank, change: dict[str, Any], refusal: str) -> None:
+    assert register_orders(bank.context, [order(**change)]) == [refusal]
+
+
+def test_an_order_of_many_legs_again_is_the_same_and_with_other_content_refused(bank: Bank) -> None:
+    given = cycle_order(bank, further_receipts=(OrderedReceipt("USD", 10),))
+    assert register_orders(bank.context, [given]) == [None]
+    assert register_orders(bank.context, [given]) == [None]
+    fewer = cycle_order(bank)
+    assert register_orders(bank.context, [fewer]) == ["settlement-exists"]
+
+
 def test_what_the_bridge_sends_is_what_the_institution_reads(bank: Bank) -> None:
     """The bridge's adapter over the real decision: an honest pair is signed, one with a poor counter leg refused."""
     register_orders(bank.context, [order(), order(id=str(UETR_2))])
@@ -336,6 +445,42 @@ def test_what_the_bridge_sends_is_what_the_institution_reads(bank: Bank) -> None
     assert isinstance(honest, Authorised)
     assert robbed == Refused("authorisation-refused", "counter-leg-mismatch")
     assert authoriser.authorise(payer, orders)[0] == honest
+
+
+def test_a_cycle_that_the_bridge_sends_is_read_and_signed_leg_by_leg(bank: Bank) -> None:
+    """As on the wire, both ways: the desk's order with two payments, and five legs of which two are the bank's."""
+    body = {
+        "instruction_id": str(UETR),
+        "ledger": "cny",
+        "pay_currency": "CNY",
+        "pay_amount_minor": "5000",
+        "credit_account": show_account(PAYEE),
+        "receive_currency": "AED",
+        "receive_amount_minor_min": "2500",
+        "valid_until": (NOON + timedelta(hours=1)).isoformat(),
+        "further_payments": [
+            {"ledger": "cny", "currency": "CNY", "amount_minor": "700", "credit_account": show_account(PAYEE_2)}
+        ],
+    }
+    request_body = SettlementOrdersRequest.model_validate({"instructions": [body]})
+    recorded = register_settlement_instructions(request_body, bank.context, cast("Any", None))
+    assert recorded.results[0].refusal is None
+    payer, second, third = bank.context.participant, ParticipantId("ICBKAEAD"), ParticipantId("CCCCUSNY")
+    cny, aed, usd = (Currency.of(code) for code in ("CNY", "AED", "USD"))
+    legs = (
+        LegTerms("cny", payer, second, bank.vault, PAYEE, Money(5000, cny)),
+        LegTerms("cny", payer, third, bank.vault, PAYEE_2, Money(700, cny)),
+        LegTerms("aed", second, payer, PAYER_ABROAD, bank.vault_abroad, Money(1000, aed)),
+        LegTerms("aed", third, payer, AccountNumber(76), bank.vault_abroad, Money(1500, aed)),
+        LegTerms("usd", third, second, AccountNumber(5), AccountNumber(6), Money(10, usd)),
+    )
+    holds = [HoldOrder(bank.new_id(), terms, UETR, b"c" * 32, b"a" * 32) for terms in legs]
+    authoriser = HttpAuthoriser({payer: cast("ServiceClient", WalletStub(bank))})
+    # One leg at a time, as after a lost answer, and both at once.
+    one = authoriser.authorise(payer, [leg_order(holds, 1)])
+    both = authoriser.authorise(payer, [leg_order(holds, 0), leg_order(holds, 1)])
+    assert all(isinstance(answer, Authorised) for answer in both)
+    assert both[1:] == one
 
 
 class WalletStub:

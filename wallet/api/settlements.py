@@ -12,13 +12,15 @@ from wallet.contract import (
     LegAuthorisationResult,
     LegAuthorisationsRequest,
     LegAuthorisationsResponse,
+    NettedInstruction,
     SettlementOrderResult,
     SettlementOrdersRequest,
     SettlementOrdersResponse,
 )
-from wallet.domain.records import SettlementOrder
+from wallet.domain.netting import NettedOrder
+from wallet.domain.records import OrderedPayment, OrderedReceipt, SettlementOrder
 from wallet.domain.settlements import LedgerLeg
-from wallet.usecases import settle
+from wallet.usecases import netting, settle
 
 router = strict_router(tags=["settlement"])
 
@@ -62,6 +64,8 @@ def register_settlement_instructions(
             credit_account=order.credit_account,
             valid_until=order.valid_until,
             created_at=now,
+            further_payments=tuple(OrderedPayment(**dict(item)) for item in order.further_payments),
+            further_receipts=tuple(OrderedReceipt(**dict(item)) for item in order.further_receipts),
         )
         for order in body.instructions
     ]
@@ -94,7 +98,8 @@ def authorise_legs(body: LegAuthorisationsRequest, context: Services, client: Br
         )
         for leg in body.legs
     ]
-    answers = settle.authorise_legs(context, requests)
+    nettings = {item.instruction_id: [_netted_order(netted) for netted in item.netted] for item in body.nettings}
+    answers = netting.authorise(context, requests, nettings)
     return LegAuthorisationsResponse(
         results=[
             LegAuthorisationResult(
@@ -107,3 +112,9 @@ def authorise_legs(body: LegAuthorisationsRequest, context: Services, client: Br
             for leg, (token, refusal) in zip(body.legs, answers, strict=True)
         ]
     )
+
+
+def _netted_order(item: NettedInstruction) -> NettedOrder:
+    paid = {amount.currency: amount.amount_minor for amount in item.paid}
+    received = {amount.currency: amount.amount_minor for amount in item.received}
+    return NettedOrder(item.instruction_id, paid, received)

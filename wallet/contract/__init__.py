@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
 from kernel import ids
 from kernel.errors import Refusal
@@ -36,8 +36,13 @@ from wallet.domain.rules import Evidence, WalletClass
 
 BATCH_ITEMS_MAX = 1_000
 """Items in one bulk request: one ledger batch, one page of results."""
-OTHER_LEGS_MAX = 15
+OTHER_LEGS_MAX = 31
 """Legs of one settlement besides the one to be signed; a PvP has one."""
+NET_LEGS_MAX = 499
+"""Legs of one netting settlement besides the one to be signed."""
+NETTED_MAX = 10_000
+"""Orders of the institution in one netting settlement."""
+NETTINGS_MAX = 20
 
 
 class WalletRefusal(Refusal):
@@ -577,8 +582,25 @@ class ExchangeView(Model):
 # --- cross-border ----------------------------------------------------------------------------------------------------
 
 
+class OrderedPayment(Model):
+    ledger: LedgerName
+    currency: CurrencyCode
+    amount_minor: Amount
+    credit_account: AccountRef
+
+
+class OrderedReceipt(Model):
+    """All legs that pay the bank this currency bring at least so much together."""
+
+    currency: CurrencyCode
+    amount_minor_min: Amount
+
+
 class SettlementOrder(Model):
-    """The bank's own record of what it sent to the bridge: the most that a leg authorisation may sign away."""
+    """The bank's own record of what it sent to the bridge: the most that a leg authorisation may sign away.
+
+    A settlement of more legs than two (a route, a netted cycle) is ordered with all payments and receipts of the bank.
+    """
 
     instruction_id: SettlementId
     ledger: LedgerName
@@ -587,9 +609,12 @@ class SettlementOrder(Model):
     pay_amount_minor: Amount
     credit_account: AccountRef
     """Whom it pays there."""
-    receive_currency: CurrencyCode
-    receive_amount_minor_min: Amount
+    receive_currency: CurrencyCode | None = None
+    """None of a bank that pays its net positions in a cycle and receives nothing in it."""
+    receive_amount_minor_min: Amount | None = None
     valid_until: Moment
+    further_payments: Annotated[list[OrderedPayment], Field(max_length=OTHER_LEGS_MAX)] = Field(default_factory=list)
+    further_receipts: Annotated[list[OrderedReceipt], Field(max_length=OTHER_LEGS_MAX)] = Field(default_factory=list)
 
 
 class SettlementOrdersRequest(Model):
@@ -614,6 +639,33 @@ class SettlementLeg(Model):
     terms: TransferTerms
 
 
+class CurrencyAmount(Model):
+    currency: CurrencyCode
+    amount_minor: Amount
+
+
+class NettedInstruction(Model):
+    """One of the institution's own orders in a netting settlement: what it pays and gets, each currency once."""
+
+    instruction_id: SettlementId
+    paid: Annotated[list[CurrencyAmount], Field(max_length=OTHER_LEGS_MAX)]
+    received: Annotated[list[CurrencyAmount], Field(max_length=OTHER_LEGS_MAX)]
+
+    @model_validator(mode="after")
+    def _names_a_currency_once(self) -> Self:
+        for amounts in (self.paid, self.received):
+            if len({item.currency for item in amounts}) != len(amounts):
+                raise ValueError("a currency is named twice")
+        return self
+
+
+class NettingList(Model):
+    """What a netting settlement (`instruction_id` is its UETR) nets of the institution's orders."""
+
+    instruction_id: SettlementId
+    netted: Annotated[list[NettedInstruction], Field(min_length=1, max_length=NETTED_MAX)]
+
+
 class LegAuthorisation(Model):
     """`ledger` and `terms` are the leg to be signed; `other_legs` are all the others of its settlement.
 
@@ -623,11 +675,25 @@ class LegAuthorisation(Model):
     instruction_id: SettlementId
     ledger: LedgerName
     terms: TransferTerms
-    other_legs: Annotated[list[SettlementLeg], Field(min_length=1, max_length=OTHER_LEGS_MAX)]
+    other_legs: Annotated[list[SettlementLeg], Field(max_length=NET_LEGS_MAX)]
+    """Of a netting settlement: all others that pay the institution or that it pays."""
 
 
 class LegAuthorisationsRequest(Model):
+    """Legs of settlements, and of netting settlements with the list of what each nets."""
+
     legs: Annotated[list[LegAuthorisation], Field(min_length=1, max_length=BATCH_ITEMS_MAX)]
+    nettings: Annotated[list[NettingList], Field(max_length=NETTINGS_MAX)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _has_the_other_legs_it_needs(self) -> Self:
+        nettings = {item.instruction_id for item in self.nettings}
+        if len(nettings) != len(self.nettings):
+            raise ValueError("a netting settlement is listed twice")
+        for leg in self.legs:
+            if leg.instruction_id not in nettings and not 1 <= len(leg.other_legs) <= OTHER_LEGS_MAX:
+                raise ValueError(f"a leg is signed against 1 to {OTHER_LEGS_MAX} others, or with a netting list")
+        return self
 
 
 class LegAuthorisationResult(Model):

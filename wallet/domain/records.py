@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Literal
 from uuid import UUID
@@ -173,47 +173,61 @@ class ExchangeIn:
 
 
 @dataclass(frozen=True, slots=True)
+class OrderedPayment:
+    ledger: str
+    currency: str
+    amount_minor: int
+    credit_account: AccountNumber
+
+
+@dataclass(frozen=True, slots=True)
+class OrderedReceipt:
+    currency: str
+    amount_minor_min: int
+
+
+@dataclass(frozen=True, slots=True)
 class SettlementOrder:
-    """What the bank has itself ordered of the bridge: nothing beyond it is ever signed."""
+    """What the bank has itself ordered of the bridge: nothing beyond it is ever signed.
+
+    Of a PvP: one payment against one receipt. Of a settlement of more legs, a netted cycle say: all its payments
+    and receipts, by `further_*`; a bank that only pays its net positions there receives None.
+    """
 
     id: str
     ledger: str
     pay_currency: str
     pay_amount_minor: int
-    receive_currency: str
-    receive_amount_minor_min: int
+    receive_currency: str | None
+    receive_amount_minor_min: int | None
     credit_account: AccountNumber
     valid_until: datetime
     created_at: datetime
+    further_payments: tuple[OrderedPayment, ...] = ()
+    further_receipts: tuple[OrderedReceipt, ...] = ()
+
+    @property
+    def payments(self) -> tuple[OrderedPayment, ...]:
+        first = OrderedPayment(self.ledger, self.pay_currency, self.pay_amount_minor, self.credit_account)
+        return (first, *self.further_payments)
+
+    @property
+    def receipts(self) -> tuple[OrderedReceipt, ...]:
+        if self.receive_currency is None or self.receive_amount_minor_min is None:
+            return self.further_receipts
+        return (OrderedReceipt(self.receive_currency, self.receive_amount_minor_min), *self.further_receipts)
 
     def orders_the_same_as(self, other: SettlementOrder) -> bool:
-        return (
-            self.id,
-            self.ledger,
-            self.pay_currency,
-            self.pay_amount_minor,
-            self.receive_currency,
-            self.receive_amount_minor_min,
-            self.credit_account,
-            self.valid_until,
-        ) == (
-            other.id,
-            other.ledger,
-            other.pay_currency,
-            other.pay_amount_minor,
-            other.receive_currency,
-            other.receive_amount_minor_min,
-            other.credit_account,
-            other.valid_until,
-        )
+        return replace(self, created_at=other.created_at) == other
 
 
 @dataclass(frozen=True, slots=True)
 class SignedLeg:
-    """An authorisation given: once per order and ledger. `terms` are those of the signed leg and of all others."""
+    """An authorisation given: once per order and payment. `terms` are those of the signed leg and of all others."""
 
     instruction_id: str
     ledger: str
+    credit_account: AccountNumber
     hold_id: UUID
     terms: Mapping[str, object]
     token: str

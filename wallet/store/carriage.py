@@ -57,22 +57,26 @@ def lock_payers(connection: Connection, accounts: Collection[int]) -> dict[int, 
 class Locked:
     payers: dict[int, Payer]
     of_children: set[int]
-    """Which of the accounts that were asked about are a child's, and which have a card. Nearly always none."""
+    """Which of the accounts that were asked about are a child's, have a card, are under dual control. Nearly always
+    none."""
     of_cards: set[int]
+    of_controls: set[int]
 
 
 def lock_payers_and_rules(connection: Connection, accounts: Collection[int], asked: Collection[int]) -> Locked:
-    """`lock_payers`, and in the same statement which of the accounts `asked` have rules of their own (a card or child
-    that is made in this very moment may be missed: nothing it has signed is on its way yet)."""
+    """`lock_payers`, and in the same statement which of the accounts `asked` have rules of their own. One that is made
+    in this very moment may be missed: nothing that a new card or child has signed is on its way yet, and a payment
+    that comes while a wallet is put under dual control is one that came before."""
     wanted = _array(set(asked))
     rows = connection.execute(
         "SELECT account, id, wallet_class, device_key::text, device_thumbprint,"
         " usage_day, usage_day_minor, usage_year_minor, state, other_device_keys::text, changing_to,"
         " single_max_minor, day_max_minor, year_max_minor,"
         " (SELECT array_agg(account) FROM child_wallet WHERE account = ANY(%s::bigint[])),"
-        " (SELECT array_agg(account) FROM hardware_card WHERE account = ANY(%s::bigint[])) FROM wallet"
+        " (SELECT array_agg(account) FROM hardware_card WHERE account = ANY(%s::bigint[])),"
+        " (SELECT array_agg(account) FROM payment_control WHERE account = ANY(%s::bigint[])) FROM wallet"
         " WHERE account = ANY(%s::bigint[]) ORDER BY id FOR NO KEY UPDATE",
-        (wanted, wanted, _array(set(accounts))),
+        (wanted, wanted, wanted, _array(set(accounts))),
         prepare=True,
     ).fetchall()
     payers = {
@@ -88,10 +92,10 @@ def lock_payers_and_rules(connection: Connection, accounts: Collection[int], ask
             NO_CAPS if single is day_max is year_max is None else Caps(None, single, day_max, year_max),
         )
         for account, wallet_id, wallet_class, key, thumbprint, day, day_minor, year_minor, *special in rows
-        for state, others, changing_to, single, day_max, year_max, _, _ in (special,)
+        for state, others, changing_to, single, day_max, year_max, *_ in (special,)
     }
-    of_children, of_cards = rows[0][-2:] if rows else (None, None)
-    return Locked(payers, set(of_children or ()), set(of_cards or ()))
+    of_children, of_cards, of_controls = rows[0][-3:] if rows else (None, None, None)
+    return Locked(payers, set(of_children or ()), set(of_cards or ()), set(of_controls or ()))
 
 
 def lock_payments(connection: Connection, payment_ids: Collection[UUID]) -> dict[UUID, Payment]:

@@ -10,6 +10,7 @@ from wallet.store import event_tables as event_tables
 from wallet.store import families_tables as families_tables
 from wallet.store import interest_tables as interest_tables
 from wallet.store import lifecycle_tables as lifecycle_tables
+from wallet.store import netting_tables as netting_tables
 from wallet.store import offline_tables as offline_tables
 from wallet.store import privacy_tables as privacy_tables
 from wallet.store import programs_tables as programs_tables

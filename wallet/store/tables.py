@@ -191,11 +191,15 @@ settlement_instruction = sa.Table(
     sa.Column("ledger", sa.Text, nullable=False),
     sa.Column("pay_currency", sa.Text, nullable=False),
     sa.Column("pay_amount_minor", sa.BigInteger, nullable=False),
-    sa.Column("receive_currency", sa.Text, nullable=False),
-    sa.Column("receive_amount_minor_min", sa.BigInteger, nullable=False),
+    sa.Column("receive_currency", sa.Text),
+    sa.Column("receive_amount_minor_min", sa.BigInteger),
     sa.Column("credit_account", sa.BigInteger, nullable=False),
     sa.Column("valid_until", _Moment, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
+    # Of a settlement of more legs than a PvP's two: lists of wallet.domain.records.OrderedPayment and OrderedReceipt.
+    sa.Column("further_payments", JSONB, nullable=False),
+    sa.Column("further_receipts", JSONB, nullable=False),
+    sa.CheckConstraint("(receive_currency IS NULL) = (receive_amount_minor_min IS NULL)", name="receipt_whole"),
     sa.CheckConstraint("pay_amount_minor > 0 AND receive_amount_minor_min > 0", name="amounts_positive"),
     sa.CheckConstraint("pay_currency <> receive_currency", name="currencies_differ"),
 )
@@ -209,8 +213,9 @@ leg_authorisation = sa.Table(
     sa.Column("terms", JSONB, nullable=False),
     sa.Column("token", sa.Text, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
-    # Once per instruction and ledger, whatever the bridge asks for.
-    sa.PrimaryKeyConstraint("instruction_id", "ledger", name="leg_authorisation_pk"),
+    sa.Column("credit_account", sa.BigInteger, nullable=False),
+    # Once per instruction and ordered payment, whatever the bridge asks for.
+    sa.PrimaryKeyConstraint("instruction_id", "ledger", "credit_account", name="leg_authorisation_pk"),
 )
 
 sandbox_deposit = sa.Table(

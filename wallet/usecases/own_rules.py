@@ -85,13 +85,14 @@ def load(
     *,
     of_children: Collection[int],
     of_cards: Collection[int],
+    of_controls: Collection[int],
 ) -> OwnRules:
     """`moves`: (payment's id, debit, credit); the others: which of these accounts have rules. The payers' wallets must
     be locked."""
     debits = {debit for _, debit, _ in moves}
-    found_controls = controls_store.lock_controls(connection, debits)
-    if not of_children and not of_cards and not found_controls:
+    if not of_children and not of_cards and not of_controls:
         return OwnRules()
+    found_controls = controls_store.lock_controls(connection, debits) if of_controls else {}
     children = store.lock_children(connection, of_children) if of_children else {}
     batch = tuple(payment_id for payment_id, _, _ in moves)
     credits = {credit for _, _, credit in moves}

@@ -250,7 +250,13 @@ class _Recorder:
         sides = {account for _, *both in moves for account in both if account}
         locked = carriage.lock_payers_and_rules(connection, [debit for _, debit, _ in moves], sides)
         payers = locked.payers
-        self._own = own_rules.load(connection, moves, of_children=locked.of_children, of_cards=locked.of_cards)
+        self._own = own_rules.load(
+            connection,
+            moves,
+            of_children=locked.of_children,
+            of_cards=locked.of_cards,
+            of_controls=locked.of_controls,
+        )
         if not self._must_ask:
             decided = self._decide(connection, payers, {})
             self._must_ask = True

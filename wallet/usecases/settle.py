@@ -14,7 +14,7 @@ from kernel.errors import Refusal
 from ledger.contract import TransferTerms, sign_instruction
 from wallet.contract import WalletRefusal
 from wallet.domain.records import SettlementOrder, SignedLeg
-from wallet.domain.settlements import LedgerLeg, Vault, decide_leg
+from wallet.domain.settlements import LedgerLeg, Vault, decide_leg, is_sensible
 from wallet.store import settlements
 from wallet.usecases.context import Context
 
@@ -33,10 +33,10 @@ def register_orders(context: Context, orders: Sequence[SettlementOrder]) -> list
     leg-terms-mismatch (the ledger has another currency), settlement-exists."""
     answers: list[Refusal | None] = []
     for order in orders:
-        entry = context.ledgers.find(order.ledger)
-        if entry is None:
+        entries = [(context.ledgers.find(payment.ledger), payment) for payment in order.payments]
+        if any(entry is None for entry, _ in entries):
             answers.append(WalletRefusal.LEDGER_UNKNOWN)
-        elif order.pay_currency != entry.currency or not _is_exchange(order):
+        elif any(entry and entry.currency != payment.currency for entry, payment in entries) or not is_sensible(order):
             answers.append(WalletRefusal.LEG_TERMS_MISMATCH)
         else:
             answers.append(None)
@@ -58,60 +58,69 @@ def authorise_legs(context: Context, requests: Sequence[LegRequest]) -> list[tup
     open yet and its ledger cannot be reached.
     """
     now = context.clock()
-    vaults = _our_vaults(context, requests)
+    vaults = our_vaults(context, requests)
     order_ids = {request.order_id for request in requests}
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         orders = settlements.find_orders(connection, order_ids)
         signed = settlements.find_legs(connection, order_ids)
-    new: dict[tuple[str, str], SignedLeg] = {}
+    new: dict[str, list[SignedLeg]] = {}
     refusals: list[Refusal | None] = []
     for request in requests:
-        leg, key = request.leg, (request.order_id, request.leg.ledger)
+        leg, key = request.leg, request.order_id
         refusal: Refusal | None = None
         if leg.ledger not in vaults:
             refusal = WalletRefusal.LEDGER_UNKNOWN
         elif key not in signed and key not in new:
-            order = orders.get(request.order_id)
+            order = orders.get(key)
             refusal = decide_leg(leg, others=request.others, order=order, vaults=vaults, now=now)
             if refusal is None and order is not None:
-                token = sign_instruction(leg.terms, ledger=leg.ledger, valid_until=order.valid_until, key=context.key)
-                new[key] = SignedLeg(*key, leg.terms.id, _settlement_terms(request), token, now)
+                new[key] = _sign_all(context, request, order, vaults)
         refusals.append(refusal)
     if new:
         # Two requests at once: the table's primary key lets one in, and both read back what stands.
         with context.database.transaction(isolation="READ COMMITTED") as connection:
-            settlements.insert_legs(connection, list(new.values()))
+            settlements.insert_legs(connection, [row for rows in new.values() for row in rows])
             signed = settlements.find_legs(connection, order_ids)
     answers: list[tuple[str | None, Refusal | None]] = []
     for request, refusal in zip(requests, refusals, strict=True):
-        stands = signed.get((request.order_id, request.leg.ledger))
+        stands = signed.get(request.order_id, {}).get(request.leg.terms.id)
         if refusal is not None:
             answers.append((None, refusal))
-        elif stands is None or _differ(stands.terms, _settlement_terms(request)):
+        elif stands is None or _differ(stands.terms, _settlement_terms(request.leg, request.others)):
             answers.append((None, WalletRefusal.LEG_ALREADY_AUTHORISED))
         else:
             answers.append((stands.token, None))
     return answers
 
 
-def _our_vaults(context: Context, requests: Sequence[LegRequest]) -> dict[str, Vault]:
+def _sign_all(
+    context: Context, request: LegRequest, order: SettlementOrder, vaults: Mapping[str, Vault]
+) -> list[SignedLeg]:
+    """Every paying leg of ours in this settlement at once, though one is asked for: an order serves one settlement."""
+    signed: list[SignedLeg] = []
+    every = (request.leg, *request.others)
+    for number, leg in enumerate(every):
+        if leg.ledger in vaults and leg.terms.debit == vaults[leg.ledger].account and leg.terms.credit is not None:
+            token = sign_instruction(leg.terms, ledger=leg.ledger, valid_until=order.valid_until, key=context.key)
+            terms = _settlement_terms(leg, (*every[:number], *every[number + 1 :]))
+            row = SignedLeg(order.id, leg.ledger, leg.terms.credit, leg.terms.id, terms, token, context.clock())
+            signed.append(row)
+    return signed
+
+
+def our_vaults(context: Context, requests: Sequence[LegRequest]) -> dict[str, Vault]:
     """Ours on those ledgers of the requests that we are on; what is on no ledger of ours cannot pay us."""
     names = {leg.ledger for request in requests for leg in (request.leg, *request.others)}
     entries = [entry for entry in map(context.ledgers.find, sorted(names)) if entry is not None]
     return {entry.name: Vault(context.ledgers.vault(entry), entry.currency) for entry in entries}
 
 
-def _is_exchange(order: SettlementOrder) -> bool:
-    is_positive = order.pay_amount_minor > 0 and order.receive_amount_minor_min > 0
-    return is_positive and order.pay_currency != order.receive_currency
-
-
-def _settlement_terms(request: LegRequest) -> dict[str, object]:
+def _settlement_terms(leg: LedgerLeg, others: Sequence[LedgerLeg]) -> dict[str, object]:
     """What an authorisation was given for: the leg, and the other legs in an order of our own."""
-    others = sorted(request.others, key=lambda other: (other.ledger, other.terms.id))
+    ordered = sorted(others, key=lambda other: (other.ledger, other.terms.id))
     return {
-        "signed": _plain(request.leg.terms),
-        "others": [{"ledger": other.ledger, "terms": _plain(other.terms)} for other in others],
+        "signed": _plain(leg.terms),
+        "others": [{"ledger": other.ledger, "terms": _plain(other.terms)} for other in ordered],
     }
 
 

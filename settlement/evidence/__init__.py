@@ -1,0 +1,1 @@
+"""Evidence packs: made by the bridge, verified by anybody offline. Format: docs/reconciliation.md."""

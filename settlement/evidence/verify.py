@@ -1,0 +1,263 @@
+"""Verify an evidence pack offline: public keys in, findings out. No database, no network, nothing believed.
+
+1. The archive is in its one form, so no byte lies outside its members.
+2. The manifest is signed by the bridge, and names every other member by its SHA-256.
+3. Our lines and theirs are read again from their files, and the whole reconciliation is run again: pairs, matches,
+   breaks and the result's digest must come out as stored.
+4. Every decision is signed by an officer whose key is given (or stated in the manifest, which the bridge has signed);
+   every history follows the rules of the life of a break; an approved repair has two officers and two keys.
+5. Every receipt proves its transfer under its ledger's checkpoint.
+6. The summary for people is the one that these contents give.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+from kernel import strict_json
+from kernel.crypto import jws
+from kernel.crypto.keys import PublicKey
+from kernel.errors import ProblemError
+from kernel.transparency.notes import VerifierKey
+from ledger.client import ReceiptRefused, verify_receipt
+from settlement.domain.reconciliation import View
+from settlement.domain.reconciliation import lifecycle as life
+from settlement.domain.reconciliation import session as sessions
+from settlement.domain.reconciliation.mapping import CANONICAL, TableMapping
+from settlement.evidence import summary
+from settlement.evidence.archive import PackRefused, read_archive
+from settlement.sources import SourceFormat, SourceRead, papers_of, read_source
+
+MANIFEST_TYPE = "jiaozi-evidence-manifest+jws"
+MANIFEST_BYTES_MAX = 64 * 1024 * 1024
+FORMAT = "jiaozi-evidence/v1"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was found. A pack is good if there are no `findings`."""
+
+    findings: list[str] = field(default_factory=list)
+    proved: dict[str, int] = field(default_factory=dict)
+    trusted_from_manifest: list[str] = field(default_factory=list)
+    """Keys that were not given and were taken from the manifest, on the bridge's word."""
+
+    @property
+    def is_good(self) -> bool:
+        return not self.findings
+
+
+def verify_pack(
+    content: bytes,
+    *,
+    bridge_key: PublicKey,
+    officer_keys: Mapping[str, PublicKey] | None = None,
+    log_keys: Mapping[str, VerifierKey] | None = None,
+) -> Verified:
+    """Raises nothing: whatever is wrong is a finding."""
+    found = Verified()
+    try:
+        members = read_archive(content)
+        manifest = _manifest(members, bridge_key)
+        found.proved["files"] = len(manifest["files"])
+        _rerun(members, manifest, found)
+        _histories(members, manifest, officer_keys, found)
+        _receipts(members, manifest, log_keys, found)
+        _summary(members, manifest, found)
+    except PackRefused as refused:
+        found.findings.append(str(refused))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, ProblemError) as error:
+        found.findings.append(f"a member is not as it must be: {type(error).__name__}: {str(error)[:200]}")
+    return found
+
+
+def _manifest(members: Mapping[str, bytes], key: PublicKey) -> dict[str, Any]:
+    token = members.get("manifest.jws")
+    if token is None:
+        raise PackRefused("there is no manifest.jws")
+    try:
+        payload = jws.verify(token.decode("ascii"), key, typ=MANIFEST_TYPE, bytes_max=MANIFEST_BYTES_MAX)
+    except (jws.InvalidJws, UnicodeDecodeError) as error:
+        raise PackRefused(f"the manifest is not signed by the bridge: {error}") from None
+    manifest: dict[str, Any] = strict_json.loads(payload)
+    if manifest["format"] != FORMAT:
+        raise PackRefused(f"the pack has the format {str(manifest['format'])[:40]}, this program reads {FORMAT}")
+    named = set(manifest["files"])
+    if named != set(members) - {"manifest.jws"}:
+        raise PackRefused("the pack's members are not those that the manifest names")
+    for name, what in manifest["files"].items():
+        if hashlib.sha256(members[name]).hexdigest() != what["sha256"] or len(members[name]) != what["bytes"]:
+            raise PackRefused(f"{name} is not the file that the manifest names")
+    return manifest
+
+
+def _rerun(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Verified) -> None:
+    """Step 3."""
+    run, selection = manifest["run"], selection_of(members)
+    ours, theirs = (_read(members, manifest, side) for side in ("ours", "theirs"))
+    if ours.lines is None or theirs.lines is None:
+        raise PackRefused("an input cannot be read by its mapping")
+    outcome = sessions.run_session(
+        ours.lines,
+        theirs.lines,
+        selection=selection,
+        rules=sessions.rules_of_json(run["rules"]),
+        view=View(run["view"]),
+        as_of=date.fromisoformat(run["as_of"]),
+        papers=papers_of(theirs),
+    )
+    if outcome.digest.hex() != run["result_sha256"]:
+        found.findings.append("the breaks do not follow from the inputs: the reconciliation gives another result")
+    stored = json.loads(members["result/matches.json"])
+    if [sessions.match_document(item) for item in outcome.matches] != stored:
+        found.findings.append("result/matches.json is not what the inputs give")
+    documents = json.loads(members["result/findings.json"])
+    if [sessions.break_document(item) for item in outcome.breaks] != documents:
+        found.findings.append("result/findings.json is not what the inputs give")
+    packed = {pairs.rule: sessions.pack_pairs(pairs.ours, pairs.theirs) for pairs in outcome.pairs}
+    names = {name for name in members if name.startswith("result/pairs-")}
+    if names != {f"result/pairs-{rule.value}.bin" for rule in packed}:
+        found.findings.append("the pack has pairs of other rules than the inputs give")
+    for rule, content in packed.items():
+        if members.get(f"result/pairs-{rule.value}.bin") != content:
+            found.findings.append(f"pairs by {rule.value} are not what the inputs give")
+    counts = (outcome.lines_ours, outcome.lines_theirs, outcome.matched, len(outcome.breaks))
+    if counts != (run["lines_ours"], run["lines_theirs"], run["matched"], run["finding_count"]):
+        found.findings.append("the run's counts are not those of its inputs")
+    found.proved |= {"lines": counts[0] + counts[1], "matches": counts[2], "findings": counts[3]}
+
+
+def _read(members: Mapping[str, bytes], manifest: Mapping[str, Any], side: str) -> SourceRead:
+    what = manifest["inputs"][side]
+    mapping = CANONICAL if what["mapping"] is None else TableMapping.of_json(what["mapping"])
+    return read_source(members[what["file"]], SourceFormat(what["format"]), mapping=mapping)
+
+
+def selection_of(members: Mapping[str, bytes]) -> sessions.Selection:
+    return sessions.selection_of_json(json.loads(members["selection.json"]))
+
+
+def _histories(
+    members: Mapping[str, bytes],
+    manifest: Mapping[str, Any],
+    officer_keys: Mapping[str, PublicKey] | None,
+    found: Verified,
+) -> None:
+    """Step 4."""
+    keys: dict[str, tuple[str, PublicKey]] = {}
+    for item in manifest["officers"]:
+        stated = PublicKey.from_jwk(item["key"])
+        if officer_keys is None:
+            found.trusted_from_manifest.append(f"officer {item['officer']}")
+        elif officer_keys.get(item["officer"]) != stated:
+            found.findings.append(f"officer {item['officer']} has another key than the one given")
+            continue
+        keys[stated.thumbprint] = (item["officer"], stated)
+    decisions = 0
+    for item in json.loads(members["breaks.json"]):
+        name = item["break"]
+        state: life.BreakState | None = None
+        proposal: dict[str, Any] | None = None
+        repairs = {repair["proposal"]: repair for repair in item["repairs"]}
+        for number, event in enumerate(item["history"], start=1):
+            kind = life.EventKind(event["kind"])
+            follows = state is None if kind is life.EventKind.OPENED else state in life.ALLOWED_FROM[kind]
+            if event["sequence"] != number or not follows:
+                found.findings.append(f"{name}: event {number} ({kind.value}) does not follow")
+            if event["token"] is not None:
+                decisions += 1
+                _decision(name, event, keys, found)
+            elif kind not in _UNSIGNED:
+                found.findings.append(f"{name}: event {number} ({kind.value}) is signed by nobody")
+            if kind is life.EventKind.PROPOSED:
+                proposal = event
+            repair = None if proposal is None else repairs.get(proposal["decision"])
+            if kind is life.EventKind.APPROVED and (
+                proposal is None or proposal["actor"] == event["actor"] or _kid(proposal) == _kid(event)
+            ):
+                found.findings.append(f"{name}: one pair of eyes has proposed and approved")
+            if kind is life.EventKind.BOOKED and (repair is None or repair["booked_at"] is None):
+                found.findings.append(f"{name}: closed as booked, and nothing is booked")
+            if kind is life.EventKind.EXPLAINED and len(event["reason"].strip()) < life.REASON_LENGTH_MIN:
+                found.findings.append(f"{name}: closed without an explanation")
+            state = kind.state
+        if state is None or state.value != item["state"]:
+            found.findings.append(f"{name}: its state is not that of its last event")
+    found.proved["decisions"] = decisions
+
+
+_UNSIGNED = frozenset({life.EventKind.OPENED, life.EventKind.BOOKED, life.EventKind.FAILED, life.EventKind.LATE_SIDE})
+
+
+def _kid(event: Mapping[str, Any]) -> object:
+    return None if event["token"] is None else jws.peek_header(event["token"]).get("kid")
+
+
+def _decision(name: str, event: Mapping[str, Any], keys: Mapping[str, tuple[str, PublicKey]], found: Verified) -> None:
+    """The officer signed exactly this."""
+    known = keys.get(str(_kid(event)))
+    if known is None or known[0] != event["actor"]:
+        found.findings.append(f"{name}: event {event['sequence']} is signed by no known officer {event['actor']}")
+        return
+    try:
+        payload = jws.verify(event["token"], known[1], typ=life.DECISION_TYPE, bytes_max=life.DECISION_BYTES_MAX)
+        document = life.parse_decision(payload)
+    except (jws.InvalidJws, ValueError) as error:
+        found.findings.append(f"{name}: event {event['sequence']}: {error}")
+        return
+    shown = document.to_json()
+    is_about = name == shown["subject"] or name in shown["breaks"] or document.kind is life.DecisionKind.UNMATCH
+    same = (shown["decision"], document.reason, life.EVENT_OF[document.kind].value) == (
+        event["decision"],
+        event["reason"],
+        event["kind"],
+    )
+    if not is_about or not same or shown["assignee"] != event["assignee"]:
+        found.findings.append(f"{name}: event {event['sequence']} is not what the officer signed")
+
+
+def _receipts(
+    members: Mapping[str, bytes],
+    manifest: Mapping[str, Any],
+    log_keys: Mapping[str, VerifierKey] | None,
+    found: Verified,
+) -> None:
+    """Step 5."""
+    proved = 0
+    for item in manifest["receipts"]:
+        ledger, name = item["ledger"], item["file"]
+        key = None if log_keys is None else log_keys.get(ledger)
+        if key is None:
+            stated = manifest["logs"].get(ledger)
+            if stated is None:
+                found.findings.append(f"{name}: no log key of {ledger}")
+                continue
+            key = VerifierKey.parse(stated)
+            if f"log of {ledger}" not in found.trusted_from_manifest:
+                found.trusted_from_manifest.append(f"log of {ledger}")
+        try:
+            receipt = verify_receipt(members[name], log_key=key).receipt
+        except ReceiptRefused as refused:
+            found.findings.append(f"{name}: {refused}")
+            continue
+        if receipt.ledger != ledger or receipt.transfer.hold is None or receipt.transfer.hold.hex != item["reference"]:
+            found.findings.append(f"{name}: it proves another transfer than the line {item['reference']}")
+            continue
+        proved += 1
+    found.proved["receipts"] = proved
+
+
+def _summary(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Verified) -> None:
+    """Step 6."""
+    stated = {**manifest, "files": {name: what for name, what in manifest["files"].items() if name not in _SUMMARIES}}
+    tables = summary.tables_of(stated, json.loads(members["breaks.json"]))
+    if members["summary.html"] != summary.write_html(tables):
+        found.findings.append("summary.html says something else than the pack")
+
+
+_SUMMARIES = ("summary.html", "summary.pdf")

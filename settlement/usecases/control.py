@@ -1,0 +1,356 @@
+"""Continuous control: after settlements end, are the islands where the bridge says they are?
+
+For each settlement that ended since the last point, in order and a bounded number at a time:
+1. every leg is looked up on its island. A posted leg that the island does not have as posted is `reorged-event`; a
+   cancelled leg that still holds money, or a settlement in doubt for too long, is `escrow-stuck`;
+2. what the bridge's posted legs add up to on each account (nostro), and what the island says of the same legs
+   (vostro), go into two running sums. They must be equal: `movement`.
+An island that does not answer stops the round: the point stays, and nothing is believed that was not asked.
+A break of the control lives as any other does, and its alarm is over when an officer has closed it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from kernel import ids
+from kernel.clock import Clock
+from kernel.database import Database
+from kernel.ids import ParticipantId
+from kernel.money import Currency
+from settlement.domain.escrow import HoldOrder, Leg, LegState, SettlementState
+from settlement.domain.reconciliation import AgeBucket, Break, BreakType
+from settlement.islands.port import HoldStanding, Island
+from settlement.store import reconciliation as store
+from settlement.store import reconciliation_tables as rt
+from settlement.store import tables as t
+from settlement.store.decision_log import leg_of
+from settlement.store.reconciliation import BreakRow, Relation
+from settlement.usecases.breaks import follow_repairs
+from settlement.usecases.reconcile import break_keys, new_break
+
+SETTLEMENTS_MAX = 500
+"""Of one round."""
+ALARMS_SHOWN_MAX = 100
+COUNTERPARTY = "control"
+IN_DOUBT_MAX = timedelta(minutes=15)
+_log = logging.getLogger(__name__)
+_ENDED = (SettlementState.SETTLED.value, SettlementState.CANCELLED.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    ledger: str
+    account: int
+    participant: ParticipantId
+    currency: str
+    bridge_minor: int
+    island_minor: int
+    legs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one round did. `is_whole` = nothing is left to check, and every island answered."""
+
+    settlements: int
+    legs: int
+    alarms: tuple[UUID, ...]
+    is_whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    alarms: list[BreakRow]
+    settlements: int
+    legs: int
+    checked_at: datetime | None
+    balances: list[Balance]
+
+
+class Control:
+    """One bridge's control; rounds do not overlap, in whatever process (a lock in the database)."""
+
+    def __init__(
+        self,
+        *,
+        database: Database,
+        islands: Mapping[str, Island],
+        bridge: ParticipantId,
+        clock: Clock,
+        in_doubt_max: timedelta = IN_DOUBT_MAX,
+    ) -> None:
+        self._database = database
+        self._islands = islands
+        self._bridge = bridge
+        self._clock = clock
+        self._in_doubt_max = in_doubt_max
+
+    def run(self) -> Round:
+        """One bounded round. Raises nothing for an island that does not answer."""
+        follow_repairs(database=self._database, clock=self._clock)
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            store.lock_name(connection, "control")
+            found = self._round(connection)
+        for alarm in found.alarms:
+            _log.error("control: alarm %s: the books of the bridge and of an island disagree", ids.show("brk", alarm))
+        return found
+
+    def report(self) -> Report:
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            sums = connection.execute(
+                sa.select(
+                    sa.func.coalesce(sa.func.sum(rt.control.c.settlements), 0).label("settlements"),
+                    sa.func.coalesce(sa.func.sum(rt.control.c.legs), 0).label("legs"),
+                    sa.func.max(rt.control.c.checked_at).label("checked_at"),
+                )
+            ).one()
+            order = (rt.control_balance.c.ledger, rt.control_balance.c.account)
+            rows = connection.execute(sa.select(rt.control_balance).order_by(*order).limit(1_000))
+            balances = [
+                Balance(
+                    row.ledger,
+                    row.account,
+                    ParticipantId(row.participant),
+                    row.currency,
+                    int(row.bridge_minor),
+                    int(row.island_minor),
+                    row.legs,
+                )
+                for row in rows
+            ]
+            alarms = store.breaks_page(
+                connection,
+                store.BreakFilter(
+                    self._clock().date(),
+                    counterparty=COUNTERPARTY,
+                    states=("open", "assigned", "proposed", "approved"),
+                ),
+                after=None,
+                limit=ALARMS_SHOWN_MAX,
+            )
+        return Report(alarms, int(sums.settlements), int(sums.legs), sums.checked_at, balances)
+
+    def _round(self, connection: sa.Connection) -> Round:
+        now = self._clock()
+        last = connection.execute(sa.select(rt.control).order_by(rt.control.c.number.desc()).limit(1)).one_or_none()
+        rows = _ended_since(connection, None if last is None else (last.through_ended_at, last.through_settlement))
+        legs = _legs(connection, [row.id for row in rows])
+        standings = self._look_up(rows, legs)
+        breaks: list[tuple[Relation, Break]] = list(self._stuck(connection, now))
+        if standings is None:
+            return Round(0, 0, self._alarm(connection, breaks, now), is_whole=False)
+        sums: dict[tuple[str, int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        for row in rows:
+            for leg in legs[row.id]:
+                standing, terms = standings[leg.hold_id], leg.terms
+                bad = _contradiction(leg.state, standing)
+                if bad is not None:
+                    breaks.append(_break(bad, row, leg, standing, now))
+                for account, party, sign in ((terms.debit, terms.payer, -1), (terms.credit, terms.payee, 1)):
+                    found = sums[(terms.ledger, account, party, terms.amount.currency.code)]
+                    signed = sign * terms.amount.amount_minor
+                    found[0] += signed if leg.state is LegState.POSTED else 0
+                    found[1] += signed if standing is HoldStanding.POSTED else 0
+                    found[2] += 1
+        breaks += [_movement(key, found, now) for key, found in sums.items() if found[0] != found[1]]
+        _add_balances(connection, sums)
+        alarms = self._alarm(connection, breaks, now)
+        if rows:
+            connection.execute(
+                rt.control.insert().values(
+                    number=1 if last is None else last.number + 1,
+                    through_ended_at=rows[-1].ended_at,
+                    through_settlement=rows[-1].id,
+                    settlements=len(rows),
+                    legs=sum(len(found) for found in legs.values()),
+                    alarms=len(alarms),
+                    checked_at=now,
+                )
+            )
+        return Round(len(rows), sum(len(found) for found in legs.values()), alarms, len(rows) < SETTLEMENTS_MAX)
+
+    def _look_up(self, rows: Sequence[sa.Row[Any]], legs: Mapping[UUID, list[Leg]]) -> dict[UUID, HoldStanding] | None:
+        """Every leg's standing, or None if an island does not answer."""
+        by_island: dict[str, list[HoldOrder]] = defaultdict(list)
+        for row in rows:
+            for leg in legs[row.id]:
+                if row.commit_hash is not None and row.abort_hash is not None:
+                    order = HoldOrder(leg.hold_id, leg.terms, row.uetr, bytes(row.commit_hash), bytes(row.abort_hash))
+                    by_island[leg.terms.ledger].append(order)
+        # A settlement that ended unprepared asked nothing of any island.
+        found = {leg.hold_id: HoldStanding.ABSENT for items in legs.values() for leg in items}
+        for name, orders in by_island.items():
+            answers = self._islands[name].look_up(orders)
+            if HoldStanding.UNKNOWN in answers:
+                return None
+            found |= {order.hold_id: answer for order, answer in zip(orders, answers, strict=True)}
+        return found
+
+    def _stuck(self, connection: sa.Connection, now: datetime) -> list[tuple[Relation, Break]]:
+        """Settlements in doubt for longer than they may be."""
+        table = t.settlement
+        rows = connection.execute(
+            sa.select(table)
+            .where(
+                table.c.state.in_(("prepared", "committed", "aborted")), table.c.prepared_at < now - self._in_doubt_max
+            )
+            .order_by(table.c.id)
+            .limit(SETTLEMENTS_MAX)
+        ).all()
+        legs = _legs(connection, [row.id for row in rows])
+        return [
+            _break(BreakType.ESCROW_STUCK, row, leg, HoldStanding.HELD, now)
+            for row in rows
+            for leg in legs[row.id]
+            if leg.state is LegState.HELD
+        ]
+
+    def _alarm(
+        self, connection: sa.Connection, breaks: Sequence[tuple[Relation, Break]], now: datetime
+    ) -> tuple[UUID, ...]:
+        """New breaks; one that is open already is not opened again."""
+        new = [
+            new_break(found, relation, break_keys(relation, [found])[0], run=None, lines=None, now=now)
+            for relation, found in breaks
+        ]
+        known = store.find_open_keys(connection, [item.key for item in new])
+        fresh = {item.key: item for item in new if item.key not in known}
+        store.insert_breaks(connection, list(fresh.values()))
+        return tuple(item.id for item in fresh.values())
+
+
+class ControlWatch:
+    """Runs the control in a thread of its own: again at once while there is more, else after a pause."""
+
+    def __init__(self, control: Control, *, every_seconds: float) -> None:
+        self._control = control
+        self._every_seconds = every_seconds
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="settlement-control", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            pause = self._every_seconds
+            try:
+                found = self._control.run()
+                pause = 0.0 if found.settlements and not found.is_whole else pause
+            except Exception as error:  # the next round asks again; a control that ended silently would be worse
+                _log.warning("control: the round failed and is repeated: %s", type(error).__name__)
+            self._stopped.wait(pause)
+
+
+def _ended_since(connection: sa.Connection, after: tuple[datetime, UUID] | None) -> list[sa.Row[Any]]:
+    table = t.settlement
+    statement = sa.select(table).where(table.c.state.in_(_ENDED), table.c.ended_at.is_not(None))
+    if after is not None:
+        statement = statement.where(sa.tuple_(table.c.ended_at, table.c.id) > sa.tuple_(*map(sa.literal, after)))
+    return list(connection.execute(statement.order_by(table.c.ended_at, table.c.id).limit(SETTLEMENTS_MAX)))
+
+
+def _contradiction(state: LegState, standing: HoldStanding) -> BreakType | None:
+    if state is LegState.POSTED:
+        return None if standing is HoldStanding.POSTED else BreakType.REORGED_EVENT
+    if standing is HoldStanding.POSTED:
+        return BreakType.REORGED_EVENT
+    return BreakType.ESCROW_STUCK if standing is HoldStanding.HELD else None
+
+
+def _break(
+    kind: BreakType, row: sa.Row[Any], leg: Leg, standing: HoldStanding, now: datetime
+) -> tuple[Relation, Break]:
+    terms, moment = leg.terms, row.ended_at or row.prepared_at or now
+    day = moment.astimezone(UTC).date()
+    account = ids.show_account(terms.debit)
+    sentence = (
+        f"Leg {leg.number} of {ids.show('stl', row.id)}, {terms.amount} from {terms.payer} to {terms.payee} on "
+        f"{terms.ledger}: it is {leg.state.value} with the bridge and {standing.value} on the island."
+    )
+    relation = Relation(terms.payer, COUNTERPARTY, terms.amount.currency.code, account, "same-account")
+    gross = ((terms.amount.currency, terms.amount.amount_minor),)
+    age = max(0, (now.date() - day).days)
+    bucket = next(x for x, most in zip(AgeBucket, (1, 5, 30, 10**9), strict=True) if age <= most)
+    references = (leg.hold_id.hex,)
+    return relation, Break(kind, references, (), terms.amount, None, None, gross, age, bucket, sentence, oldest=day)
+
+
+def _movement(key: tuple[str, int, str, str], found: Sequence[int], now: datetime) -> tuple[Relation, Break]:
+    ledger, account, participant, code = key
+    currency = Currency.of(code)
+    shown = ids.show_account(account)
+    sentence = (
+        f"{participant} on {ledger}: the bridge's posted legs of this round move {shown} by {found[0]} minor units of "
+        f"{code}, the island's by {found[1]}."
+    )
+    difference = found[1] - found[0]
+    gross = ((currency, abs(difference)),)
+    relation = Relation(ParticipantId(participant), COUNTERPARTY, code, shown, "same-account")
+    made = Break(
+        BreakType.MOVEMENT,
+        (f"{ledger} {shown} {now.isoformat()}",),
+        (),
+        None,
+        None,
+        difference,
+        gross,
+        0,
+        AgeBucket.DAYS_0_1,
+        sentence,
+        oldest=now.date(),
+    )
+    return relation, made
+
+
+def _legs(connection: sa.Connection, settlements: Sequence[UUID]) -> dict[UUID, list[Leg]]:
+    found: dict[UUID, list[Leg]] = {key: [] for key in settlements}
+    if settlements:
+        rows = connection.execute(
+            sa.select(t.leg)
+            .where(t.leg.c.settlement_id == sa.func.any(sa.cast(list(settlements), sa.ARRAY(sa.Uuid))))
+            .order_by(t.leg.c.settlement_id, t.leg.c.number)
+        )
+        for row in rows:
+            found[row.settlement_id].append(leg_of(row))
+    return found
+
+
+def _add_balances(connection: sa.Connection, sums: Mapping[tuple[str, int, str, str], Sequence[int]]) -> None:
+    table = rt.control_balance
+    for (ledger, account, participant, currency), (bridge, island, legs) in sorted(sums.items()):
+        added = insert(table).values(
+            ledger=ledger,
+            account=account,
+            participant=participant,
+            currency=currency,
+            bridge_minor=bridge,
+            island_minor=island,
+            legs=legs,
+        )
+        connection.execute(
+            added.on_conflict_do_update(
+                constraint="control_balance_pk",
+                set_={
+                    "bridge_minor": table.c.bridge_minor + bridge,
+                    "island_minor": table.c.island_minor + island,
+                    "legs": table.c.legs + legs,
+                },
+            )
+        )
