@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -97,6 +98,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(_LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))  # stable: files stay whole
+
+
+def pytest_runtest_setup() -> None:
+    """py-evm raises the limit for the whole process when a test imports it; nested JSON would then end the process."""
+    sys.setrecursionlimit(3_000)
 
 
 @pytest.fixture(scope="session")

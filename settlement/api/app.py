@@ -158,8 +158,8 @@ class _Running:
         self._executor = ThreadPoolExecutor(3 * len(directory.ledgers), thread_name_prefix="settlement-ledger")
         calls = min(_INSTITUTION_CALLS_MAX, max(1, len(directory.institutions)))
         self._institution_executor = ThreadPoolExecutor(calls, thread_name_prefix="settlement-institution")
-        # Apart from the requests' pool: they cannot starve it, and an engine that stands still inside a transaction does
-        # not keep the lease's row locked: its session is ended by the time a standby has waited for it.
+        # Apart from the requests' pool: they cannot starve it, and an engine that stands still inside a transaction
+        # does not keep the lease's row locked: its session is ended by the time a standby has waited for it.
         self._engine_database = Database(
             url,
             application_name="jiaozi-settlement-engine",
@@ -321,8 +321,10 @@ def connect_over_http(
     def close() -> None:
         for ledger in ledgers.values():
             ledger.close()
-        for chain in (*chains.values(), *chainmakers.values()):
+        for chain in chains.values():
             chain.close()
+        for chainmaker in chainmakers.values():
+            chainmaker.close()
         for institution in institutions.values():
             institution.close()
 

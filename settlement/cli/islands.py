@@ -31,7 +31,7 @@ def conformance(
         typer.Option(
             help="`module:factory`. The factory takes the configuration (a dict) and gives a context manager that "
             "yields a settlement.conformance.Subject. To look around: settlement.conformance.example:fake. "
-            "An EVM node: settlement.conformance.evm:on_node."
+            "Nodes: settlement.conformance.evm:on_node, settlement.conformance.chainmaker:on_node."
         ),
     ],
     config: Annotated[Path | None, typer.Option(help="A JSON object for the factory.", exists=True)] = None,

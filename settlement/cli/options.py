@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 from uuid import UUID
@@ -29,7 +30,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, one document, an
 BatchId = Annotated[str, typer.Argument(help="Batch, as bat_...")]
 Participant = Annotated[str, typer.Option(help="Whose account, in the shape of a BIC.")]
 CurrencyOption = Annotated[str, typer.Option("--currency", help="Of the account, e.g. CNY.")]
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 200)
+"""A pipe or a file gets whole words in wide lines: whoever reads them there searches or cuts them."""
 errors = Console(stderr=True)
 
 

@@ -46,6 +46,14 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
+class Finals:
+    """Headers by number, and why a later one is none."""
+
+    headers: Mapping[int, Header]
+    beyond: str
+
+
+@dataclass(frozen=True, slots=True)
 class Log:
     address: bytes
     topics: tuple[bytes, ...]
@@ -87,8 +95,8 @@ def sign_header(ledger: str, header: Header, *, name: str, key: PrivateKey) -> s
     return str(Note(text, (sign_text(text, name=name, key=key),)))
 
 
-def final_headers(trust: EvmTrust, chain: HeaderChain) -> dict[int, Header]:
-    """By number, the headers of `chain` that a reader of this trust may take for final. Raises ProofRefused."""
+def final_headers(trust: EvmTrust, chain: HeaderChain) -> Finals:
+    """The headers of `chain` that a reader of this trust may take for final. Raises ProofRefused."""
     headers = linked([bytes.fromhex(text) for text in chain.headers])
     first, last = headers[0], headers[-1]
     if not first.number <= trust.anchor.number <= last.number:
@@ -97,10 +105,16 @@ def final_headers(trust: EvmTrust, chain: HeaderChain) -> dict[int, Header]:
         )
     if headers[trust.anchor.number - first.number].hash != trust.anchor.hash:
         raise ProofRefused(f"block {trust.anchor.number} is another than the trusted one: another chain, or a fork")
-    _check_keepers(trust, last, chain.note)
-    # Ancestors of the trusted block are bound to it by their hashes; its descendants have to be deep enough.
-    final_to = max(trust.anchor.number, last.number - trust.confirmations + 1)
-    return {header.number: header for header in headers if header.number <= final_to}
+    # Ancestors of the trusted block are bound to it by their hashes. Its descendants have to be deep enough, under a
+    # last header that the keepers vouch for.
+    final_to, beyond = trust.anchor.number, ""
+    try:
+        _check_keepers(trust, last, chain.note)
+        final_to = max(final_to, last.number - trust.confirmations + 1)
+        beyond = f"it has fewer than {trust.confirmations} confirmations among the headers"
+    except ProofRefused as error:
+        beyond = str(error)
+    return Finals({header.number: header for header in headers if header.number <= final_to}, beyond)
 
 
 def _check_keepers(trust: EvmTrust, last: Header, text: str) -> None:
@@ -137,7 +151,7 @@ def read_event(header: Header, proof: EventProof) -> Log:
 
 def check_leg(
     trust: EvmTrust,
-    finals: Mapping[int, Header],
+    finals: Finals,
     statement: Statement,
     proof: EvmProof,
     *,
@@ -155,9 +169,11 @@ def check_leg(
     blocks = []
 
     def event(shown: EventProof) -> Log:
-        header = finals.get(shown.block)
+        header = finals.headers.get(shown.block)
         if header is None:
-            raise ProofRefused(f"block {shown.block} is not final for this reader, or not among the headers")
+            is_before = bool(finals.headers) and shown.block < min(finals.headers)
+            why = "it is before the headers given" if is_before else finals.beyond
+            raise ProofRefused(f"block {shown.block} is not final for this reader: {why}")
         log = read_event(header, shown)
         if log.address != bytes.fromhex(trust.escrow[2:]):
             raise ProofRefused("the log is of another contract than the escrow")

@@ -13,7 +13,7 @@ from kernel.errors import ProblemError
 from kernel.ids import derive_uuid7
 from settlement.relay import evm, native
 from settlement.relay.bundle import BUNDLE_BYTES_MAX, EvmProof, LegProof, LegStanding, NativeProof, ProofBundle
-from settlement.relay.evm import Header
+from settlement.relay.evm import Finals
 from settlement.relay.trie import ProofRefused
 from settlement.relay.trust import EvmTrust, NativeTrust, Trust
 
@@ -66,7 +66,7 @@ def judge(bundle: ProofBundle, trust: Trust) -> Verdict:
         return Verdict(Outcome.NOT_PROVEN, (), "the two hashes are one")
     if [leg.statement.number for leg in bundle.legs] != list(range(len(bundle.legs))):
         return Verdict(Outcome.NOT_PROVEN, (), "the legs are not numbered from 0 without a gap")
-    finals: dict[str, Mapping[int, Header] | ProofRefused] = {}
+    finals: dict[str, Finals | ProofRefused] = {}
     for chain in bundle.chains:
         island = trust.of(chain.ledger)
         if isinstance(island, EvmTrust):
@@ -86,9 +86,7 @@ def judge(bundle: ProofBundle, trust: Trust) -> Verdict:
     return Verdict(Outcome.POSTED if posted else Outcome.VOIDED, legs, "every leg is proven, in the same direction")
 
 
-def _leg(
-    bundle: ProofBundle, leg: LegProof, trust: Trust, finals: Mapping[str, Mapping[int, Header] | ProofRefused]
-) -> LegVerdict:
+def _leg(bundle: ProofBundle, leg: LegProof, trust: Trust, finals: Mapping[str, Finals | ProofRefused]) -> LegVerdict:
     said = leg.statement
     try:
         standing, under = _check(bundle, leg, trust, finals)
@@ -104,7 +102,7 @@ def _leg(
 
 
 def _check(
-    bundle: ProofBundle, leg: LegProof, trust: Trust, finals: Mapping[str, Mapping[int, Header] | ProofRefused]
+    bundle: ProofBundle, leg: LegProof, trust: Trust, finals: Mapping[str, Finals | ProofRefused]
 ) -> tuple[LegStanding, str]:
     said, proof = leg.statement, leg.proof
     island = trust.of(said.ledger)

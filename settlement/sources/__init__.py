@@ -61,15 +61,18 @@ def read_source(content: bytes, source_format: SourceFormat, *, mapping: TableMa
 def _read_camt(content: bytes, source_format: SourceFormat) -> SourceRead:
     # Here, for the readers need schemas of megabytes that a reader of tables does not.
     from settlement.iso20022.camt053 import read_camt053
+    from settlement.iso20022.versions import VERSIONS
 
-    if source_format is SourceFormat.CAMT_054:
-        reason = "camt.054 is not read yet: send the camt.053 of the period, or a table"
-        return SourceRead(None, (SourceProblem("wrong-namespace", 0, reason),))
-    read = read_camt053(io.BytesIO(content), bytes_max=SOURCE_BYTES_MAX)
+    is_notification = source_format is SourceFormat.CAMT_054
+    messages = VERSIONS["camt.054" if is_notification else "camt.053"]
+    read = read_camt053(io.BytesIO(content), bytes_max=SOURCE_BYTES_MAX, messages=messages)
     if read.statement is None:
         problems = tuple(SourceProblem(item.refusal.value, item.index, item.reason) for item in read.problems)
         return SourceRead(None, problems or (SourceProblem("schema-invalid", 0, "no statement"),))
-    return SourceRead(LineTable.of_entries(read.statement.entries), (), read.statement, read.findings)
+    lines = LineTable.of_entries(read.statement.entries)
+    if is_notification:  # it has no balances and follows on no other: its lines are all it says
+        return SourceRead(lines, ())
+    return SourceRead(lines, (), read.statement, read.findings)
 
 
 def papers_of(read: SourceRead) -> StatementPapers | None:

@@ -63,11 +63,12 @@ def count_checkpoints(connection: sa.Connection, ledger: str) -> int:
     return int(connection.execute(wanted).scalar_one())
 
 
-def keep_checkpoint(connection: sa.Connection, ledger: str, kept: Kept, *, now: datetime) -> None:
+def keep_checkpoint(connection: sa.Connection, ledger: str, kept: Kept, *, now: datetime) -> bool:
+    """False if one of this size is kept already, whatever its root."""
     statement = insert(relay_checkpoint).values(
         ledger=ledger, size=kept.size, root=kept.root, note=kept.note, kept_at=now
     )
-    connection.execute(statement.on_conflict_do_nothing())
+    return connection.execute(statement.on_conflict_do_nothing()).rowcount == 1
 
 
 def _kept(connection: sa.Connection, wanted: sa.Select[tuple[object, ...]]) -> Kept | None:

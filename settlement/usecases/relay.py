@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 from rlp import encode as rlp_encode  # type: ignore[import-untyped]
+from sqlalchemy.exc import IntegrityError
 
 from kernel import strict_json
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -178,24 +179,29 @@ class Relay:
             before = store.last_checkpoint(connection, island.ledger)
         note = self._ledgers[island.ledger].checkpoint()
         shown = keeping.open_note_of(island, note)
-        self.keep(island, note)
         if before is not None and shown.size < before.size:
+            # A log that has lost its end cannot prove anything about what it lost.
             detail = f"the newest checkpoint is of size {shown.size}; one of size {before.size} was kept before"
             self._raise(island.ledger, Alarm(AlarmKind.ROLLED_BACK, detail, before.note.encode(), shown.note.encode()))
+            raise RelayFailed(detail)
+        self.keep(island, note)
 
     def keep(self, island: NativeTrust, note: str) -> None:
         """A checkpoint, if it is consistent with the nearest one that is kept; else an alarm, and RelayFailed."""
         shown = keeping.open_note_of(island, note)
-        with self._database.transaction(isolation="READ COMMITTED") as connection:
-            kept = store.nearest_checkpoint(connection, island.ledger, shown.size)
-        if kept is not None:
-            alarm = keeping.compare(kept, shown, self._consistency(island, kept, shown))
-            if alarm is not None:
-                self._raise(island.ledger, alarm)
-                raise RelayFailed(alarm.detail)
-        if kept is None or kept.size != shown.size:
+        for _ in range(2):  # another thread may keep another checkpoint of this size in between: compare with that one
             with self._database.transaction(isolation="READ COMMITTED") as connection:
-                store.keep_checkpoint(connection, island.ledger, shown, now=self._clock())
+                kept = store.nearest_checkpoint(connection, island.ledger, shown.size)
+            if kept is not None:
+                alarm = keeping.compare(kept, shown, self._consistency(island, kept, shown))
+                if alarm is not None:
+                    self._raise(island.ledger, alarm)
+                    raise RelayFailed(alarm.detail)
+                if kept.size == shown.size:
+                    return
+            with self._database.transaction(isolation="READ COMMITTED") as connection:
+                if store.keep_checkpoint(connection, island.ledger, shown, now=self._clock()):
+                    return
 
     def _consistency(self, island: NativeTrust, kept: Kept, shown: Kept) -> Sequence[bytes]:
         old, new = sorted((kept.size, shown.size))
@@ -231,8 +237,11 @@ class Relay:
             raise RelayFailed(alarm.detail)
 
     def _insert(self, ledger: str, headers: Sequence[Header], *, is_first: bool) -> None:
-        with self._database.transaction(isolation="READ COMMITTED") as connection:
-            store.keep_headers(connection, ledger, headers, is_first=is_first, now=self._clock())
+        try:
+            with self._database.transaction(isolation="READ COMMITTED") as connection:
+                store.keep_headers(connection, ledger, headers, is_first=is_first, now=self._clock())
+        except IntegrityError:
+            raise RelayFailed("another header is kept at one of these heights: the next look compares them") from None
 
     def _raise(self, ledger: str, alarm: Alarm) -> None:
         with self._database.transaction(isolation="READ COMMITTED") as connection:

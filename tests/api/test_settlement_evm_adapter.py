@@ -453,3 +453,27 @@ def test_a_wave_of_legs_is_posted_in_few_transactions(stage: Stage, subject: Evm
     chain.mine(0)
     assert all(isinstance(item, Ended) for item in stage.fulfil(*orders, island=island))
     assert subject.available(subject.credit) == 7
+
+
+def test_a_lock_mined_while_it_is_asked_about_is_no_refusal(
+    stage: Stage, subject: EvmSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its receipt is not there yet; when the nonce is asked for, the lock itself has used it."""
+    order = stage.order()
+    signed = stage.signed(order)
+    asked = Node.batch
+    is_mined: list[bool] = []
+
+    def batch(node: Node, calls: Any) -> list[Any]:
+        if is_mined or not any(method == "eth_getTransactionReceipt" for method, _ in calls):
+            return asked(node, calls)
+        is_mined.append(True)
+        early = {number for number, (method, _) in enumerate(calls) if method == "eth_getTransactionReceipt"}
+        found = {number: asked(node, [calls[number]])[0] for number in early}
+        node.call("eth_sendRawTransaction", signed.authorisation)
+        return [found[number] if number in early else asked(node, [call])[0] for number, call in enumerate(calls)]
+
+    monkeypatch.setattr(Node, "batch", batch)
+    assert not isinstance(subject.island.prepare([signed])[0], Refused)
+    assert is_mined
+    assert stage.prepare(order) == [Held()]

@@ -34,7 +34,7 @@ class World:
         self.node.install(TOKEN_NAME, TOKEN.bytecode, arguments, person=issuer)
         self.node.act(issuer, TOKEN_NAME, TOKEN.call("mint", address_of(self.payer), FUNDS_MINOR * UNIT))
 
-    def subject(self, *, resend_seconds: float = 0.1) -> ChainMakerSubject:
+    def subject(self, *, resend_seconds: float = 0.05) -> ChainMakerSubject:
         found = ChainMakerSubject(
             self.node.url,
             chain_id=self.node.chain_id,
@@ -46,7 +46,7 @@ class World:
             payer=signer_of(self.payer),
             payee=signer_of(self.payee),
             currency=Currency.of("CNY"),
-            wait_seconds=0.3,
+            wait_seconds=0.15,
             resend_seconds=resend_seconds,
             clock=self.node.now,
             move_clock=self.node.pass_time,

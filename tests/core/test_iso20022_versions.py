@@ -59,6 +59,7 @@ from settlement.iso20022.recalls import (
 from settlement.iso20022.small_messages import MessageRefused, read_message
 from settlement.iso20022.versions import ALL, VERSIONS, kind_of
 from settlement.iso20022.xml_reader import schema_of
+from settlement.sources import SourceFormat, read_source
 
 NOW = datetime(2026, 11, 2, 8, 0, 0, 123456, tzinfo=UTC)
 BRIDGE, BANK_A, BANK_B = (ParticipantId(code) for code in ("BRDGAEAD", "AAAACNBJ", "BBBBAEADXXX"))
@@ -296,6 +297,19 @@ def test_pages_are_valid_and_a_page_alone_is_not_taken_for_a_statement(version: 
         content = valid(statement_bytes(version, replace(statement(), page=page, is_last_page=is_last)), version)
         found = read_camt053(io.BytesIO(content), messages=VERSIONS[kind_of(version)])
         assert [problem.refusal.value for problem in found.problems] == ["pages-incomplete"]
+
+
+@pytest.mark.parametrize("version", [*VERSIONS["camt.053"], *VERSIONS["camt.054"]])
+def test_account_messages_are_sources_of_a_reconciliation(version: str) -> None:
+    entry = StatementEntry(
+        "1", "E-1", uuid.uuid4(), Money(5, CNY), Direction.DEBIT, NOW, NOW.date(), counterparty=BANK_B
+    )
+    made = replace(statement(), opening_minor=0).with_entries([entry])
+    found = read_source(statement_bytes(version, made), SourceFormat(version[:8]))
+    assert found.problems == () and found.lines is not None and len(found.lines) == 1
+    assert (found.statement is None) == version.startswith("camt.054")
+    other = read_source(statement_bytes(version, made), SourceFormat("camt.054" if found.statement else "camt.053"))
+    assert other.lines is None and other.problems
 
 
 def test_another_kind_of_account_message_is_refused() -> None:

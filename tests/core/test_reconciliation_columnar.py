@@ -6,6 +6,7 @@ specification (`reconcile`) is the oracle. Another draw is mostly clean with pla
 
 from __future__ import annotations
 
+import os
 import random
 import uuid
 from dataclasses import replace
@@ -58,7 +59,7 @@ def everything(found: BulkResult) -> tuple[Any, ...]:
     return sorted(matches), found.rest.breaks, found.totals
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=int(os.environ.get("JIAOZI_HYPOTHESIS_EXAMPLES", "120")), deadline=None)
 @given(
     st.lists(LINE, max_size=9),
     st.lists(LINE, max_size=9),

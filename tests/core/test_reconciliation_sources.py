@@ -164,7 +164,7 @@ def test_whatever_bytes_are_an_answer(content: bytes) -> None:
     ],
 )
 def test_a_mapping_that_could_be_read_in_two_ways_is_refused(change: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(ValueError):
         TableMapping.of_json(GERMAN | change)
     assert (
         TableMapping.of_json(TableMapping.of_json(GERMAN).to_json()).to_json() == TableMapping.of_json(GERMAN).to_json()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,9 +31,6 @@ from eth_utils.address import to_checksum_address
 from eth_utils.crypto import keccak
 
 from settlement.islands.evm.contracts import ESCROW, TOKEN, Contract
-
-sys.setrecursionlimit(20_000)
-"""py-evm needs more than a thousand; what it sets when it is imported would let nested JSON end the process."""
 
 logging.getLogger("eth").setLevel(logging.WARNING)
 

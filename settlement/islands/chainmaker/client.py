@@ -30,6 +30,7 @@ from settlement.islands.chainmaker import wire_pb2 as wire
 
 METHOD = "/api.RpcNode/SendRequest"
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
+REQUESTS_AT_ONCE = 50
 SUCCESS, CONTRACT_FAIL, ARCHIVED_TX, ARCHIVED_BLOCK = 0, 4, 40, 41
 _FILE_BYTES_MAX = 65_536
 
@@ -225,7 +226,7 @@ class Node:
         return int(self._clock())
 
     def send(self, requests: Sequence[wire.TxRequest]) -> list[wire.TxResponse | NodeUnreachable]:
-        """Transactions into the node's pool, in order of their sending. An answer of each, whatever it is."""
+        """Transactions into the node's pool. An answer of each, in order, whatever it is."""
         return self._ask(requests)
 
     def query_evm(self, contract: str, calls: Sequence[bytes]) -> list[bytes]:
@@ -306,16 +307,21 @@ class Node:
             raise NodeUnreachable(f"{self.name} answered no description of {contract}") from None
 
     def _ask(self, requests: Sequence[wire.TxRequest]) -> list[wire.TxResponse | NodeUnreachable]:
-        pending = [self._call.future(request, timeout=self._timeout) for request in requests]
         answers: list[wire.TxResponse | NodeUnreachable] = []
-        for call in pending:
-            try:
-                answers.append(call.result())
-            except grpc.RpcError as error:
-                answers.append(NodeUnreachable(f"{self.name}: {error.code().name}: {error.details()}"[:200]))
-            except (grpc.FutureTimeoutError, grpc.FutureCancelledError, ValueError) as error:
-                answers.append(NodeUnreachable(f"{self.name}: {type(error).__name__}"))
+        for start in range(0, len(requests), REQUESTS_AT_ONCE):
+            chunk = requests[start : start + REQUESTS_AT_ONCE]
+            for call in [self._call.future(request, timeout=self._timeout) for request in chunk]:
+                answers.append(self._answer(call))
         return answers
+
+    def _answer(self, call: Any) -> wire.TxResponse | NodeUnreachable:
+        try:
+            found: wire.TxResponse = call.result()
+        except grpc.RpcError as error:
+            return NodeUnreachable(f"{self.name}: {error.code().name}: {error.details()}"[:200])
+        except (grpc.FutureTimeoutError, grpc.FutureCancelledError, ValueError) as error:
+            return NodeUnreachable(f"{self.name}: {type(error).__name__}")
+        return found
 
 
 def _result(answer: wire.TxResponse | NodeUnreachable) -> bytes:

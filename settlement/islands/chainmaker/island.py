@@ -97,10 +97,16 @@ class _Attempt:
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
+    """What an event says."""
+
     payer: str
     payee: str
     id: bytes
     amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
     block_number: int
     block_hash: str
     transaction: str
@@ -113,7 +119,7 @@ class _Book:
     def __init__(self, first_block: int) -> None:
         self.lock = threading.Lock()
         self.next = first_block
-        self.posted: dict[tuple[str, bytes], _Posted] = {}
+        self.posted: dict[_Posted, _Place] = {}
         self.references: dict[tuple[str, bytes], bytes] = {}
 
 
@@ -192,7 +198,7 @@ class ChainMakerIsland:
         self._check_escrow()
         with self._book.lock:
             self._read_blocks()
-            posted = [item for item in self._book.posted.values() if address in (item.payer, item.payee)]
+            posted = {item: at for item, at in self._book.posted.items() if address in (item.payer, item.payee)}
             references = dict(self._book.references)
         return self._lines(posted, references)
 
@@ -460,34 +466,38 @@ class ChainMakerIsland:
     # --- statements
 
     def _read_blocks(self) -> None:
-        """Every block since the last time: of the escrow's transactions the posts and the locks."""
+        """Every block since the last time: the posts and the locks in it."""
         newest = self._node.height()
         while self._book.next <= newest:
             heights = range(self._book.next, min(self._book.next + BLOCKS_AT_ONCE, newest + 1))
             for block in self._node.blocks(heights):
                 for transaction in block.txs:
-                    if transaction.payload.contract_name == self._terms.escrow and transaction.result.code == 0:
-                        self._read_transaction(block.header, transaction)
+                    if transaction.result.code == 0:
+                        self._read_posts(block.header, transaction)
+                        if transaction.payload.contract_name == self._terms.escrow:
+                            self._read_lock(transaction)
                 self._book.next = block.header.block_height + 1
 
-    def _read_transaction(self, header: wire.BlockHeader, transaction: wire.Transaction) -> None:
+    def _read_posts(self, header: wire.BlockHeader, transaction: wire.Transaction) -> None:
+        """Of any contract's transaction: a payee may post by a contract of its own, and an event carries the name of
+        the called contract. So anybody can show such an event; `_lines` takes none on its word alone."""
+        topic = ESCROW.topic("Posted").hex()
         for index, event in enumerate(transaction.result.contract_result.contract_event):
+            if event.topic.removeprefix("0x") != topic:
+                continue
             try:
-                topics = [bytes.fromhex(text) for text in (event.topic, *event.event_data[:-1])]
-                name, fields = ESCROW.event(topics, bytes.fromhex(event.event_data[-1]))
+                topics = [bytes.fromhex(text) for text in (topic, *event.event_data[:-1])]
+                _, fields = ESCROW.event(topics, bytes.fromhex(event.event_data[-1]))
             except (AbiMismatch, ValueError, IndexError):
                 continue
-            if name == "Posted" and fields["token"] == self._terms.token_address:
-                self._book.posted[fields["payer"], fields["id"]] = _Posted(
-                    fields["payer"],
-                    fields["payee"],
-                    fields["id"],
-                    fields["amount"],
-                    header.block_height,
-                    header.block_hash.hex(),
-                    transaction.payload.tx_id,
-                    index,
-                )
+            parties = {fields["payer"], fields["payee"]}
+            if fields["token"] == self._terms.token_address and parties <= self._terms.accounts.keys():
+                posted = _Posted(fields["payer"], fields["payee"], fields["id"], fields["amount"])
+                height, name = header.block_height, transaction.payload.tx_id
+                self._book.posted.setdefault(posted, _Place(height, header.block_hash.hex(), name, index))
+
+    def _read_lock(self, transaction: wire.Transaction) -> None:
+        """The reference of a lock that its payer signed: the state does not keep it."""
         values = {item.key: item.value for item in transaction.payload.parameters}
         try:
             data = bytes.fromhex(values.get("data", b"").decode("ascii").removeprefix("0x"))
@@ -500,8 +510,8 @@ class ChainMakerIsland:
             return
         self._book.references[sender, arguments[0]] = arguments[7]
 
-    def _lines(self, posted: Sequence[_Posted], references: dict[tuple[str, bytes], bytes]) -> list[EvmLine]:
-        """Of the events those that the escrow's state bears out: a token that a stranger locks may show any event."""
+    def _lines(self, posted: dict[_Posted, _Place], references: dict[tuple[str, bytes], bytes]) -> list[EvmLine]:
+        """Of the events those that the escrow's state bears out."""
         states = self._look_up([(item.payer, item.id, bytes(32)) for item in posted])
         lines = [
             EvmLine(
@@ -511,12 +521,12 @@ class ChainMakerIsland:
                 credit=item.payee,
                 amount_units=item.amount,
                 booked_at=datetime.fromtimestamp(seen.ended_at, UTC),
-                block_number=item.block_number,
-                block_hash=item.block_hash,
-                transaction=item.transaction,
-                log_index=item.log_index,
+                block_number=at.block_number,
+                block_hash=at.block_hash,
+                transaction=at.transaction,
+                log_index=at.log_index,
             )
-            for item, seen in zip(posted, states, strict=True)
+            for (item, at), seen in zip(posted.items(), states, strict=True)
             if seen.standing == 2
             and to_checksum_address(seen.payee) == item.payee
             and to_checksum_address(seen.token) == self._terms.token_address

@@ -229,6 +229,7 @@ class EvmIsland:
         found = self._node.batch(calls)
         answers: dict[int, PrepareOutcome] = {}
         sent: list[int] = []
+        judged: list[int] = []
         now = self._monotonic()
         for number, (place, (order, lock)) in enumerate(asked.items()):
             receipt, count, simulated = found[3 * number : 3 * number + 3]
@@ -242,12 +243,20 @@ class EvmIsland:
                 # Final: another transaction of the payer's has this nonce, so this one is never mined.
                 why = f"the payer used nonce {lock.nonce} for another transaction"
                 answers[place] = Refused("authorisation-superseded", why)
+                judged.append(place)
             elif isinstance(simulated, NodeRefused) and _is_revert(simulated):
                 answers[place] = self._why_refused(order, simulated, "latest")
+                judged.append(place)
             elif now - self._lock_sent.get(order.hold_id, float("-inf")) < self._resend_seconds:
                 answers[place] = Unknown("the lock is sent and in no block yet")
             else:
                 sent.append(place)
+        if judged:
+            # The lock itself, mined between two of these questions, looks like another that used its nonce or its id.
+            again = self._node.batch([("eth_getTransactionReceipt", [asked[place][1].hash]) for place in judged])
+            for place, receipt in zip(judged, again, strict=True):
+                if isinstance(receipt, dict):
+                    answers[place] = Unknown("the lock was mined while it was asked about")
         if sent:
             results = self._node.batch([("eth_sendRawTransaction", [_hex(asked[place][1].raw)]) for place in sent])
             for place, result in zip(sent, results, strict=True):
