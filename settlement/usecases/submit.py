@@ -78,9 +78,7 @@ def submit_batch(
             raise _invalid(faults, truncated=read.problems_truncated)
         if read.sender is not None and not submission.is_operator and read.sender != submission.submitter:
             reason = f"AppHdr/Fr says {read.sender}, the request is signed by {submission.submitter}"
-            raise _invalid(
-                [Fault(InstructionRefusal.APPLICATION_HEADER_INVALID.value, 0, reason)], truncated=False
-            )
+            raise _invalid([Fault(InstructionRefusal.APPLICATION_HEADER_INVALID.value, 0, reason)], truncated=False)
         prices = None if market is None else CreditorPrices(market, connection, now=now)
         made, faults = quoted(read.instructions, submission, directory=directory, clock=clock, prices=prices)
         used = batches.used_uetrs(connection, [item.uetr for item in read.instructions])

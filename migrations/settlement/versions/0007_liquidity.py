@@ -2,8 +2,8 @@
 
 What the database keeps by itself, beside the code (I5): a netted instruction is settled if and only if its netting
 settlement is committed, with the same time of finality; an aborted netting settlement keeps none; its legs are what
-the netted instructions add up to, participant by participant and currency by currency. A run that needs approval does not
-start without two persons, and nobody's limit is above the operator's cap.
+the netted instructions add up to, participant by participant and currency by currency. A run that needs approval
+does not start without two persons, and nobody's limit is above the operator's cap.
 """
 
 from __future__ import annotations
