@@ -30,7 +30,7 @@ from pydantic import (
 from kernel import ids, money, strict_json
 from kernel.clock import from_micros
 from kernel.crypto import jws
-from kernel.crypto.keys import KeyRefused, PrivateKey, PublicKey
+from kernel.crypto.keys import KeyRefused, PrivateKey, PublicKey, SigningKey
 from kernel.errors import ProblemError, Refusal
 from kernel.ids import AccountNumber, ParticipantId
 from ledger.domain.blocks import BlockHeader
@@ -1027,7 +1027,7 @@ class ClosingView(Model):
 # --- signed documents ------------------------------------------------------------------------------------------------
 
 
-def sign_instruction(terms: TransferTerms, *, ledger: str, valid_until: datetime, key: PrivateKey) -> str:
+def sign_instruction(terms: TransferTerms, *, ledger: str, valid_until: datetime, key: SigningKey) -> str:
     """A compact JWS by which the debit account's owner authorises exactly these terms on exactly this ledger."""
     return jws.sign(spell_instruction(terms, ledger=ledger, valid_until=valid_until), key, typ=INSTRUCTION_TYP)
 
@@ -1066,7 +1066,7 @@ def sign_approval(approval: Approval, *, key: PrivateKey) -> str:
     return jws.sign(_canonical(approval), key, typ=APPROVAL_TYP)
 
 
-def sign_account_change(document: AccountChangeDocument, *, key: PrivateKey) -> str:
+def sign_account_change(document: AccountChangeDocument, *, key: SigningKey) -> str:
     """The participant's signature."""
     return jws.sign(_canonical(document), key, typ=CHANGE_TYP)
 
@@ -1076,7 +1076,7 @@ def sign_account_consent(document: AccountChangeDocument, *, key: PrivateKey) ->
     return jws.sign(_canonical(document), key, typ=CONSENT_TYP)
 
 
-def countersign_account_change(consent: str, *, key: PrivateKey) -> str:
+def countersign_account_change(consent: str, *, key: SigningKey) -> str:
     """The participant's signature over exactly what a consent says. Read it first: `read_account_change`."""
     return jws.sign(jws.peek_payload(consent), key, typ=CHANGE_TYP)
 

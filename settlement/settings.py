@@ -43,7 +43,8 @@ class SettlementSettings(ServiceSettings):
     participant: ParticipantRef
     """The bridge's own code."""
     signing_key_path: Path
-    """The bridge's private key (PKCS#8 PEM, mode 0600): registered at the ledgers with the role bridge."""
+    """The bridge's private key, registered at the ledgers with the role bridge. A PKCS#8 PEM file of mode 0600, or a
+    .json file that names a key in a hardware security module (kernel.crypto.pkcs11)."""
     ledgers_path: Path
     """A JSON file: [{"ledger", "url", "currency"}]."""
     institutions_path: Path

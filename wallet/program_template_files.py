@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kernel.crypto import jws
-from kernel.crypto.keys import PrivateKey, PublicKey
+from kernel.crypto.keys import PublicKey, SigningKey
 from wallet.domain.program_templates import Template
 from wallet.domain.programs import ProgramInvalid
 
@@ -63,7 +63,7 @@ def load_templates(directory: Path | None, publishers: Sequence[PublicKey]) -> T
     return _book([*builtin_templates().values(), *own])
 
 
-def sign_template(template: Template, key: PrivateKey) -> str:
+def sign_template(template: Template, key: SigningKey) -> str:
     return jws.sign(_signed_payload(template), key, typ=TEMPLATE_TYP)
 
 

@@ -56,7 +56,8 @@ class InstitutionSettings(BaseModel):
     participant: ParticipantRef
     """This institution's code in the shape of a BIC."""
     signing_key_path: Path
-    """The institution's private key (PKCS#8 PEM, mode 0600): signs requests to ledgers and leg authorisations."""
+    """The institution's private key: signs requests to ledgers and leg authorisations. A PKCS#8 PEM file of mode 0600,
+    or a .json file that names a key in a hardware security module (kernel.crypto.pkcs11)."""
     data_key_path: Path | None = None
     """The key that wraps customers' data keys; unset = `data_dir/customer-data.key`. Made at first start, mode 0600."""
     ledger_url: str = "http://127.0.0.1:8100"

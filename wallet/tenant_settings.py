@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.pkcs11 import load_signing_key
 from kernel.ids import ParticipantId
 from kernel.settings import InvalidSettings, MisspeltSetting
 from wallet.settings import InstitutionSettings, ProcessSettings, WalletSettings, read_clients, read_json
@@ -105,7 +105,7 @@ def check_keys(institutions: Sequence[WalletSettings]) -> None:
     """
     clients = ((one.participant, key) for one in institutions for key in read_clients(one.clients_path))
     _refuse_shared("client's key", clients)
-    own = ((one.participant, PrivateKey.load(one.signing_key_path).public.thumbprint) for one in institutions)
+    own = ((one.participant, load_signing_key(one.signing_key_path).public.thumbprint) for one in institutions)
     _refuse_shared("signing key", own)
 
 

@@ -28,7 +28,7 @@ import http_sf
 import httpx
 
 from kernel.clock import EPOCH, Clock, system_clock
-from kernel.crypto.keys import THUMBPRINT, PrivateKey, PublicKey, Suite, to_base64url
+from kernel.crypto.keys import THUMBPRINT, PublicKey, SigningKey, Suite, to_base64url
 from kernel.errors import ProblemError, RequestRefusal
 from kernel.limits import SIGNATURE_SECONDS_MAX, SIGNATURE_SKEW_SECONDS_MAX
 
@@ -212,7 +212,7 @@ class RequestSigner(httpx.Auth):
 
     requires_request_body = True
 
-    def __init__(self, key: PrivateKey, *, clock: Clock = system_clock, origin: str | None = None) -> None:
+    def __init__(self, key: SigningKey, *, clock: Clock = system_clock, origin: str | None = None) -> None:
         self._key = key
         self._clock = clock
         self._origin = origin.rstrip("/") if origin is not None else None

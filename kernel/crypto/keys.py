@@ -15,6 +15,7 @@ import stat
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
@@ -142,6 +143,40 @@ class PublicKey:
         return f"PublicKey({self.suite.value}, {self._thumbprint})"
 
 
+def read_secret(path: Path | str) -> bytes:
+    """A file that only its owner can read, at most 16 KiB of it. Raises: KeyRefused."""
+    try:
+        # Checked on the open file, not by name, so that it cannot be exchanged in between.
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise KeyRefused(f"{path} is not a regular file")
+            if status.st_mode & 0o077:
+                mode = stat.S_IMODE(status.st_mode)
+                raise KeyRefused(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
+            return file.read(16_384)
+    except OSError as error:
+        raise KeyRefused(f"cannot read the key file {path}: {error.strerror}") from None
+
+
+class SigningKey(Protocol):
+    """What a program needs of a key to sign with it: a `PrivateKey`, or one that stays in a hardware security module
+    (`kernel.crypto.pkcs11.ModuleKey`)."""
+
+    @property
+    def public(self) -> PublicKey: ...
+
+    @property
+    def suite(self) -> Suite: ...
+
+    @property
+    def thumbprint(self) -> str:
+        """RFC 7638."""
+
+    def sign(self, data: bytes) -> bytes:
+        """64 bytes over `data`. Raises: OSError if a module does not answer: nothing was signed that can be used."""
+
+
 class PrivateKey:
     """Signs. Its repr and its errors never show key material, and it cannot be pickled."""
 
@@ -165,18 +200,7 @@ class PrivateKey:
 
         Raises: KeyRefused when the file is readable by others, is not such a key, or cannot be read.
         """
-        try:
-            # Checked on the open file, not by name, so that it cannot be exchanged in between.
-            with open(path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if not stat.S_ISREG(status.st_mode):
-                    raise KeyRefused(f"{path} is not a regular file")
-                if status.st_mode & 0o077:
-                    mode = stat.S_IMODE(status.st_mode)
-                    raise KeyRefused(f"{path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`")
-                pem = file.read(16_384)
-        except OSError as error:
-            raise KeyRefused(f"cannot read the key file {path}: {error.strerror}") from None
+        pem = read_secret(path)
         try:
             key = serialization.load_pem_private_key(pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
 
-from kernel.crypto.keys import KeyRefused, PrivateKey, PublicKey, Suite, from_base64url, to_base64url
+from kernel.crypto.keys import KeyRefused, PublicKey, SigningKey, Suite, from_base64url, to_base64url
 
 NOTE_BYTES_MAX = 64 * 1024
 SIGNATURES_MAX = 64
@@ -166,13 +166,13 @@ def open_note(note: Note, keys: Iterable[VerifierKey]) -> Mapping[VerifierKey, S
     return found
 
 
-def sign_text(text: str, *, name: str, key: PrivateKey) -> Signature:
+def sign_text(text: str, *, name: str, key: SigningKey) -> Signature:
     """An Ed25519 signature of type 0x01."""
     verifier = VerifierKey(name, KeyKind.ED25519, key.public)
     return Signature(name, verifier.key_id, key.sign(text.encode()))
 
 
-def cosign_text(text: str, *, name: str, key: PrivateKey, timestamp: int) -> Signature:
+def cosign_text(text: str, *, name: str, key: SigningKey, timestamp: int) -> Signature:
     """A cosignature/v1 (type 0x04). `timestamp` in seconds since 1970. Source: C2SP tlog-cosignature."""
     verifier = VerifierKey(name, KeyKind.COSIGNATURE_V1, key.public)
     if not 0 < timestamp <= TIMESTAMP_MAX:

@@ -19,8 +19,9 @@ from kernel import migrate
 from kernel.client import ServiceClient
 from kernel.clock import Clock, system_clock
 from kernel.crypto.http_signatures import RequestSigner
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import SigningKey
 from kernel.crypto.nonces import PostgresNonceStore
+from kernel.crypto.pkcs11 import load_signing_key
 from kernel.database import Database, resolve_url
 from kernel.http import create_app
 from kernel.money import Currency
@@ -94,7 +95,7 @@ class Outside:
     close: Callable[[], None]
 
 
-Connect = Callable[[SettlementSettings, Directory, PrivateKey], Outside]
+Connect = Callable[[SettlementSettings, Directory, SigningKey], Outside]
 
 
 def create(settings: SettlementSettings, *, connect: Connect | None = None, clock: Clock = system_clock) -> FastAPI:
@@ -141,7 +142,7 @@ class _Running:
 
     def __init__(self, settings: SettlementSettings, connect: Connect | None, clock: Clock) -> None:
         directory = read_directory(settings)
-        key = PrivateKey.load(settings.signing_key_path)
+        key = load_signing_key(settings.signing_key_path)
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         url, self._server = resolve_url(settings.database_url, settings.data_dir, SERVICE)
         if self._server is not None:
@@ -288,7 +289,7 @@ class _Running:
 
 
 def connect_over_http(
-    settings: SettlementSettings, directory: Directory, key: PrivateKey, *, memory: IslandMemory | None = None
+    settings: SettlementSettings, directory: Directory, key: SigningKey, *, memory: IslandMemory | None = None
 ) -> Outside:
     """The real others. Nothing is dialled yet: a service that is down is no reason not to start. Without `memory` what
     was final on a chain is forgotten at the end."""

@@ -9,7 +9,7 @@ from fastapi import Path
 from kernel import ids
 from kernel.clock import Clock
 from kernel.crypto.http_signatures import RequestSigner
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import SigningKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.http import problems, strict_router
@@ -80,7 +80,7 @@ def get_settlement_proofs(settlement: SettlementPath, service: Services, caller:
 
 
 def connect_relay(
-    settings: SettlementSettings, directory: Directory, key: PrivateKey, *, database: Database, clock: Clock
+    settings: SettlementSettings, directory: Directory, key: SigningKey, *, database: Database, clock: Clock
 ) -> Relay | None:
     """None if the settings name no trust file. Nothing is dialled yet. Raises OSError, ValueError."""
     if settings.relay_path is None:

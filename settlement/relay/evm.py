@@ -14,7 +14,7 @@ from uuid import UUID
 from eth_utils.crypto import keccak
 from rlp import encode as rlp_encode  # type: ignore[import-untyped]
 
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import SigningKey
 from kernel.transparency.notes import Note, NoteRefused, open_note, sign_text
 from settlement.relay.bundle import HEADER_BYTES_MAX, EventProof, EvmProof, HeaderChain, LegStanding, Statement
 from settlement.relay.trie import ProofRefused, read_proved, read_rlp
@@ -90,7 +90,7 @@ def header_text(ledger: str, header: Header) -> str:
     return f"jiaozi-relay-header/v1\n{ledger}\n{header.number}\n{header.hash.hex()}\n"
 
 
-def sign_header(ledger: str, header: Header, *, name: str, key: PrivateKey) -> str:
+def sign_header(ledger: str, header: Header, *, name: str, key: SigningKey) -> str:
     text = header_text(ledger, header)
     return str(Note(text, (sign_text(text, name=name, key=key),)))
 

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from kernel import ids
 from kernel.crypto import jws
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import SigningKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from settlement.domain.reconciliation import View
@@ -57,7 +57,7 @@ class Books:
 
     officers: Officers
     control: Control
-    key: PrivateKey
+    key: SigningKey
     islands: Mapping[str, Island]
 
 

@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from kernel import strict_json
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.clock import Clock
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import SigningKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import HoldId
@@ -106,7 +106,7 @@ class Relay:
         database: Database,
         clock: Clock,
         name: str,
-        key: PrivateKey,
+        key: SigningKey,
     ) -> None:
         """`ledgers` and `nodes` by the island's name; `name` and `key` sign headers. Raises ValueError for an island
         without either."""

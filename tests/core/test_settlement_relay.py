@@ -403,7 +403,9 @@ def test_evm_legs_are_proved_for_what_they_are(scene: ChainScene) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"amount_minor": AMOUNT + 1}, {"debit": PAYEE, "credit": PAYER}, {"hold": hold_of(0)}], ids=str
+    "change",
+    [{"amount_minor": AMOUNT + 1}, {"debit": PAYEE, "credit": PAYER}, {"hold": hold_of(0)}],
+    ids=["amount", "accounts", "hold"],
 )
 def test_an_evm_proof_of_other_terms_is_refused(scene: ChainScene, change: dict[str, Any]) -> None:
     with pytest.raises(ProofRefused):

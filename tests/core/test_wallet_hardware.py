@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from kernel.crypto import jws
-from kernel.crypto.keys import PrivateKey
+from kernel.crypto.keys import PrivateKey, SigningKey
 from kernel.ids import AccountNumber
 from ledger.contract import INSTRUCTION_TYP, read_instruction
 from wallet.domain.cards import COUNTER_MAX, Stamp, read_stamp, stamped_id
 from wallet.hardware.card import Card, CardUnusable, FolderDisk
 from wallet.hardware.element import INSTRUCTION_LIFE_MAX, PIN_TRIES_MAX, CardRefusal, Presented
-from wallet.hardware.pkcs11 import HardwareSigner
 
 PIN = "135790"
 NOON = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)
@@ -206,7 +205,7 @@ def test_key_is_in_nothing_that_the_card_says() -> None:
 
 
 def test_software_key_fits_the_port_of_a_security_module() -> None:
-    signer: HardwareSigner = PrivateKey.generate()
+    signer: SigningKey = PrivateKey.generate()
     assert signer.public.verify(b"data", signer.sign(b"data"))
     assert signer.thumbprint == signer.public.thumbprint
 

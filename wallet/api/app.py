@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from kernel import migrate
 from kernel.clock import Clock, system_clock
 from kernel.crypto.http_signatures import RequestSigner
-from kernel.crypto.keys import PrivateKey
 from kernel.crypto.nonces import PostgresNonceStore
+from kernel.crypto.pkcs11 import load_signing_key
 from kernel.database import Database, resolve_url
 from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
@@ -154,7 +154,7 @@ class _Running:
         packs = (pack, pending) if pending else (pack,)
         if pending and (pending.currency, pending.time_zone) != (pack.currency, pack.time_zone):
             raise ValueError(f"{pending.name} has another currency or time zone than {pack.name}")
-        key = PrivateKey.load(settings.signing_key_path)
+        key = load_signing_key(settings.signing_key_path)
         clients = read_clients(settings.clients_path)
         signer = RequestSigner(key)
         url, self._server = resolve_url(settings.database_url, data_dir=settings.data_dir, service=SERVICE)

@@ -20,7 +20,7 @@ from uuid import UUID
 import iso4217
 
 from kernel import ids
-from kernel.crypto.keys import PrivateKey, PublicKey, from_base64url, to_base64url
+from kernel.crypto.keys import PublicKey, SigningKey, from_base64url, to_base64url
 from kernel.ids import AccountNumber, ParticipantId
 from kernel.money import AMOUNT_MINOR_MAX, Currency, Money
 
@@ -105,7 +105,7 @@ class MerchantCode:
         return self.request is not None
 
 
-def encode_merchant(code: MerchantCode, *, key: PrivateKey | None = None) -> str:
+def encode_merchant(code: MerchantCode, *, key: SigningKey | None = None) -> str:
     """The payload, signed by the institution's `key`. A static code may go without. Raises: QrRefused."""
     unsigned = _unsigned(code)
     if key is not None:

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from kernel import ids
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.clock import Clock
-from kernel.crypto.keys import PrivateKey, PublicKey
+from kernel.crypto.keys import PublicKey, SigningKey
 from kernel.database import Database
 from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import AccountNumber, ParticipantId
@@ -99,7 +99,7 @@ class Context:
     ledgers: Ledgers
     pack: RulePack
     participant: ParticipantId
-    key: PrivateKey
+    key: SigningKey
     clock: Clock
     core_banking: CoreBanking
     personal_data: PersonalDataVault

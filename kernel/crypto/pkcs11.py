@@ -1,8 +1,8 @@
 """An institution's key in a hardware security module: a signer whose key stays inside, by PKCS#11 (OASIS, v3.1).
 
-`HardwareSigner` says what the services need of a key; `ModuleKey` is one in a module, over the library `python-pkcs11`
-(optional: `pip install python-pkcs11`). The key is found by its label and must be sensitive and not extractable, so
-nobody gets it out, this program included. It signs
+`ModuleKey` is a `kernel.crypto.keys.SigningKey` over the library `python-pkcs11` (optional: `pip install
+python-pkcs11`); `load_signing_key` reads which key a service signs with. The key is found by its label and must be
+sensitive and not extractable, so nobody gets it out, this program included. It signs
 
 - Ed25519: mechanism CKM_EDDSA without parameters, over the data itself (64 bytes: R || S, RFC 8032);
 - ECDSA P-256: CKM_ECDSA over the data's SHA-256 (64 bytes: r || s, as `kernel.crypto.keys` has it).
@@ -19,32 +19,16 @@ import threading
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from kernel.crypto.keys import KeyRefused, PublicKey, Suite
+from kernel import strict_json
+from kernel.crypto.keys import KeyRefused, PrivateKey, PublicKey, SigningKey, Suite, read_secret
+from kernel.errors import ProblemError
 
 _OCTET_STRING = 0x04
 _SIGNATURE_BYTES = 64
-
-
-class HardwareSigner(Protocol):
-    """A key in a module. `kernel.crypto.keys.PrivateKey` has the same members, so either can sign where it is asked
-    for no more than this."""
-
-    @property
-    def public(self) -> PublicKey: ...
-
-    @property
-    def suite(self) -> Suite: ...
-
-    @property
-    def thumbprint(self) -> str:
-        """RFC 7638."""
-
-    def sign(self, data: bytes) -> bytes:
-        """64 bytes over `data`. Raises: OSError if the module does not answer: nothing was signed that can be used."""
 
 
 class ModuleUnusable(OSError):
@@ -152,3 +136,30 @@ def _public_key(point: bytes) -> PublicKey:
         return PublicKey(ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point))
     except ValueError:
         raise KeyRefused("the module's public key is neither Ed25519 nor ECDSA P-256") from None
+
+
+_MEMBERS = {"module", "token", "label", "pin_path"}
+
+
+def load_signing_key(path: Path) -> SigningKey:
+    """A service's key: of a PEM file (`PrivateKey.load`), or, if the file's name ends in .json, of a module:
+
+        {"module": "/usr/lib/softhsm/libsofthsm2.so", "token": "bank", "label": "signing", "pin_path": "/run/pin"}
+
+    `pin_path` is a file of mode 0600, read again at each login. Raises: KeyRefused, ModuleUnusable.
+    """
+    if path.suffix != ".json":
+        return PrivateKey.load(path)
+    try:
+        found = strict_json.loads(path.read_bytes())
+    except (OSError, ProblemError) as error:
+        raise KeyRefused(f"cannot read {path}: {error}") from None
+    if not isinstance(found, dict) or set(found) != _MEMBERS or not all(isinstance(found[name], str) for name in found):
+        raise KeyRefused(f"{path}: give {', '.join(sorted(_MEMBERS))}, each as a string")
+    pin_path = Path(found["pin_path"])
+    return ModuleKey(
+        Path(found["module"]),
+        token=found["token"],
+        label=found["label"],
+        pin=lambda: read_secret(pin_path).decode("utf-8").strip(),
+    )

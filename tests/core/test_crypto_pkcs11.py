@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -15,10 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from kernel.crypto.keys import KeyRefused, Suite
-from wallet.hardware.pkcs11 import ModuleKey, ModuleUnusable
+from kernel.clock import system_clock
+from kernel.crypto import jws
+from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import KeyRefused, PrivateKey, Suite
+from kernel.crypto.pkcs11 import ModuleKey, ModuleUnusable, load_signing_key
+from kernel.ids import new_uuid7
+from ledger.contract import INSTRUCTION_TYP, TransferTerms, sign_instruction
 
 MODULE = Path("/usr/lib/softhsm/libsofthsm2.so")
 TOKEN, PIN = "jiaozi", "123456"
@@ -108,3 +115,33 @@ def test_what_cannot_be_used_is_refused(api: Any) -> None:
         key("soft")
     with pytest.raises(ModuleUnusable):
         ModuleKey(Path("/nowhere.so"), token=TOKEN, label="ed", pin=lambda: PIN)
+
+
+def test_a_service_signs_with_the_key_that_its_settings_name(api: Any, tmp_path: Path) -> None:
+    pin = tmp_path / "pin"
+    pin.write_text(f"{PIN}\n")
+    pin.chmod(0o600)
+    named = tmp_path / "signing.json"
+    document = {"module": str(MODULE), "token": TOKEN, "label": "ed", "pin_path": str(pin)}
+    named.write_text(json.dumps(document))
+    signer = load_signing_key(named)
+    request = httpx.Request(
+        "POST", "http://ledger.test/v1/transfer-batches", content=b"{}", headers={"content-type": "application/json"}
+    )
+    RequestSigner(signer).sign(request)
+    assert request.headers["signature"]
+    terms = TransferTerms.model_validate(
+        {"id": new_uuid7(), "kind": "exchange-in", "debit": 17, "credit": 18, "amount_minor": 5, "currency": "CNY"}
+    )
+    token = sign_instruction(terms, ledger="cny", valid_until=system_clock(), key=signer)
+    jws.verify(token, signer.public, typ=INSTRUCTION_TYP)
+    pin.chmod(0o644)
+    with pytest.raises(KeyRefused, match="read by others"):
+        load_signing_key(named)
+    for wrong in ({**document, "more": "x"}, {**document, "label": 5}, [document]):
+        named.write_text(json.dumps(wrong))
+        with pytest.raises(KeyRefused, match="pin_path"):
+            load_signing_key(named)
+    pem = tmp_path / "signing.pem"
+    PrivateKey.generate().save(pem)
+    assert isinstance(load_signing_key(pem), PrivateKey)
