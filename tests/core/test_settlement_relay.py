@@ -240,7 +240,7 @@ def test_native_legs_are_proved_for_what_they_are(ledger: NativeScene) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"amount_minor": AMOUNT + 1}, {"debit": PAYEE}, {"credit": AccountNumber(13)}, {"hold": new_uuid7()}],
-    ids=str,
+    ids=["amount", "debit", "credit", "hold"],
 )
 def test_a_native_proof_of_other_terms_is_refused(ledger: NativeScene, change: dict[str, Any]) -> None:
     for proof in (ledger.posted, ledger.others["voided"], ledger.others["held"]):
