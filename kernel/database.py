@@ -169,7 +169,7 @@ class Database:
                 with self.transaction(isolation=isolation) as connection:
                     return work(connection)
             except DBAPIError as error:
-                if attempt == attempts or sqlstate(error) not in _RETRIABLE:
+                if attempt == attempts or not is_retriable(error):
                     raise
             _pause(attempt)
             attempt += 1
@@ -323,6 +323,11 @@ def parse_url(url: str) -> URL:
 def sqlstate(error: DBAPIError) -> str | None:
     """The server's five-character error code, if a server said it."""
     return error.orig.sqlstate if isinstance(error.orig, psycopg.Error) else None
+
+
+def is_retriable(error: DBAPIError) -> bool:
+    """A serialization failure or a deadlock: the transaction wrote nothing and may be begun anew."""
+    return sqlstate(error) in _RETRIABLE
 
 
 def is_duplicate_key(error: psycopg.Error) -> bool:

@@ -105,7 +105,8 @@ class Edge:
             _refuse_nul(scope)
             body = _Body(scope, receive, self._slots, client)
             try:
-                await body.read(self._bytes_max(scope["path"]), self._bounds.read_seconds_max)
+                bytes_max = min(self._bytes_max(scope["path"]), self._slots.share(client or ""))
+                await body.read(bytes_max, self._bounds.read_seconds_max)
                 answer = await self._answer_directly(scope, body)
                 if answer is not None:
                     await response.send_json(*answer)
@@ -254,8 +255,12 @@ class _Slots:
         if not self._requests[client]:
             del self._requests[client]
 
+    def share(self, client: str) -> int:
+        """What a client may ever have in memory: a larger body is refused as too large, for no retry would help."""
+        return self._bounds.buffered_bytes_max // (4 if client else 1)
+
     def take_bytes(self, client: str, count: int) -> bool:
-        share = self._bounds.buffered_bytes_max // (4 if client else 1)
+        share = self.share(client)
         if self._bytes_total + count > self._bounds.buffered_bytes_max or self._bytes[client] + count > share:
             return False
         self._bytes[client] += count

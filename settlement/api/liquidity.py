@@ -112,7 +112,7 @@ def release_from_queue(settlement: SettlementPath, service: Services, caller: Si
 @router.get(
     "/v1/liquidity/why/{settlement}",
     operation_id="why_queued",
-    summary="Why an instruction waits now, and the smallest amount that would free it",
+    summary="Why an instruction waits now, and the smallest amount that frees it; an institution sees its own part",
     responses=_responses(R.SETTLEMENT_NOT_FOUND, R.LIQUIDITY_NOT_QUEUED, R.LIQUIDITY_POSITIONS_UNKNOWN),
 )
 def why_queued(
@@ -126,7 +126,12 @@ def why_queued(
         row = batches.find_settlement(connection, key)
     if row is None or not caller.may_see(*row.parties):
         not_found(R.SETTLEMENT_NOT_FOUND)
-    found = desk_work.why(service.liquidity, key, may_overtake=method == "overtaking")
+    may_overtake = method == "overtaking"
+    if may_overtake and not caller.is_operator:
+        raise ProblemError(RequestRefusal.NOT_PERMITTED, "method=overtaking is for the bridge's operator: ask strict")
+    viewer = None if caller.is_operator else caller.participant
+    with service.heavy_work():
+        found = desk_work.why(service.liquidity, key, may_overtake=may_overtake, viewer=viewer)
     return WhyView(
         settlement=key,
         sentence=found.sentence,
@@ -289,7 +294,8 @@ def list_run_instructions(
     with service.database.transaction(isolation="READ COMMITTED") as connection:
         found = store.run_items(connection, row.id, after=after, limit=limit + 1, party=party, is_taken=is_taken)
     more = encode([found[limit - 1].place], filters) if len(found) > limit else None
-    return Page(items=[_item_view(item) for item in found[:limit]], next_cursor=more)
+    seen = found[:limit] if party is None else [desk_work.item_seen_by(item, party) for item in found[:limit]]
+    return Page(items=[_item_view(item) for item in seen], next_cursor=more)
 
 
 @router.post(

@@ -185,27 +185,29 @@ def reconcile(body: ReconciliationRequest, service: Services, caller: Signed) ->
         rules = rules_of_json(body.rules.model_dump(mode="json"))
     except ValueError as error:
         raise ProblemError(R.RULES_INVALID, str(error)) from None
-    row = work.reconcile(
-        work.Wanted(
-            body.reconciliation,
-            body.participant,
-            body.counterparty,
-            currency,
-            body.their_source,
-            body.our_source,
-            body.batch,
-            body.booked_from,
-            body.booked_to,
-            body.view,
-            rules,
-            body.as_of,
-        ),
-        account=service.directory.account(body.participant, currency),
-        run_by=caller.participant,
-        database=service.database,
-        files_directory=service.files_directory,
-        clock=service.clock,
+    wanted = work.Wanted(
+        body.reconciliation,
+        body.participant,
+        body.counterparty,
+        currency,
+        body.their_source,
+        body.our_source,
+        body.batch,
+        body.booked_from,
+        body.booked_to,
+        body.view,
+        rules,
+        body.as_of,
     )
+    with service.heavy_work():
+        row = work.reconcile(
+            wanted,
+            account=service.directory.account(body.participant, currency),
+            run_by=caller.participant,
+            database=service.database,
+            files_directory=service.files_directory,
+            clock=service.clock,
+        )
     return _run_view(service, row, with_breaks=True)
 
 
@@ -346,9 +348,10 @@ def undo_match(
 )
 def get_evidence(reconciliation: ReconciliationPath, service: Services, caller: Signed) -> Response:
     row = _run(service, caller, reconciliation)
-    content = make_evidence(
-        row, books=service.books, database=service.database, files_directory=service.files_directory
-    )
+    with service.heavy_work():
+        content = make_evidence(
+            row, books=service.books, database=service.database, files_directory=service.files_directory
+        )
     name = f"{ids.show('rec', row.id)}.evidence.zip"
     return Response(
         content, media_type="application/zip", headers={"content-disposition": f'attachment; filename="{name}"'}
@@ -443,6 +446,7 @@ def decide_break(found: BreakPath, body: DecisionRequest, service: Services, cal
         officers=service.books.officers,
         database=service.database,
         directory=service.directory,
+        checks=service.intake_checks,
         clock=service.clock,
     )
     service.worker.wake()

@@ -186,7 +186,8 @@ def get_settlement(settlement: SettlementPath, service: Services, caller: Signed
         _, explanation, closed = explain_rows(
             connection, [row], now=service.clock(), engine_silent_after=service.engine_silent_after
         )[0]
-    return settlement_view(row, None if explanation is None else explanation_view(explanation, closed))
+    shown = None if explanation is None else explanation_view(explanation, closed)
+    return settlement_view(row, shown, viewer=None if caller.is_operator else caller.participant)
 
 
 @router.post(

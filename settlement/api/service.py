@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -13,7 +16,7 @@ from fastapi import Depends, Request
 from kernel import ids
 from kernel.clock import Clock
 from kernel.database import Database
-from kernel.errors import ProblemError
+from kernel.errors import ProblemError, RequestRefusal
 from settlement.api.oversight import Oversight
 from settlement.domain.refusals import SettlementRefusal
 from settlement.settings import Directory
@@ -25,6 +28,9 @@ from settlement.usecases.relay import Relay
 from settlement.usecases.settle import Engine
 from settlement.usecases.streams import StreamContext, StreamWorker
 from settlement.usecases.worker import Worker
+
+HEAVY_AT_ONCE = 2
+"""Answers that compute for seconds, at once; with more of them the requests that only read would wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,18 @@ class Service:
     relay: Relay | None
     engine_silent_after: timedelta
     """An engine that has not renewed its lease for so long counts as gone, for people."""
+    heavy: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(HEAVY_AT_ONCE))
+
+    @contextmanager
+    def heavy_work(self) -> Iterator[None]:
+        """Around what computes for seconds. Raises at once, nothing done: ProblemError(too-many-requests)."""
+        if not self.heavy.acquire(blocking=False):
+            reason = f"{HEAVY_AT_ONCE} long computations are under way: ask again later"
+            raise ProblemError(RequestRefusal.TOO_MANY_REQUESTS, reason)
+        try:
+            yield
+        finally:
+            self.heavy.release()
 
 
 def _service(request: Request) -> Service:

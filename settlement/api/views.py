@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from kernel.ids import ParticipantId
 from settlement.contract import (
     BatchView,
     ClosedGateView,
@@ -40,7 +41,12 @@ def batch_view(row: BatchRow) -> BatchView:
     )
 
 
-def settlement_view(row: SettlementRow, explanation: ExplanationView | None = None) -> SettlementView:
+def settlement_view(
+    row: SettlementRow, explanation: ExplanationView | None = None, *, viewer: ParticipantId | None = None
+) -> SettlementView:
+    """To a viewer other than the operator (None) a run's net settlement shows only the legs that touch it: the others
+    are net positions of others."""
+    is_cut = row.nets and viewer is not None
     return SettlementView(
         settlement=row.id,
         batch=row.batch,
@@ -70,6 +76,7 @@ def settlement_view(row: SettlementRow, explanation: ExplanationView | None = No
                 ended_at=found.ended_at,
             )
             for found in row.legs
+            if not is_cut or viewer in (found.leg.terms.payer, found.leg.terms.payee)
         ],
         decision=row.decision,
         finality_at=row.decided_at if row.decision is Decision.COMMIT else None,

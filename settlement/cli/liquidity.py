@@ -222,7 +222,7 @@ def why(
     settlement: SettlementId,
     client_key: ClientKey,
     url: Url = DEFAULT_URL,
-    method: Annotated[str, typer.Option(help="strict or overtaking: the run that is to free it.")] = "strict",
+    method: Annotated[str, typer.Option(help="strict or overtaking (operator): the run that frees it.")] = "strict",
     json: Json = False,
 ) -> None:
     """Why an instruction waits now, and the smallest amount that would free it."""

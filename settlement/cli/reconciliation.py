@@ -413,7 +413,7 @@ def evidence_verify(
     if as_json:
         stated = found.trusted_from_manifest
         print_json = {"is_good": found.is_good, "findings": found.findings, "proved": found.proved, "stated": stated}
-        typer.echo(json.dumps(print_json))
+        typer.echo(json.dumps(print_json | {"notes": found.notes}))
     else:
         for text in found.findings:
             errors.print(f"WRONG: {text}", markup=False)
@@ -421,6 +421,8 @@ def evidence_verify(
         console.print(f"{'Good' if found.is_good else 'NOT good'}: {proved or 'nothing'} checked.", markup=False)
         if found.trusted_from_manifest:
             console.print(f"On the bridge's word: the keys of {', '.join(found.trusted_from_manifest)}.", markup=False)
+        for text in found.notes:
+            console.print(f"Note: {text}", markup=False)
     if not found.is_good:
         raise typer.Exit(1)
 
@@ -529,8 +531,10 @@ def _signer(path: Path) -> RequestSigner:
 def _format(path: Path) -> str:
     known = _FORMATS.get(path.suffix.lower())
     if known is None:
-        raise ValueError(f"{path}: a source is .xml (camt.053), .csv or .parquet")
-    return known
+        raise ValueError(f"{path}: a source is .xml (camt.053 or camt.054), .csv or .parquet")
+    with path.open("rb") as file:
+        is_notification = known == "camt.053" and b"xsd:camt.054." in file.read(4_096)
+    return "camt.054" if is_notification else known
 
 
 def _json_of(path: Path) -> Any:

@@ -9,22 +9,38 @@ from datetime import date, time
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from ledger.contract import Amount, CurrencyCode, Model, Moment, ParticipantRef, SignedAmount
 from settlement.contract import BatchRef, ReconciliationRef, SettlementRef, _parsed, _schema, _shown
-from settlement.domain.reconciliation import AgeBucket, BreakType, MatchRule, Severity, Side, View
+from settlement.domain.reconciliation import JOURNAL, AgeBucket, BreakType, MatchRule, Severity, Side, View
 from settlement.domain.reconciliation.lifecycle import BreakState, DecisionKind, EventKind, RepairKind
 from settlement.domain.reconciliation.mapping import COLUMNS, DateFormat, Sign
 
-SOURCE_BYTES_MAX = 256 * 1024 * 1024
+SOURCE_BYTES_MAX = 64 * 1024 * 1024
 """A million lines of CSV or a quarter of that of camt.053; larger ones come by period."""
 
 SourceRef = Annotated[UUID, _parsed("src"), _shown("src"), _schema("src")]
 BreakRef = Annotated[UUID, _parsed("brk"), _shown("brk"), _schema("brk")]
 DecisionRef = Annotated[UUID, _parsed("dec"), _shown("dec"), _schema("dec")]
-Counterparty = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", examples=["BBBBAEAD"])]
-"""Who sends the statements: a BIC, or any name that the participant gives it."""
+
+
+def _is_not_the_record(name: str) -> str:
+    if name == JOURNAL:
+        raise ValueError(f"{JOURNAL} is the bridge's own record, not a counterparty")
+    return name
+
+
+Counterparty = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        examples=["BBBBAEAD"],
+        json_schema_extra={"not": {"const": JOURNAL}},
+    ),
+    AfterValidator(_is_not_the_record),
+]
+"""Who sends the statements: a BIC, or any name that the participant gives it but that of the bridge's record."""
 Word = Annotated[str, Field(min_length=1, max_length=64)]
 Words = Annotated[list[Word], Field(min_length=1, max_length=16)]
 Column = Annotated[str, Field(min_length=1, max_length=64)]

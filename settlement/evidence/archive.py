@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 _TIME = (1980, 1, 1, 0, 0, 0)
@@ -38,8 +39,12 @@ def read_archive(content: bytes) -> dict[str, bytes]:
             infos = archive.infolist()
             if len(infos) > MEMBERS_MAX or sum(info.file_size for info in infos) > len(content):
                 raise PackRefused("the pack has too many members, or they are packed")
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+                raise PackRefused("a member is packed: the one form of the archive stores its members")
             members = {info.filename: archive.read(info) for info in infos}
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+    except PackRefused:
+        raise
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise PackRefused(f"not a zip as it must be: {type(error).__name__}") from None
     if write_archive(members) != content:
         raise PackRefused("the archive is not in its one form: bytes outside its members were changed")

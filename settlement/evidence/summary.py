@@ -11,6 +11,7 @@ from typing import Any
 from kernel.money import Currency, format_minor
 
 ROWS_MAX = 500
+PDF_IS_NO_EVIDENCE = "summary.pdf is for reading and is not evidence: no verifier compares it with the pack."
 _STYLE = (
     "body{font:14px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
     "table{border-collapse:collapse;width:100%;margin:1rem 0}th,td{text-align:left;padding:.25rem .5rem;"
@@ -27,10 +28,12 @@ def tables_of(manifest: Mapping[str, Any], breaks: Sequence[Mapping[str, Any]]) 
         ("counterparty", str(run["counterparty"])),
         ("account", f"{run['account']} in {run['currency']}"),
         ("as of", str(run["as_of"])),
+        ("our side", _side(manifest["inputs"]["ours"])),
+        ("their side", _side(manifest["inputs"]["theirs"])),
         ("our lines", f"{run['lines_ours']:,}"),
         ("their lines", f"{run['lines_theirs']:,}"),
         ("matched", f"{run['matched']:,}"),
-        ("breaks", f"{len(breaks):,}"),
+        ("breaks", _count(manifest["breaks"])),
         ("older breaks closed by this run", f"{run['closed_count']:,}"),
         ("result (SHA-256)", str(run["result_sha256"])),
     ]
@@ -62,6 +65,18 @@ def tables_of(manifest: Mapping[str, Any], breaks: Sequence[Mapping[str, Any]]) 
     return [table for table in tables if table[2]]
 
 
+def _side(source: Mapping[str, Any]) -> str:
+    """Whose word a side is: the bridge's, or that of whoever handed the file in."""
+    if source["is_bridge_record"]:
+        return "the bridge's own record"
+    return f"a file handed in as {source['counterparty']}'s, not the bridge's record"
+
+
+def _count(breaks: Mapping[str, Any]) -> str:
+    found, listed = int(breaks["found"]), int(breaks["listed"])
+    return f"{found:,}" if found == listed else f"{found:,}, of which the first {listed:,} are listed in this pack"
+
+
 def write_html(tables: Sequence[Table]) -> bytes:
     parts = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evidence</title><style>{_STYLE}</style>']
     for title, head, rows in tables:
@@ -70,7 +85,9 @@ def write_html(tables: Sequence[Table]) -> bytes:
             parts.append("<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>")
         parts += ["<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in row) + "</tr>" for row in rows]
         parts.append("</table>")
-    parts.append("<p>Check this pack with <code>jiaozi-settlement evidence verify FILE</code>.</p></html>")
+    parts.append(
+        f"<p>Check this pack with <code>jiaozi-settlement evidence verify FILE</code>. {PDF_IS_NO_EVIDENCE}</p></html>"
+    )
     return "".join(parts).encode()
 
 
@@ -93,6 +110,7 @@ def write_pdf(tables: Sequence[Table]) -> bytes:
     out = io.BytesIO()
     # `invariant`: no time of making and no random id, so that the same content is the same file.
     document = SimpleDocTemplate(out, pagesize=A4, title="Evidence", invariant=1, leftMargin=40, rightMargin=40)
+    story.append(Paragraph(PDF_IS_NO_EVIDENCE, style["BodyText"]))
     for title, head, rows in tables:
         story.append(Paragraph(html.escape(_latin(title)), style["Heading2"]))
         cells = [[Paragraph(html.escape(_latin(text)), small) for text in row] for row in rows]

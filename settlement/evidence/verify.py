@@ -4,31 +4,37 @@
 2. The manifest is signed by the bridge, and names every other member by its SHA-256.
 3. Our lines and theirs are read again from their files, and the whole reconciliation is run again: pairs, matches,
    breaks and the result's digest must come out as stored.
-4. Every decision is signed by an officer whose key is given (or stated in the manifest, which the bridge has signed);
-   every history follows the rules of the life of a break; an approved repair has two officers and two keys.
-5. Every receipt proves its transfer under its ledger's checkpoint.
-6. The summary for people is the one that these contents give.
+4. breaks.json lists these breaks one to one, in their order (of a break that an earlier run has found first, its own
+   amounts and sentence are of that run), or the first `BREAKS_MAX` of them, which the manifest says. Every decision is
+   signed by an officer whose key is given (or stated in the manifest, which the bridge has signed);
+   every history follows the rules of the life of a break; an approved repair has two officers and two keys, and is of
+   no more than the break.
+5. Every receipt proves under its ledger's checkpoint the posting of a line of ours: its amount, currency and accounts.
+6. summary.html is the one that these contents give. summary.pdf is not checked and is not evidence.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
-from kernel import strict_json
+from kernel import ids, strict_json
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
 from kernel.errors import ProblemError
 from kernel.transparency.notes import VerifierKey
-from ledger.client import ReceiptRefused, verify_receipt
-from settlement.domain.reconciliation import View
+from ledger.client import ReceiptRefused, VerifiedReceipt, verify_receipt
+from ledger.contract import TransferKind
+from settlement.domain.reconciliation import JOURNAL, View
 from settlement.domain.reconciliation import lifecycle as life
 from settlement.domain.reconciliation import session as sessions
+from settlement.domain.reconciliation.lines import LineTable
 from settlement.domain.reconciliation.mapping import CANONICAL, TableMapping
+from settlement.domain.statements import Direction, StatementEntry
 from settlement.evidence import summary
 from settlement.evidence.archive import PackRefused, read_archive
 from settlement.sources import SourceFormat, SourceRead, papers_of, read_source
@@ -36,6 +42,8 @@ from settlement.sources import SourceFormat, SourceRead, papers_of, read_source
 MANIFEST_TYPE = "jiaozi-evidence-manifest+jws"
 MANIFEST_BYTES_MAX = 64 * 1024 * 1024
 FORMAT = "jiaozi-evidence/v1"
+BREAKS_MAX = 100_000
+"""Listed in a pack, in the order of the run's report."""
 
 
 @dataclass(slots=True)
@@ -46,6 +54,8 @@ class Verified:
     proved: dict[str, int] = field(default_factory=dict)
     trusted_from_manifest: list[str] = field(default_factory=list)
     """Keys that were not given and were taken from the manifest, on the bridge's word."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of a good pack must know: what it does not prove."""
 
     @property
     def is_good(self) -> bool:
@@ -65,9 +75,10 @@ def verify_pack(
         members = read_archive(content)
         manifest = _manifest(members, bridge_key)
         found.proved["files"] = len(manifest["files"])
-        _rerun(members, manifest, found)
+        rerun = _rerun(members, manifest, found)
+        _listed(members, manifest, rerun.outcome, found)
         _histories(members, manifest, officer_keys, found)
-        _receipts(members, manifest, log_keys, found)
+        _receipts(members, manifest, log_keys, rerun.lines_of, found)
         _summary(members, manifest, found)
     except PackRefused as refused:
         found.findings.append(str(refused))
@@ -96,8 +107,33 @@ def _manifest(members: Mapping[str, bytes], key: PublicKey) -> dict[str, Any]:
     return manifest
 
 
-def _rerun(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Verified) -> None:
+@dataclass(frozen=True, slots=True)
+class _Rerun:
+    outcome: sessions.Outcome
+    ours: LineTable
+    carried: tuple[StatementEntry, ...]
+
+    def lines_of(self, wanted: Collection[str]) -> dict[str, list[StatementEntry]]:
+        """Our lines by these references."""
+        references = self.ours.strings("reference").to_pylist() if wanted else []
+        places = [at for at, reference in enumerate(references) if reference in wanted]
+        lines: dict[str, list[StatementEntry]] = {}
+        for line in (*self.ours.entries(places), *self.carried):
+            if line.reference in wanted:
+                lines.setdefault(line.reference, []).append(line)
+        return lines
+
+
+def _rerun(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Verified) -> _Rerun:
     """Step 3."""
+    for side in ("ours", "theirs"):
+        source = manifest["inputs"][side]
+        if source["is_bridge_record"] is not (source["counterparty"] == JOURNAL):
+            found.findings.append(f"the manifest contradicts itself on whose record {source['file']} is")
+    if manifest["inputs"]["theirs"]["counterparty"] != manifest["run"]["counterparty"]:
+        found.findings.append("their side is not the counterparty's")
+    if not manifest["inputs"]["ours"]["is_bridge_record"]:
+        found.notes.append("our side is a file that was handed in, not the bridge's own record")
     run, selection = manifest["run"], selection_of(members)
     ours, theirs = (_read(members, manifest, side) for side in ("ours", "theirs"))
     if ours.lines is None or theirs.lines is None:
@@ -130,6 +166,36 @@ def _rerun(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Ver
     if counts != (run["lines_ours"], run["lines_theirs"], run["matched"], run["finding_count"]):
         found.findings.append("the run's counts are not those of its inputs")
     found.proved |= {"lines": counts[0] + counts[1], "matches": counts[2], "findings": counts[3]}
+    return _Rerun(outcome, ours.lines, selection.carried_ours)
+
+
+_SAME_IN_ANY_RUN = ("type", "side", "our_references", "their_references")
+_SAME_IN_ITS_RUN = (*_SAME_IN_ANY_RUN, "our_amount_minor", "their_amount_minor", "gross", "oldest", "sentence")
+
+
+def _listed(
+    members: Mapping[str, bytes], manifest: Mapping[str, Any], outcome: sessions.Outcome, found: Verified
+) -> None:
+    """Step 4, the list: what the inputs give and what is listed are the same breaks."""
+    items, stated = json.loads(members["breaks.json"]), manifest["breaks"]
+    count = len(outcome.breaks)
+    if stated["found"] != count or stated["listed"] != len(items) or len(items) != min(count, BREAKS_MAX):
+        found.findings.append(f"breaks.json lists {len(items)} breaks, the inputs give {count}")
+    if len(items) < count:
+        found.notes.append(f"breaks.json lists the first {len(items):,} of {count:,} breaks")
+    if len({item["break"] for item in items}) != len(items):
+        found.findings.append("breaks.json lists a break twice")
+    earlier = 0
+    for item, given in zip(items, outcome.breaks, strict=False):
+        document = sessions.break_document(given)
+        is_of_this_run = item["history"][0]["reconciliation"] == manifest["run"]["reconciliation"]
+        earlier += not is_of_this_run
+        names = _SAME_IN_ITS_RUN if is_of_this_run else _SAME_IN_ANY_RUN
+        wrong = [name for name in names if item[name] != document[name]]
+        if wrong:
+            found.findings.append(f"{item['break']}: not the break that the inputs give: {', '.join(wrong)}")
+    if earlier:
+        found.proved["breaks of earlier runs"] = earlier
 
 
 def _read(members: Mapping[str, bytes], manifest: Mapping[str, Any], side: str) -> SourceRead:
@@ -164,6 +230,8 @@ def _histories(
         state: life.BreakState | None = None
         proposal: dict[str, Any] | None = None
         repairs = {repair["proposal"]: repair for repair in item["repairs"]}
+        if any(int(x["amount_minor"]) > int(item["gross"].get(x["currency"], 0)) for x in item["repairs"]):
+            found.findings.append(f"{name}: a repair is of more than the break")
         for number, event in enumerate(item["history"], start=1):
             kind = life.EventKind(event["kind"])
             follows = state is None if kind is life.EventKind.OPENED else state in life.ALLOWED_FROM[kind]
@@ -171,7 +239,7 @@ def _histories(
                 found.findings.append(f"{name}: event {number} ({kind.value}) does not follow")
             if event["token"] is not None:
                 decisions += 1
-                _decision(name, event, keys, found)
+                _decision(name, event, keys, repairs, found)
             elif kind not in _UNSIGNED:
                 found.findings.append(f"{name}: event {number} ({kind.value}) is signed by nobody")
             if kind is life.EventKind.PROPOSED:
@@ -198,7 +266,13 @@ def _kid(event: Mapping[str, Any]) -> object:
     return None if event["token"] is None else jws.peek_header(event["token"]).get("kid")
 
 
-def _decision(name: str, event: Mapping[str, Any], keys: Mapping[str, tuple[str, PublicKey]], found: Verified) -> None:
+def _decision(
+    name: str,
+    event: Mapping[str, Any],
+    keys: Mapping[str, tuple[str, PublicKey]],
+    repairs: Mapping[str, Mapping[str, Any]],
+    found: Verified,
+) -> None:
     """The officer signed exactly this."""
     known = keys.get(str(_kid(event)))
     if known is None or known[0] != event["actor"]:
@@ -219,16 +293,21 @@ def _decision(name: str, event: Mapping[str, Any], keys: Mapping[str, tuple[str,
     )
     if not is_about or not same or shown["assignee"] != event["assignee"]:
         found.findings.append(f"{name}: event {event['sequence']} is not what the officer signed")
+    listed = repairs.get(shown["decision"], {})
+    if shown["repair"] is not None and any(listed.get(key) != value for key, value in shown["repair"].items()):
+        found.findings.append(f"{name}: the repair of event {event['sequence']} is not the one that the officer signed")
 
 
 def _receipts(
     members: Mapping[str, bytes],
     manifest: Mapping[str, Any],
     log_keys: Mapping[str, VerifierKey] | None,
+    lines_of: Callable[[Collection[str]], Mapping[str, list[StatementEntry]]],
     found: Verified,
 ) -> None:
     """Step 5."""
     proved = 0
+    lines = lines_of({item["reference"] for item in manifest["receipts"]})
     for item in manifest["receipts"]:
         ledger, name = item["ledger"], item["file"]
         key = None if log_keys is None else log_keys.get(ledger)
@@ -241,19 +320,42 @@ def _receipts(
             if f"log of {ledger}" not in found.trusted_from_manifest:
                 found.trusted_from_manifest.append(f"log of {ledger}")
         try:
-            receipt = verify_receipt(members[name], log_key=key).receipt
+            verified = verify_receipt(members[name], log_key=key)
         except ReceiptRefused as refused:
             found.findings.append(f"{name}: {refused}")
             continue
+        receipt = verified.receipt
         if receipt.ledger != ledger or receipt.transfer.hold is None or receipt.transfer.hold.hex != item["reference"]:
             found.findings.append(f"{name}: it proves another transfer than the line {item['reference']}")
+            continue
+        mine = lines.get(item["reference"], [])
+        wrong = [text for line in mine if (text := unlike(verified, line, manifest["run"]["account"])) is not None]
+        if wrong or not mine:
+            found.findings.append(f"{name}: {wrong[0] if wrong else 'no line of ours has this reference'}")
             continue
         proved += 1
     found.proved["receipts"] = proved
 
 
+def unlike(verified: VerifiedReceipt, line: StatementEntry, account: str) -> str | None:
+    """Why a receipt does not prove a line of ours on an account (as shown), or None if it does."""
+    receipt, transfer = verified.receipt, verified.receipt.transfer
+    if transfer.kind is not TransferKind.POST:
+        return f"it proves a {transfer.kind.value}, which moves nothing of this line"
+    if (receipt.currency, transfer.amount_minor) != (line.amount.currency.code, line.amount.amount_minor):
+        return f"it proves {transfer.amount_minor} of {receipt.currency}, our line is of {line.amount}"
+    ends = [None if end is None else ids.show_account(end) for end in (transfer.debit, transfer.credit)]
+    own, other = ends if line.direction is Direction.DEBIT else reversed(ends)
+    if own != (line.account or account):
+        return "it books our line's side on another account"
+    if line.counterparty_account is not None and other != line.counterparty_account:
+        return "it books the other side of our line on another account"
+    return None
+
+
 def _summary(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Verified) -> None:
     """Step 6."""
+    found.notes.append(summary.PDF_IS_NO_EVIDENCE)
     stated = {**manifest, "files": {name: what for name, what in manifest["files"].items() if name not in _SUMMARIES}}
     tables = summary.tables_of(stated, json.loads(members["breaks.json"]))
     if members["summary.html"] != summary.write_html(tables):

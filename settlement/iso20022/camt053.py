@@ -424,7 +424,7 @@ def _read_entry(element: etree._Element) -> StatementEntry:
     reference = _text(element, "NtryRef") or _text(element, "AcctSvcrRef")
     if not reference:
         raise _Refused(StatementRefusal.FIELD_MISSING, "NtryRef or AcctSvcrRef")
-    details = _single(_find(element, "NtryDtls"))
+    details = _single(element)
     uetr = _text(details, "Refs", "UETR") or _proprietary_uetr(_find(details, "Refs"))
     role = "Dbtr" if direction is Direction.CREDIT else "Cdtr"
     account = _find(details, "RltdPties", role + "Acct", "Id")
@@ -450,9 +450,11 @@ def _proprietary_uetr(refs: etree._Element | None) -> str | None:
     return None
 
 
-def _single(details: etree._Element | None) -> etree._Element | None:
-    """The one transaction of an entry. A batch-booked entry has several, and none of their ids is the entry's."""
-    found: Sequence[etree._Element] = [] if details is None else [x for x in details if local_name(x) == "TxDtls"]
+def _single(entry: etree._Element) -> etree._Element | None:
+    """The one transaction of an entry. A batch-booked entry has several, in one or in several NtryDtls, and none of
+    their ids is the entry's."""
+    details = [part for part in entry if local_name(part) == "NtryDtls"]
+    found = [each for part in details for each in part if local_name(each) == "TxDtls"]
     return found[0] if len(found) == 1 else None
 
 

@@ -82,8 +82,9 @@ def judge(bundle: ProofBundle, trust: Trust) -> Verdict:
         return Verdict(Outcome.VIOLATION, legs, "one leg is posted and another voided: the settlement is split (I5)")
     if not all(leg.is_proven for leg in legs) or len(standings) != 1:
         return Verdict(Outcome.NOT_PROVEN, legs, "not every leg is proven to have ended")
-    posted = LegStanding.POSTED in standings
-    return Verdict(Outcome.POSTED if posted else Outcome.VOIDED, legs, "every leg is proven, in the same direction")
+    outcome = Outcome.POSTED if LegStanding.POSTED in standings else Outcome.VOIDED
+    shown = f"all {len(legs)} legs shown are proven, in the same direction; that there are no more is the bundle's word"
+    return Verdict(outcome, legs, shown)
 
 
 def _leg(bundle: ProofBundle, leg: LegProof, trust: Trust, finals: Mapping[str, Finals | ProofRefused]) -> LegVerdict:

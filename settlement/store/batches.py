@@ -85,6 +85,8 @@ class SettlementRow:
     received_at: datetime
     is_started: bool
     abort_requested_by: ParticipantId | None
+    nets: bool
+    """It settles the net of a run: its legs are positions of several institutions."""
 
     @property
     def parties(self) -> frozenset[ParticipantId]:
@@ -106,6 +108,13 @@ def used_uetrs(connection: sa.Connection, uetrs: Sequence[UUID]) -> set[UUID]:
         t.settlement.c.uetr == sa.func.any(sa.cast(list(uetrs), sa.ARRAY(sa.Uuid)))
     )
     return set(connection.execute(statement).scalars())
+
+
+def lock_in_order(connection: sa.Connection, settlements: Sequence[UUID]) -> None:
+    """Lock these settlements by id: whoever locks several does so in this order (`DecisionLog.persist`)."""
+    ids = sa.literal(list(settlements), sa.ARRAY(sa.Uuid()))
+    statement = sa.select(t.settlement.c.id).where(t.settlement.c.id == sa.func.any(ids)).order_by(t.settlement.c.id)
+    connection.execute(statement.with_for_update()).all()
 
 
 def uetrs_of_other_batches(connection: sa.Connection, uetrs: Sequence[UUID], *, batch: UUID) -> set[UUID]:
@@ -383,6 +392,7 @@ def _settlements(
             received_at=row.received_at,
             is_started=row.started_at is not None,
             abort_requested_by=None if row.abort_requested_by is None else ParticipantId(row.abort_requested_by),
+            nets=row.nets,
         )
         for row in rows
     ]

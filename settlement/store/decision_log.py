@@ -6,16 +6,17 @@ engine can write nothing, and whoever takes the lease waits until a write under 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from kernel.database import Database
+from kernel.database import Database, is_retriable
 from kernel.errors import InvariantBroken
 from kernel.ids import AccountNumber, ParticipantId
 from kernel.money import Currency, Money
@@ -36,6 +37,7 @@ from settlement.store import tables as t
 from settlement.store.liquidity import follow_decisions
 
 LEASE_NAME = "engine"
+DEADLOCK_RETRIES = 5
 
 
 class Deposed(Exception):
@@ -89,6 +91,30 @@ class LegUpdate:
     state: LegState
     detail: str = ""
     authorisation: str | None = None
+
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+
+
+def _again_after_deadlock(
+    method: Callable[Concatenate[DecisionLog, Arguments], Result],
+) -> Callable[Concatenate[DecisionLog, Arguments], Result]:
+    """Begin a write anew when PostgreSQL gave it up to break a deadlock, or could not serialise it: then nothing of it
+    was written, and the fence is asked again. Else one such loss would end the epoch, and with it abort what
+    everybody has prepared."""
+
+    @wraps(method)
+    def write(log: DecisionLog, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        for _ in range(DEADLOCK_RETRIES):
+            try:
+                return method(log, *args, **kwargs)
+            except sa.exc.DBAPIError as error:
+                if not is_retriable(error):
+                    raise
+        return method(log, *args, **kwargs)
+
+    return write
 
 
 class DecisionLog:
@@ -149,6 +175,7 @@ class DecisionLog:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             return list(connection.execute(statement).scalars())
 
+    @_again_after_deadlock
     def persist(self, secrets: Mapping[UUID, Secrets], *, epoch: int, now: datetime) -> list[Settlement]:
         """Step 1: store fresh secrets and hashes of received settlements. Nothing was sent to anybody before this.
 
@@ -198,6 +225,7 @@ class DecisionLog:
 
     # --- step 2
 
+    @_again_after_deadlock
     def record_legs(self, updates: Sequence[LegUpdate], *, epoch: int, now: datetime) -> None:
         """What is now known of undecided legs. Raises: Deposed."""
         if not updates:
@@ -229,6 +257,7 @@ class DecisionLog:
                 )
             )
 
+    @_again_after_deadlock
     def record_waits(self, waits: Mapping[UUID, str], *, epoch: int, now: datetime) -> None:
         """What settlements in doubt wait for, for people to see. Raises: Deposed."""
         if not waits:
@@ -243,6 +272,7 @@ class DecisionLog:
 
     # --- step 3
 
+    @_again_after_deadlock
     def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None:
         """Step 3: the decisions, durable and final when this returns. Undecided secrets are erased with it.
 
@@ -341,6 +371,7 @@ class DecisionLog:
             decided.append(Decided(item, Decision(row.decision), bytes(row.secret)))
         return decided
 
+    @_again_after_deadlock
     def record_ends(
         self, ends: Mapping[UUID, tuple[Decision, Mapping[int, datetime]]], *, epoch: int, now: datetime
     ) -> dict[UUID, SettlementState]:

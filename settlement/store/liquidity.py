@@ -181,6 +181,16 @@ def queue_page(
 
 def lock_received(connection: sa.Connection, settlements: Collection[UUID]) -> dict[UUID, bool]:
     """Lock these settlements that are received, in id order; whether each waits in the queue and no run has it."""
+    is_received = t.settlement.c.state == SettlementState.RECEIVED.value
+    locked = list(
+        connection.execute(
+            sa.select(t.settlement.c.id)
+            .where(t.settlement.c.id == sa.any_(_array(settlements)), is_received)
+            .order_by(t.settlement.c.id)
+            .with_for_update()
+        ).scalars()
+    )
+    # Asked under the locks, by a statement of its own: one that waited for a lock sees gates as they were before.
     is_queued = sa.exists().where(
         t.gate.c.settlement_id == t.settlement.c.id, t.gate.c.kind == _KIND.value, t.gate.c.opened_at.is_(None)
     )
@@ -193,12 +203,7 @@ def lock_received(connection: sa.Connection, settlements: Collection[UUID]) -> d
                 & t.settlement.c.netted_by.is_(None)
                 & t.settlement.c.abort_requested_at.is_(None)
             ).label("is_queued"),
-        )
-        .where(
-            t.settlement.c.id == sa.any_(_array(settlements)), t.settlement.c.state == SettlementState.RECEIVED.value
-        )
-        .order_by(t.settlement.c.id)
-        .with_for_update(of=t.settlement)
+        ).where(t.settlement.c.id == sa.any_(_array(locked)))
     )
     return {row.id: bool(row.is_queued) for row in rows}
 
@@ -472,9 +477,9 @@ def follow_decisions(connection: sa.Connection, decided: Mapping[UUID, Decision]
         sa.select(t.settlement.c.id).where(t.settlement.c.id == sa.any_(_array(decided)), t.settlement.c.nets)
     ).scalars()
     for netting in sorted(rows):
-        keys = sorted(
-            connection.execute(sa.select(t.settlement.c.id).where(t.settlement.c.netted_by == netting)).scalars()
-        )
+        # Locked by id, as everybody locks settlements.
+        netted = sa.select(t.settlement.c.id).where(t.settlement.c.netted_by == netting).order_by(t.settlement.c.id)
+        keys = list(connection.execute(netted.with_for_update()).scalars())
         if decided[netting] is Decision.COMMIT:
             _settle_netted(connection, netting, keys, epoch=epoch, now=now)
             _end_netting_run(connection, netting, "settled", "", now=now)
@@ -512,7 +517,8 @@ def _settle_netted(connection: sa.Connection, netting: UUID, keys: list[UUID], *
     )
     connection.execute(
         t.gate.update()
-        .where(t.gate.c.settlement_id == sa.any_(_array(keys)), t.gate.c.opened_at.is_(None))
+        .where(t.gate.c.settlement_id == sa.any_(_array(keys)), t.gate.c.kind == _KIND.value)
+        .where(t.gate.c.opened_at.is_(None))
         .values(opened_at=now, opened_by="netting")
     )
 

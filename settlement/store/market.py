@@ -426,6 +426,8 @@ def expired_locks(connection: sa.Connection, *, now: datetime, limit: int) -> li
         .join(t.settlement, t.settlement.c.id == m.fx_execution.c.settlement_id)
         .where(m.fx_execution.c.is_locked, m.fx_execution.c.lock_expires_at <= now)
         .where(t.settlement.c.abort_requested_at.is_(None))
+        # A netting under way stands for it as it is: its price ends with that netting, one way or the other.
+        .where(t.settlement.c.netted_by.is_(None))
         .where(t.settlement.c.state.in_([SettlementState.RECEIVED.value, SettlementState.PREPARED.value]))
         .order_by(m.fx_execution.c.lock_expires_at)
         .limit(limit)
@@ -433,10 +435,11 @@ def expired_locks(connection: sa.Connection, *, now: datetime, limit: int) -> li
     return list(connection.execute(statement).scalars())
 
 
-def lock_settlement(connection: sa.Connection, settlement: UUID) -> SettlementState:
-    """Its state, which nobody changes until this transaction's end."""
-    statement = sa.select(t.settlement.c.state).where(t.settlement.c.id == settlement).with_for_update()
-    return SettlementState(connection.execute(statement).scalar_one())
+def lock_settlement(connection: sa.Connection, settlement: UUID) -> SettlementState | None:
+    """Its state, which nobody changes until this transaction's end; None while a netting stands for it."""
+    columns = sa.select(t.settlement.c.state, t.settlement.c.netted_by)
+    row = connection.execute(columns.where(t.settlement.c.id == settlement).with_for_update()).one()
+    return None if row.netted_by is not None else SettlementState(row.state)
 
 
 def release_fills(connection: sa.Connection, settlement: UUID) -> None:

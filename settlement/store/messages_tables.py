@@ -49,7 +49,10 @@ stream = sa.Table(
     sa.CheckConstraint("booked_number <= line_count", name="stream_booked_within_read"),
     sa.CheckConstraint("booked_count + refused_count <= line_count", name="stream_lines_end_once"),
     sa.CheckConstraint("state <> 'done' OR booked_count + refused_count = line_count", name="stream_every_line_ended"),
-    sa.CheckConstraint("(state = 'refused') = (refusal IS NOT NULL)", name="stream_refused_with_reason"),
+    sa.CheckConstraint(
+        "CASE state WHEN 'refused' THEN refusal IS NOT NULL WHEN 'withdrawn' THEN true ELSE refusal IS NULL END",
+        name="stream_refused_with_reason",
+    ),
     sa.CheckConstraint("(state IN ('done', 'refused', 'withdrawn')) = (ended_at IS NOT NULL)", name="stream_ended"),
     # I7: one file, one stream, however often it is sent; one message id, one booked file.
     sa.Index(

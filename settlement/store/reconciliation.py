@@ -436,9 +436,19 @@ def unmatched(connection: sa.Connection, run: UUID) -> set[tuple[int, int]]:
 # --- breaks
 
 
-def open_breaks(connection: sa.Connection, relation: Relation, *, limit: int) -> list[BreakRow]:
-    """Of one relation, the oldest first."""
+def open_breaks(
+    connection: sa.Connection, relation: Relation, *, record: str, of_record: bool, limit: int
+) -> list[BreakRow]:
+    """Of one relation, the oldest first: those found against the bridge's own record (the source of the counterparty
+    `record`), or those found against files that the participant handed in as its own."""
+    own_file = (
+        sa.select(t.run.c.id)
+        .join(t.source, t.source.c.id == t.run.c.our_source)
+        .where(t.run.c.id == t.brk.c.run_id, t.source.c.counterparty != record)
+        .exists()
+    )
     where = sa.and_(
+        ~own_file if of_record else own_file,
         t.brk.c.participant == relation.participant,
         t.brk.c.counterparty == relation.counterparty,
         t.brk.c.currency == relation.currency,

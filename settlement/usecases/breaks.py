@@ -9,7 +9,7 @@ the break is closed when it is settled (`follow_repairs`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,8 @@ from kernel.errors import ProblemError
 from kernel.ids import ParticipantId, derive_uuid7
 from kernel.money import Currency, Money
 from settlement.domain.escrow import LegTerms, SettlementState
-from settlement.domain.reconciliation import AgeBucket, Break, BreakType, MatchRule
+from settlement.domain.instructions import PROBLEMS_MAX, Instruction, Priority
+from settlement.domain.reconciliation import JOURNAL, AgeBucket, Break, BreakType, MatchRule
 from settlement.domain.reconciliation import lifecycle as life
 from settlement.domain.reconciliation import session as sessions
 from settlement.domain.reconciliation.lifecycle import (
@@ -43,9 +44,10 @@ from settlement.domain.reconciliation.lifecycle import (
 )
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.settings import Directory
-from settlement.store import batches
+from settlement.store import batches, gates
 from settlement.store import reconciliation as store
 from settlement.store.reconciliation import BreakRow, MatchRow, RunRow
+from settlement.usecases.intake import Candidate, Fault, IntakeCheck
 from settlement.usecases.reconcile import break_keys, new_break, read_kept
 
 REPAIRS_FOLLOWED_MAX = 1_000
@@ -79,12 +81,20 @@ class Officers:
 
 
 def decide_break(
-    token: str, *, subject: UUID, officers: Officers, database: Database, directory: Directory, clock: Clock
+    token: str,
+    *,
+    subject: UUID,
+    officers: Officers,
+    database: Database,
+    directory: Directory,
+    checks: Sequence[IntakeCheck],
+    clock: Clock,
 ) -> BreakRow:
-    """One decision on a break. The same decision again is answered with the break as it stands.
+    """One decision on a break. The same decision again is answered with the break as it stands. An instruction passes
+    the same intake `checks` as everybody's: they refuse it, or close gates before it.
 
     Raises: ProblemError(officer-unknown, decision-invalid, decision-id-reused, break-not-found, break-has-moved-on,
-    break-state-wrong, four-eyes, repair-not-possible, lines-do-not-balance).
+    break-state-wrong, four-eyes, repair-not-possible (with `problems` if a check refuses), lines-do-not-balance).
     """
     document, officer, key = officers.signed(token)
     if document.subject != subject or document.kind is DecisionKind.UNMATCH:
@@ -109,7 +119,7 @@ def decide_break(
             case EventKind.PROPOSED:
                 work.propose(directory)
             case EventKind.APPROVED:
-                work.approve(directory)
+                work.approve(directory, checks)
             case EventKind.REMATCHED:
                 work.rematch(officers)
             case _:
@@ -152,7 +162,9 @@ def undo_match(
         if sides is None or _is_carried(connection, found, sides):
             raise ProblemError(R.MATCH_NOT_FOUND, f"no match of our line {positions[0]} and their line {positions[1]}")
         made = _undone(connection, found, sides, officer, document, now, database, files_directory)
-        key_of = break_keys(found.relation, [made])[0]
+        ours = store.find_source(connection, found.our_source)
+        of_record = ours is not None and ours.counterparty == JOURNAL
+        key_of = break_keys(found.relation, [made], of_record=of_record)[0]
         new = new_break(made, found.relation, key_of, run=found.id, lines=None, now=now)
         if positions in store.unmatched(connection, run):
             raise ProblemError(R.MATCH_NOT_FOUND, "the match was taken back before")
@@ -348,6 +360,10 @@ class _Decision:
             raise ProblemError(R.DECISION_INVALID)
         if repair.currency not in {self.row.currency, *self.row.gross}:
             raise ProblemError(R.REPAIR_NOT_POSSIBLE, f"the break is not in {repair.currency}")
+        gross = int(self.row.gross.get(repair.currency, 0))
+        if repair.amount_minor > gross:
+            detail = f"the break is about {gross} minor units of {repair.currency}, the adjustment is of more"
+            raise ProblemError(R.REPAIR_NOT_POSSIBLE, detail)
         if self.row.participant not in (repair.payer, repair.payee):
             raise ProblemError(R.REPAIR_NOT_POSSIBLE, f"{self.row.participant} is no party of the adjustment")
         if repair.kind is RepairKind.INSTRUCTION:
@@ -369,14 +385,14 @@ class _Decision:
         )
         self.append(EventKind.PROPOSED, repair=self.document.decision)
 
-    def approve(self, directory: Directory) -> None:
+    def approve(self, directory: Directory, checks: Sequence[IntakeCheck]) -> None:
         """The second officer's word. A claim is booked at once; an instruction goes to the engine."""
         repair = store.find_repair(self.connection, self.document.proposal or self.row.id)
         if repair is None or repair.break_id != self.row.id:
             raise ProblemError(R.BREAK_HAS_MOVED_ON)
         settlement: UUID | None = None
         if repair.kind == RepairKind.INSTRUCTION.value:
-            settlement = self._instruct(directory, repair)
+            settlement = self._instruct(directory, repair, checks)
         store.insert_approval(
             self.connection,
             {
@@ -398,12 +414,26 @@ class _Decision:
             )
             store.append_events(self.connection, [(after, booked)])
 
-    def _instruct(self, directory: Directory, repair: store.RepairRow) -> UUID:
-        """One leg through the engine, traceable to the break by its ids."""
+    def _instruct(self, directory: Directory, repair: store.RepairRow, checks: Sequence[IntakeCheck]) -> UUID:
+        """One leg through the engine, traceable to the break by its ids, behind the same checks as any other."""
         terms = _terms(directory, repair.payer, repair.payee, repair.amount_minor, repair.currency)
-        settlement = derive_uuid7(repair.id, "settlement")
         digest = hashlib.sha256(self.token.encode()).digest()
-        uetr = UUID(bytes=digest[:16], version=4)
+        made = batches.NewSettlement(
+            id=derive_uuid7(repair.id, "settlement"),
+            position=1,
+            instruction_id=f"RPR{repair.id.hex}"[:35],
+            end_to_end_id=f"BRK{self.row.id.hex}"[:35],
+            uetr=UUID(bytes=digest[:16], version=4),
+            debtor=repair.payer,
+            creditor=repair.payee,
+            value_date=self.now.date(),
+            priority=Priority.HIGH.value,
+            rate=None,
+            rate_provider=None,
+            remainder_minor=None,
+            legs=(terms,),
+        )
+        closed = self._checked(made, terms, checks)
         batches.insert_batch(
             self.connection,
             batch=derive_uuid7(repair.id, "batch"),
@@ -413,25 +443,32 @@ class _Decision:
             content_sha256=digest,
             received_at=self.now,
             started_at=self.now,
-            settlements=[
-                batches.NewSettlement(
-                    id=settlement,
-                    position=1,
-                    instruction_id=f"RPR{repair.id.hex}"[:35],
-                    end_to_end_id=f"BRK{self.row.id.hex}"[:35],
-                    uetr=uetr,
-                    debtor=repair.payer,
-                    creditor=repair.payee,
-                    value_date=self.now.date(),
-                    priority="HIGH",
-                    rate=None,
-                    rate_provider=None,
-                    remainder_minor=None,
-                    legs=(terms,),
-                )
-            ],
+            settlements=[made],
         )
-        return settlement
+        gates.close(self.connection, closed, now=self.now)
+        return made.id
+
+    def _checked(self, made: batches.NewSettlement, terms: LegTerms, checks: Sequence[IntakeCheck]) -> list[gates.Gate]:
+        """The gates to close. What a check has written stands or falls with the decision."""
+        instruction = Instruction(
+            made.instruction_id,
+            made.end_to_end_id,
+            made.uetr,
+            made.debtor,
+            made.creditor,
+            terms.amount,
+            None,
+            None,
+            made.value_date,
+            Priority.HIGH,
+        )
+        candidates = [Candidate(1, instruction, made)]
+        found = [item for check in checks for item in check(self.connection, candidates, now=self.now)]
+        faults = [item for item in found if isinstance(item, Fault)]
+        if faults:
+            problems = [{"refusal": x.refusal, "index": x.index, "reason": x.reason} for x in faults[:PROBLEMS_MAX]]
+            raise ProblemError(R.REPAIR_NOT_POSSIBLE, faults[0].reason[:500], problems=problems)
+        return [item for item in found if isinstance(item, gates.Gate)]
 
     def rematch(self, officers: Officers) -> None:
         """Lines of this break and of others belong together after all, by an officer's word: they must balance."""

@@ -21,13 +21,13 @@ from kernel.crypto import jws
 from kernel.crypto.keys import SigningKey
 from kernel.database import Database
 from kernel.errors import ProblemError
-from settlement.domain.reconciliation import View
+from settlement.domain.reconciliation import JOURNAL, View
 from settlement.domain.reconciliation import session as sessions
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.domain.statements import transfer_id_of
 from settlement.evidence import summary
 from settlement.evidence.archive import write_archive
-from settlement.evidence.verify import FORMAT, MANIFEST_TYPE
+from settlement.evidence.verify import BREAKS_MAX, FORMAT, MANIFEST_TYPE
 from settlement.islands.port import Island
 from settlement.sources import papers_of
 from settlement.store import reconciliation as store
@@ -35,11 +35,10 @@ from settlement.store import tables as t
 from settlement.store.reconciliation import BreakRow, RunRow, SourceRow
 from settlement.usecases.breaks import Officers
 from settlement.usecases.control import Control
-from settlement.usecases.reconcile import JOURNAL, read_kept, source_path
+from settlement.usecases.reconcile import read_kept, source_path
 
 RECEIPTS_MAX = 50
 """Of lines in breaks first, then from the start of our file: each is a call to a ledger."""
-BREAKS_MAX = 100_000
 
 
 @runtime_checkable
@@ -77,7 +76,13 @@ def make_evidence(run: RunRow, *, books: Books, database: Database, files_direct
             raise ProblemError(R.SOURCE_NOT_FOUND, "an input's file is gone: send it again")
         name = f"inputs/{side}.{_SUFFIX[source.format]}"
         members[name] = path.read_bytes()
-        inputs[side] = {"file": name, "format": source.format, "mapping": mappings[side]}
+        inputs[side] = {
+            "file": name,
+            "format": source.format,
+            "mapping": mappings[side],
+            "counterparty": source.counterparty,
+            "is_bridge_record": source.counterparty == JOURNAL,
+        }
     members["selection.json"] = _json(run.selection)
     outcome = _outcome(run, sources, database, files_directory)
     for pairs in outcome.pairs:
@@ -86,11 +91,11 @@ def make_evidence(run: RunRow, *, books: Books, database: Database, files_direct
     members["result/findings.json"] = _json([sessions.break_document(item) for item in outcome.breaks])
     members["breaks.json"] = _json(described)
     receipts, logs = _receipts(wanted, books, members)
-    manifest = _manifest(run, inputs, members, books, receipts, logs)
+    manifest = _manifest(run, inputs, members, books, receipts, logs, len(described))
     tables = summary.tables_of(manifest, described)
     members["summary.html"] = summary.write_html(tables)
     members["summary.pdf"] = summary.write_pdf(tables)
-    manifest = _manifest(run, inputs, members, books, receipts, logs)
+    manifest = _manifest(run, inputs, members, books, receipts, logs, len(described))
     members["manifest.jws"] = jws.sign(jws.canonical_json(manifest), books.key, typ=MANIFEST_TYPE).encode("ascii")
     return write_archive(members)
 
@@ -105,6 +110,7 @@ def _manifest(
     books: Books,
     receipts: Sequence[Mapping[str, str]],
     logs: Mapping[str, str],
+    listed: int,
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -128,6 +134,7 @@ def _manifest(
             "run_by": run.run_by,
             "created_at": run.created_at.isoformat(),
         },
+        "breaks": {"found": run.finding_count, "listed": listed},
         "inputs": dict(inputs),
         "officers": [
             {"officer": officer.name, "key": key.to_jwk()}

@@ -14,7 +14,7 @@ import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -34,7 +34,7 @@ from settlement.domain.instructions import Priority
 from settlement.domain.liquidity import explain as explaining
 from settlement.domain.liquidity import gross, limits, netting, optimise
 from settlement.domain.liquidity.gridlock import run as run_queue
-from settlement.domain.liquidity.model import Flow, LimitKind, Need, Outcome, Position, Queued, Room, Snapshot
+from settlement.domain.liquidity.model import Flow, LimitKind, Need, NeedKind, Outcome, Position, Queued, Room, Snapshot
 from settlement.domain.netting_check import find_faults
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.islands.balances import read_available
@@ -54,6 +54,7 @@ LIMIT_MINOR_MAX = 10**18 - 1
 APPROVAL_TYP = "jiaozi-liquidity-approval+jws"
 APPROVALS_MIN = 2
 _APPROVAL_BYTES_MAX = 4_096
+NOBODY_BEGINS = "Nobody can begin; a net run settles it with what pays for it."
 
 Method = Literal["strict", "overtaking", "optimise"]
 SettleAs = Literal["net", "gross"]
@@ -330,10 +331,7 @@ def _explained(snapshot: Snapshot, outcome: Outcome) -> list[explaining.Why]:
     free = {taken.id for taken in run_queue(waiting, may_overtake=False).taken}
     rest = Snapshot(waiting.queue, waiting.balances, waiting.rooms)
     return [
-        explaining.Why(item.id, "Nobody can begin; a net run settles it with what pays for it.", ())
-        if item.id in free
-        else item
-        for item in explaining.explain(rest)
+        explaining.Why(item.id, NOBODY_BEGINS, ()) if item.id in free else item for item in explaining.explain(rest)
     ]
 
 
@@ -406,6 +404,17 @@ def need_json(need: Need) -> dict[str, object]:
         "amount_minor": str(need.amount_minor),
         "counterparty": need.counterparty,
     }
+
+
+def _need(found: Mapping[str, Any]) -> Need:
+    other = found["counterparty"]
+    return Need(
+        NeedKind(found["kind"]),
+        ParticipantId(found["participant"]),
+        found["currency"],
+        int(found["amount_minor"]),
+        None if other is None else ParticipantId(other),
+    )
 
 
 def _flow_json(flow: Flow) -> dict[str, str]:
@@ -594,9 +603,11 @@ def _advance(connection: sa.Connection, run: UUID, now: datetime) -> bool:
 # --- why
 
 
-def why(desk: Desk, settlement: UUID, *, may_overtake: bool) -> explaining.Why:
-    """Why one instruction waits now, and the smallest amount that frees it. Raises: ProblemError(liquidity-not-queued,
-    liquidity-positions-unknown)."""
+def why(desk: Desk, settlement: UUID, *, may_overtake: bool, viewer: ParticipantId | None = None) -> explaining.Why:
+    """Why one instruction waits now, and the smallest amount that frees it; of it what `viewer` may see (None: all).
+
+    Raises: ProblemError(liquidity-not-queued, liquidity-positions-unknown).
+    """
     with desk.database.transaction(isolation="READ COMMITTED") as connection:
         found = store.queue_page(connection, after=None, limit=1, party=None, settlement=settlement)
     if not found:
@@ -608,13 +619,27 @@ def why(desk: Desk, settlement: UUID, *, may_overtake: bool) -> explaining.Why:
         return explaining.Why(settlement, f"It waits for more than liquidity: {'; '.join(row.other_gates)}.", ())
     if not row.is_started:
         return explaining.Why(settlement, "Its batch has not been started.", ())
-    snapshot = _read(desk).snapshot
+    try:
+        snapshot = _read(desk).snapshot
+    except ProblemError as error:
+        if viewer is None:
+            raise
+        raise ProblemError(error.refusal) from None  # the detail names a participant
     if settlement not in {item.id for item in snapshot.queue}:
         return explaining.Why(settlement, f"More than {QUEUE_RUN_MAX} instructions are before it.", (), False)
     answer = explaining.why(snapshot, settlement, may_overtake=may_overtake)
     if answer is None:
         return explaining.Why(settlement, "Nothing: a run would settle it now.", ())
-    return answer
+    return answer if viewer is None else explaining.seen_by(answer, viewer)
+
+
+def item_seen_by(item: store.RunItem, viewer: ParticipantId) -> store.RunItem:
+    """A stored item as a participant may read it."""
+    if item.sentence in ("", NOBODY_BEGINS):
+        return item
+    needs = tuple(_need(found) for found in item.needs)
+    seen = explaining.seen_by(explaining.Why(item.settlement, item.sentence, needs, item.is_worked_out), viewer)
+    return replace(item, sentence=seen.sentence, needs=[need_json(need) for need in seen.needs])
 
 
 def _found(row: store.RunRow | None) -> store.RunRow:

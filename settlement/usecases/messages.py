@@ -191,6 +191,8 @@ def account_message(
     kind = kind_of(version)
     today = now.astimezone(UTC).date()
     day = today if day is None and kind != "camt.054" else day
+    if day is not None and day > today:
+        raise ProblemError(SettlementRefusal.DAY_NOT_OVER, f"{day} has not come")
     since = None if day is None else datetime.combine(day, time(), UTC)
     until = now if since is None else min(now, since + timedelta(days=1))
     if kind == "camt.053" and since is not None:
@@ -328,6 +330,8 @@ def _asked_back(
     connection: sa.Connection, recall: Recall, submitter: ParticipantId, *, is_operator: bool, now: datetime
 ) -> list[RecallItemRow]:
     found = messages.settlements_by_uetr(connection, [item.uetr for item in recall.items])
+    # In the order in which the engine locks them: a recall's own order could end in a deadlock with it.
+    batches.lock_in_order(connection, list(found.values()))
     rows: list[RecallItemRow] = []
     for number, item in enumerate(recall.items, start=1):
         key = found.get(item.uetr)

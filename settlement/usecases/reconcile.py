@@ -4,7 +4,9 @@
    posted legs becomes one too, so that every run rests on two files that an auditor can read.
 2. A run is named by its caller: the same id with the same content is the same run, whatever died in between.
 3. One run of a relation at a time. The lines of its open missing breaks are carried into the run; a break whose lines
-   are matched now is closed by it (`late-side`), and a break that is found again stays the one that it was.
+   are matched now is closed by it (`late-side`), and a break that is found again stays the one that it was. Breaks
+   against the bridge's record and breaks against a file that the participant calls its own live apart: a file of
+   anybody's making carries nothing into, and closes nothing of, a comparison with the record.
 4. Result, new breaks with their first events, and closings are one transaction.
 """
 
@@ -29,7 +31,7 @@ from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency
-from settlement.domain.reconciliation import Break, BreakType, Rules, View
+from settlement.domain.reconciliation import JOURNAL, Break, BreakType, Rules, View
 from settlement.domain.reconciliation import session as sessions
 from settlement.domain.reconciliation.lifecycle import BreakState, Event, EventKind
 from settlement.domain.reconciliation.lines import LineTable, entry_of_json, entry_to_json
@@ -44,8 +46,6 @@ from settlement.store import reconciliation as store
 from settlement.store.reconciliation import BreakRow, MatchRow, NewBreak, PairsRow, Relation, RunRow, SourceRow
 from settlement.usecases.statements import account_of, batch_entries, write_durably
 
-JOURNAL = "journal"
-"""The counterparty of our own record."""
 CARRIED_MAX = 20_000
 """Open breaks of one relation that a run looks at, the oldest first."""
 REFERENCES_SHOWN_MAX = 200
@@ -135,8 +135,22 @@ def take_source(
     """Read a file whole, by the counterparty's newest mapping if it is a table, and keep it.
 
     `reads` takes what was read, by the source's id, for a caller that reconciles it next.
-    Raises: ProblemError(statement-invalid with `problems`).
+    Raises: ProblemError(statement-invalid with `problems`; source-of-another-relation of a file that would pass for
+    the bridge's record).
     """
+    if wanted.counterparty == JOURNAL:
+        raise ProblemError(R.SOURCE_OF_ANOTHER_RELATION, f"{JOURNAL} is the bridge's own record")
+    return _take(wanted, database=database, files_directory=files_directory, clock=clock, reads=reads)
+
+
+def _take(
+    wanted: NewSource,
+    *,
+    database: Database,
+    files_directory: Path,
+    clock: Clock,
+    reads: dict[UUID, SourceRead] | None = None,
+) -> SourceRow:
     digest = hashlib.sha256(wanted.content).digest()
     with database.transaction(isolation="READ COMMITTED") as connection:
         kept = (
@@ -244,6 +258,9 @@ def reconcile(
     if known is not None:
         return known
     theirs = _source(wanted.their_source, wanted, database)
+    if theirs.counterparty != wanted.counterparty or theirs.counterparty == JOURNAL:
+        detail = f"{ids.show('src', theirs.id)} is of {theirs.counterparty}, not of {wanted.counterparty}"
+        raise ProblemError(R.SOURCE_OF_ANOTHER_RELATION, detail)
     known_reads = dict(reads or {})
     read = known_reads.get(theirs.id) or read_kept(theirs, database=database, files_directory=files_directory)
     if read.lines is None:
@@ -267,7 +284,8 @@ def reconcile(
         stored = store.find_run(connection, wanted.reconciliation)
         if stored is not None:
             return _checked(stored, wanted)
-        open_breaks = store.open_breaks(connection, relation, limit=CARRIED_MAX)
+        of_record = ours.counterparty == JOURNAL
+        open_breaks = store.open_breaks(connection, relation, record=JOURNAL, of_record=of_record, limit=CARRIED_MAX)
         before = store.source_before(connection, theirs) if wanted.batch is None else None
         carried_ours = _carried(open_breaks, BreakType.MISSING_THERE, ours_read.lines)
         carried_theirs = _carried(open_breaks, BreakType.MISSING_HERE, read.lines)
@@ -294,7 +312,9 @@ def reconcile(
             asked_theirs={reference for row in open_breaks for reference in row.their_references},
         )
         run = _run_row(wanted, ours, theirs, relation, selection, outcome, as_of, run_by, now)
-        return _store(connection, run, outcome, open_breaks, ours_read.lines, read.lines, selection)
+        return _store(
+            connection, run, outcome, open_breaks, ours_read.lines, read.lines, selection, of_record=of_record
+        )
 
 
 def _same_run(wanted: Wanted, database: Database) -> RunRow | None:
@@ -355,7 +375,7 @@ def _journal(
     accounts = {_shown(account_of(leg, wanted.participant)) for _, leg in rows} or {_shown(account)}
     content = write_csv(LineTable.of_entries(batch_entries(rows, wanted.participant)))
     made = NewSource(content, SourceFormat.CSV, wanted.participant, JOURNAL, None, run_by)
-    source = take_source(made, database=database, files_directory=files_directory, clock=clock)
+    source = _take(made, database=database, files_directory=files_directory, clock=clock)
     return source, excluded, booked_from, accounts
 
 
@@ -436,9 +456,11 @@ def _store(
     ours: LineTable,
     theirs: LineTable,
     selection: Selection,
+    *,
+    of_record: bool,
 ) -> RunRow:
     """Step 4: the run, new breaks, and the older ones that it closes."""
-    keys = break_keys(run.relation, outcome.breaks)
+    keys = break_keys(run.relation, outcome.breaks, of_record=of_record)
     known = {row.key: row.id for row in open_breaks}
     known |= store.find_open_keys(connection, [key for key in keys if key not in known])
     places_ours = {at for x in outcome.breaks if x.type is BreakType.MISSING_THERE for at in x.our_positions}
@@ -498,9 +520,13 @@ def _counted(run: RunRow, closed: int) -> RunRow:
     return RunRow(**(values | {"closed_count": closed}))
 
 
+_IN_OFFICERS_HANDS = frozenset({BreakState.PROPOSED, BreakState.APPROVED})
+"""A repair waits for its second officer, or its money is on its way: an officer looks at what came late."""
+
+
 def _is_over(row: BreakRow, outcome: Outcome) -> bool:
-    if BreakType(row.type) not in sessions.AUTO_CLOSED or row.state is BreakState.APPROVED:
-        return False  # money of an approved repair is on its way: an officer looks at what came late
+    if BreakType(row.type) not in sessions.AUTO_CLOSED or row.state in _IN_OFFICERS_HANDS:
+        return False
     if row.our_references:
         return outcome.matched_ours.issuperset(row.our_references)
     return outcome.matched_theirs.issuperset(row.their_references)
@@ -525,7 +551,7 @@ def _superseded(
     return {
         row.id
         for row in open_breaks
-        if row.state is not BreakState.APPROVED
+        if row.state not in _IN_OFFICERS_HANDS
         and (
             (row.type == BreakType.MISSING_THERE.value and ours.issuperset(row.our_references))
             or (row.type == BreakType.MISSING_HERE.value and theirs.issuperset(row.their_references))
@@ -538,13 +564,15 @@ def _lines_at(lines: LineTable, places: set[int]) -> dict[int, dict[str, Any]]:
     return {at: entry_to_json(entry) for at, entry in zip(wanted, lines.entries(wanted), strict=True)}
 
 
-def break_keys(relation: Relation, breaks: Sequence[Break]) -> list[bytes]:
-    """What makes a break the same in the next run: its relation, type and lines; equal ones are counted."""
+def break_keys(relation: Relation, breaks: Sequence[Break], *, of_record: bool = True) -> list[bytes]:
+    """What makes a break the same in the next run: its relation, type and lines, and whether our side is the bridge's
+    record or a file; equal ones are counted."""
     seen: Counter[str] = Counter()
     found = []
     for item in breaks:
         side = None if item.side is None else item.side.value
         parts = [relation.participant, relation.counterparty, relation.currency, relation.account, relation.view]
+        parts += [] if of_record else ["own file"]
         name = json.dumps([*parts, item.type.value, side, item.our_references, item.their_references])
         found.append(hashlib.sha256(f"{name}{seen[name]}".encode()).digest())
         seen[name] += 1

@@ -9,9 +9,9 @@
 4. Booking: staged lines become batches of at most BATCH_LINES, each in one transaction with the cursor; what is refused
    now (an unknown participant, no rate, a UETR that is used) is refused line by line, with its reason.
 
-Memory is one segment or one batch of lines, whatever the file's size. Steps 3 and 4 run in `StreamWorker`'s thread and
-go on by themselves after a restart; two services at work on one stream are harmless, for each step compares the cursor
-under the stream's row lock.
+Memory is one segment or one batch of lines of each stream under way, whatever the files' sizes. Steps 3 and 4 run in
+`StreamWorker`'s thread and go on by themselves after a restart; two services at work on one stream are harmless, for
+each step compares the cursor under the stream's row lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -237,7 +237,7 @@ def work_on(context: StreamContext, stream: UUID, *, is_stopping: Callable[[], b
     return row is not None and row.ended_at is not None
 
 
-def steps(context: StreamContext, stream: UUID) -> Iterator[None]:
+def steps(context: StreamContext, stream: UUID) -> Generator[None, None, None]:
     """The work on a stream, one durable step at a time; left between any two, it is taken up again by a new call."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         row = messages.find_stream(connection, stream)
@@ -257,12 +257,13 @@ def steps(context: StreamContext, stream: UUID) -> Iterator[None]:
 def _read(context: StreamContext, row: StreamRow) -> Iterator[None]:
     path = context.path(row.id)
     if not path.is_file():
-        _refuse_file(context, row, InstructionRefusal.NO_INSTRUCTIONS.value, "the stored file is gone: withdraw it")
+        reason = "the stored file is gone: send it again"
+        _refuse_file(context, row, InstructionRefusal.NO_INSTRUCTIONS.value, reason, state=StreamState.WITHDRAWN)
         return
     with path.open("rb") as file:
         if _digest(file) != row.content_sha256:
-            reason = "the bytes received are not those of the declared SHA-256"
-            _refuse_file(context, row, SettlementRefusal.STREAM_DIFFERS.value, reason)
+            reason = "the bytes received are not those of the declared SHA-256: send the file again"
+            _refuse_file(context, row, SettlementRefusal.STREAM_DIFFERS.value, reason, state=StreamState.WITHDRAWN)
             return
         try:
             yield from _read_lines(context, row, file)
@@ -384,8 +385,11 @@ def _check_whole(
         raise FileProblem(InstructionProblem(InstructionRefusal.MESSAGE_ID_REUSED, 0, 0, reason))
 
 
-def _refuse_file(context: StreamContext, row: StreamRow, refusal: str, reason: str) -> None:
-    """Nothing of the file is booked, and nothing of it stays staged."""
+def _refuse_file(
+    context: StreamContext, row: StreamRow, refusal: str, reason: str, *, state: StreamState = StreamState.REFUSED
+) -> None:
+    """Nothing of the file is booked, and nothing of it stays staged. `withdrawn`: the fault is the transport's, so the
+    same file may be announced anew."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         now = messages.find_stream(connection, row.id, lock=True)
         if now is None or now.state != StreamState.READING:
@@ -394,7 +398,7 @@ def _refuse_file(context: StreamContext, row: StreamRow, refusal: str, reason: s
         messages.update_stream(
             connection,
             row.id,
-            state=StreamState.REFUSED.value,
+            state=state.value,
             refusal=refusal,
             reason=reason[:500],
             ended_at=context.clock(),
@@ -554,7 +558,7 @@ def _totals(found: dict[str, Any]) -> Totals:
 
 
 class StreamWorker:
-    """The thread that reads and books streams: those there are, oldest first, then whatever comes."""
+    """The thread that reads and books streams, a step of each in turn, so that none waits for another's end."""
 
     def __init__(self, context: StreamContext, *, booked: Callable[[], None]) -> None:
         """`booked` is called after each step, to wake the engine."""
@@ -563,6 +567,7 @@ class StreamWorker:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._not_before: dict[UUID, float] = {}
+        self._under_way: dict[UUID, Generator[None, None, None]] = {}
         self._thread = threading.Thread(target=self._run, name="settlement-streams", daemon=True)
 
     def start(self) -> None:
@@ -592,6 +597,8 @@ class StreamWorker:
                 worked = False
             if not worked:
                 self._wake.wait(IDLE_SECONDS)
+        for work in self._under_way.values():
+            work.close()
 
     def _sweep(self) -> None:
         """Remove the files of streams that ended just before a crash: they hold personal data."""
@@ -602,18 +609,25 @@ class StreamWorker:
                 path.unlink(missing_ok=True)
 
     def _round(self) -> bool:
+        """One step of each stream that is due; False if none was."""
         with self._context.database.transaction(isolation="READ COMMITTED") as connection:
             waiting = messages.streams_at_work(connection)
         self._not_before = {key: at for key, at in self._not_before.items() if key in waiting}
         due = [key for key in waiting if self._not_before.get(key, 0.0) <= time.monotonic()]
+        for stream in self._under_way.keys() - set(waiting):
+            self._under_way.pop(stream).close()  # another service ended it
         for stream in due:
+            if self._stop.is_set():
+                return False
+            work = self._under_way.setdefault(stream, steps(self._context, stream))
             try:
-                for _ in steps(self._context, stream):
-                    self._booked()
-                    if self._stop.is_set():
-                        return False
-                self._booked()
+                next(work)
+            except StopIteration:
+                del self._under_way[stream]
             except Exception:
                 log.exception("stream str_%s failed at a step; it goes on in %.0f s", stream, RETRY_SECONDS)
+                del self._under_way[stream]
                 self._not_before[stream] = time.monotonic() + RETRY_SECONDS
+                continue
+            self._booked()
         return bool(due)

@@ -477,3 +477,25 @@ def test_a_lock_mined_while_it_is_asked_about_is_no_refusal(
     assert not isinstance(subject.island.prepare([signed])[0], Refused)
     assert is_mined
     assert stage.prepare(order) == [Held()]
+
+
+def test_a_node_that_does_not_say_whether_a_lock_is_mined_decides_nothing(
+    stage: Stage, subject: EvmSubject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = stage.order()
+    signed = stage.signed(order)
+    subject.transact(subject.payer_account, subject.payee_account.address, b"", gas=21_000)  # its nonce is used
+    asked = Node.batch
+
+    def batch(node: Node, calls: Any) -> list[Any]:
+        busy = NodeRefused(-32000, "transaction indexing is in progress")
+        answers = asked(node, calls)
+        return [
+            busy if method == "eth_getTransactionReceipt" else found
+            for (method, _), found in zip(calls, answers, strict=True)
+        ]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Node, "batch", batch)
+        assert isinstance(subject.island.prepare([signed])[0], Unknown)
+    assert isinstance(subject.island.prepare([signed])[0], Refused)

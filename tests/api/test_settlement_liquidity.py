@@ -7,17 +7,22 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from typer.testing import CliRunner
 
 from kernel import ids
 from kernel.client import ProblemResponse
+from kernel.money import format_minor
 from settlement.__main__ import app
 from settlement.contract import SettlementState
+from settlement.contract.liquidity import RunItemView, WhyView
+from settlement.contract.multileg import LegRequest
 from settlement.domain.instructions import Priority
 from settlement.domain.liquidity.model import LimitKind
 from tests.api.test_settlement_api import (
+    AED,
     BANK_A,
     BANK_B,
     BANK_C,
@@ -63,13 +68,14 @@ def test_queued_instructions_settle_netted_and_the_one_too_large_knows_why(servi
         netting, one = bridge.settlement(done.netting), bank.settlement(queued[0].settlement)
         assert one.state is SettlementState.SETTLED and one.finality_at == netting.finality_at
         assert {leg.state.value for leg in one.legs} == {"netted"}
+        assert bank.settlement(netting.settlement).legs == netting.legs and len(netting.legs) == 2
         bridge.wait_for_batch(netting.batch, timeout_seconds=30)
         assert (service.cny.balance(11), service.aed.balance(21)) == (before[0] - 6_000, before[1] + 3_073)
         seen = list(bank.run_instructions(view.run))
         assert [item.stage is None for item in seen] == [False, False, True]
         assert list(stranger.run_instructions(view.run)) == []
         assert [item.settlement for item in bridge.run_instructions(view.run, is_taken=False)] == [queued[2].settlement]
-        why = bank.why_queued(queued[2].settlement)
+        why = bridge.why_queued(queued[2].settlement)
         # Two amounts: A lacks CNY, and B the AED that the rate makes of it.
         lacking = {(need.participant, need.currency) for need in why.needs}
         assert why.is_worked_out and lacking == {(BANK_A, "CNY"), (BANK_B, "AED")}
@@ -83,6 +89,85 @@ def test_queued_instructions_settle_netted_and_the_one_too_large_knows_why(servi
     service.keys[BRIDGE].save(key)
     shown = CliRunner().invoke(app, ["liquidity", "runs", "--json", "--client-key", str(key), "--url", service.url])
     assert json.loads(shown.output)[0]["state"] == "settled"
+
+
+def test_nobody_but_the_operator_reads_what_another_institution_has(service: Running) -> None:
+    balance, limit, asked_minor = service.aed.balance(22), 123_456, 7 * 10**14
+    legs = [
+        LegRequest(ledger="cny-ledger", payer=BANK_A, payee=BANK_B, amount_minor=1, currency="CNY"),
+        LegRequest(ledger="aed-ledger", payer=BANK_B, payee=BANK_A, amount_minor=asked_minor, currency="AED"),
+    ]
+    with service.client(BRIDGE) as bridge, service.client(BANK_A) as probe, service.client(BANK_B) as other:
+        other.set_limit(
+            LimitKind.BILATERAL, participant=BANK_B, counterparty=BANK_A, currency="AED", amount_minor=limit,
+            valid_from=TODAY,
+        )  # fmt: skip
+        asked = probe.submit_settlement(legs, uetr=uuid4(), value_date=TODAY).settlement
+        view = bridge.preview_run()
+        whole = bridge.why_queued(asked)
+        secrets = {format_minor(amount, AED) for amount in (balance, limit, asked_minor - balance, asked_minor - limit)}
+        assert all(secret in whole.sentence for secret in secrets) and BANK_B in whole.sentence
+        assert {(need.participant, need.kind, need.amount_minor) for need in whole.needs} == {
+            (BANK_B, "liquidity", asked_minor - balance), (BANK_B, "bilateral", asked_minor - limit),
+        }  # fmt: skip
+        assert [item.sentence for item in bridge.run_instructions(view.run)] == [whole.sentence]
+
+        read: list[WhyView | RunItemView] = [probe.why_queued(asked), *probe.run_instructions(view.run)]
+        assert len(read) == 2
+        for seen in read:
+            assert (seen.sentence, seen.needs) == ("It waits for liquidity of another participant.", [])
+        assert probe.limits() == []
+        told = [
+            probe.settlement(asked).model_dump_json(),
+            *(item.model_dump_json() for item in probe.in_doubt(received=True)),
+            *(item.model_dump_json() for item in probe.queue()),
+        ]
+        amounts = secrets | {str(amount) for amount in (balance, limit, asked_minor - balance, asked_minor - limit)}
+        assert len(told) == 3 and not [(text, amount) for text in told for amount in amounts if amount in text]
+
+        for call in (
+            lambda: probe.run(view.run),
+            lambda: probe.run_picture(view.run),
+            lambda: probe.why_queued(asked, method="overtaking"),
+        ):
+            with pytest.raises(ProblemResponse) as forbidden:
+                call()
+            assert forbidden.value.status == 403
+        assert bridge.why_queued(asked, method="overtaking").needs == whole.needs
+
+        # The one that lacks it reads its own lack, and what the operator reads of it.
+        read = [other.why_queued(asked), *other.run_instructions(view.run)]
+        assert len(read) == 2
+        for seen in read:
+            assert seen.needs == whole.needs and BANK_B in seen.sentence
+
+
+def test_a_party_of_a_netting_settlement_reads_only_the_legs_that_touch_it(service: Running) -> None:
+    lines = instruction(1, 10_000), instruction(2, 4_000, debtor=BANK_C, creditor=BANK_B)
+    with service.client(BRIDGE) as bridge, service.client(BANK_A) as bank:
+        bridge.submit_batch(pacs(*lines), file_format="pacs.009")
+        done = bridge.wait_for_run(bridge.start_run(bridge.preview_run().run).run, timeout_seconds=30)
+        assert done.netting is not None
+        whole, seen = bridge.settlement(done.netting), bank.settlement(done.netting)
+        assert {party for leg in whole.legs for party in (leg.payer, leg.payee)} == {BANK_A, BANK_B, BANK_C}
+        assert seen.legs == [leg for leg in whole.legs if BANK_A in (leg.payer, leg.payee)]
+        assert 0 < len(seen.legs) < len(whole.legs)
+
+
+def test_an_institution_that_lacks_something_too_reads_its_own_part_alone(service: Running) -> None:
+    large = instruction(1, START * 4)
+    with service.client(BRIDGE) as bridge, service.client(BANK_A) as bank:
+        bank.submit_batch(pacs(instruction(2, 5), large), file_format="pacs.009")
+        view = bridge.preview_run()
+        item = next(found for found in bank.queue() if found.uetr == large.uetr)
+        whole, seen = bridge.why_queued(item.settlement), bank.why_queued(item.settlement)
+        assert {need.participant for need in whole.needs} == {BANK_A, BANK_B}
+        assert seen.needs == [need for need in whole.needs if need.participant == BANK_A]
+        assert "liquidity of another participant" in seen.sentence and BANK_A in seen.sentence
+        left = list(bank.run_instructions(view.run, is_taken=False))
+        assert [found.needs for found in left] == [seen.needs]
+        for sentence in (seen.sentence, left[0].sentence):
+            assert BANK_B not in sentence and "AED" not in sentence
 
 
 def test_who_may_set_limits_and_run(service: Running) -> None:

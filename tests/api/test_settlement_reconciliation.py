@@ -12,11 +12,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 
 from kernel import ids
@@ -40,6 +42,7 @@ from settlement.islands.port import HoldStanding
 from settlement.iso20022.camt053 import read_camt053
 from settlement.iso20022.pacs009 import write_pacs009
 from settlement.settings import SettlementSettings
+from settlement.usecases.evidence import make_evidence
 from settlement.usecases.statements import camt053_bytes
 from tests.ledger_world import free_port
 
@@ -60,6 +63,10 @@ class World:
 
     def client(self, participant: str) -> SettlementClient:
         return SettlementClient(self.url, signer=RequestSigner(self.keys[participant]), timeout_seconds=20)
+
+    def evidence(self, reconciliation: UUID) -> bytes:
+        with self.client(BANK_A) as client:
+            return client.evidence(reconciliation)
 
 
 @pytest.fixture(scope="module")
@@ -408,6 +415,50 @@ def test_a_table_is_read_by_the_counterpartys_mapping_and_each_version_is_kept(w
         assert run.lines_theirs in (0, 2)
         pack = client.evidence(run.reconciliation)
     assert verify_pack(pack, bridge_key=world.keys[BRIDGE].public).findings == []
+
+
+def test_a_third_long_computation_is_refused_at_once_and_reads_go_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = settled(world, 2)
+    go_on, begun = threading.Event(), threading.Semaphore(0)
+
+    def slow(*args: Any, **how: Any) -> bytes:
+        begun.release()
+        assert go_on.wait(20)
+        return make_evidence(*args, **how)
+
+    monkeypatch.setattr("settlement.api.reconciliation.make_evidence", slow)
+    with world.client(BANK_A) as client, world.client(BRIDGE) as bridge, ThreadPoolExecutor(2) as pool:
+        content = camt053_bytes(statement_of(world, batch))
+        relation: dict[str, Any] = {"participant": BANK_A, "currency": "CNY", "counterparty": "busy", "batch": batch}
+        run = client.reconcile(content, **relation)
+        queued = bridge.settlements(batch)
+        settlement = ids.show("stl", next(iter(queued)).settlement)
+        packs = [pool.submit(world.evidence, run.reconciliation) for _ in range(2)]
+        try:
+            assert begun.acquire(timeout=20) and begun.acquire(timeout=20)
+            with httpx.Client(auth=RequestSigner(world.keys[BANK_A]), trust_env=False, timeout=20) as raw:
+                reference = ids.show("rec", run.reconciliation)
+                for path in (f"/v1/reconciliations/{reference}/evidence", f"/v1/liquidity/why/{settlement}"):
+                    third = raw.get(world.url + path)
+                    assert (third.status_code, third.json()["refusal"]) == (429, "too-many-requests")
+                    assert int(third.headers["retry-after"]) >= 1
+                body = {
+                    "reconciliation": ids.show("rec", ids.new_uuid7()),
+                    "participant": BANK_A,
+                    "counterparty": "busy",
+                    "currency": "CNY",
+                    "their_source": ids.show("src", run.their_source),
+                    "batch": ids.show("bat", batch),
+                }
+                assert raw.post(f"{world.url}/v1/reconciliations", json=body).status_code == 429
+                assert raw.get(f"{world.url}/v1/reconciliations/{reference}").status_code == 200
+        finally:
+            go_on.set()
+        assert packs[0].result() == packs[1].result()
+        assert client.evidence(run.reconciliation) == packs[0].result()
+        assert client.reconcile(content, **relation).matched == 2
 
 
 def test_reports_add_up_by_batch_participant_and_currency(world: World) -> None:

@@ -238,7 +238,7 @@ def measure(directory: Path, database_url: str) -> dict[str, Any]:
         Wanted(
             new_uuid7(),
             participant,
-            "bench",
+            "theirs",
             Currency.of("CNY"),
             sources[1].id,
             sources[0].id,

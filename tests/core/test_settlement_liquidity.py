@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.ids import ParticipantId
-from settlement.domain.liquidity.explain import Why, explain, waiting_after, why, with_needs
+from settlement.domain.liquidity.explain import Why, explain, seen_by, waiting_after, why, with_needs
 from settlement.domain.liquidity.gridlock import gross_only, run
 from settlement.domain.liquidity.model import (
     Flow,
@@ -337,6 +337,24 @@ def test_why_of_one_holds_with_overtaking_too() -> None:
                     base = waiting_after(snapshot, run(snapshot))
                     assert not frees(base, less, instruction, may_overtake=True), (seed, item)
     assert checked > 100
+
+
+def test_what_a_participant_reads_of_it_names_nobody_else_and_keeps_its_own_needs() -> None:
+    cut = 0
+    for seed in range(120):
+        snapshot = small_case(seed)
+        for item in explain(waiting_after(snapshot, run(snapshot, may_overtake=False))):
+            for viewer in BANKS:
+                seen = seen_by(item, viewer)
+                assert seen.needs == tuple(need for need in item.needs if need.participant == viewer)
+                assert seen.behind <= item.behind
+                towards = {need.counterparty for need in seen.needs}
+                named = {bank for bank in BANKS if bank in seen.sentence}
+                assert named <= {viewer, *towards}, (seed, seen)
+                if not seen.needs and not seen.behind:
+                    cut += 1
+                    assert seen.sentence == "It waits for liquidity of another participant."
+    assert cut > 100
 
 
 def test_why_says_it_in_words() -> None:

@@ -7,6 +7,7 @@ the outcome must equal that of a run without a stop. Files are made by our own w
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -234,7 +235,13 @@ def test_bytes_other_than_announced_are_refused(world: World) -> None:
     stream = world.open(content).id
     put_part(world.context, stream, offset=0, content=content.replace(b"E2E-1", b"E2E-7"))
     assert work_on(world.context, stream)
-    assert (world.row(stream).state, world.row(stream).refusal) == ("refused", "stream-differs")
+    assert (world.row(stream).state, world.row(stream).refusal) == ("withdrawn", "stream-differs")
+    again = world.open(content).id  # the fault was the transport's: the right file is a stream of its own
+    assert again != stream
+    put_part(world.context, again, offset=0, content=content)
+    while work_on(world.context, again):
+        pass
+    assert world.row(again).state == "done"
 
 
 def test_a_line_that_the_schema_refuses_is_refused_alone(world: World) -> None:
@@ -308,6 +315,28 @@ def test_personal_data_is_gone_when_the_lines_are_booked(world: World) -> None:
             rows = connection.execute(sa.text(f"SELECT * FROM {name}")).all()
             assert "Zhang" not in repr(rows) and "110101" not in repr(rows)
     assert not world.context.path(stream).exists()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_small_stream_ends_while_a_big_one_is_under_way(world: World) -> None:
+    big = world.send(pacs009(60, seed=1, message_id="M1"))
+    small = 0
+    ended: list[str] = []
+
+    def after_each_step() -> None:
+        nonlocal small
+        small = small or world.send(pacs009(2, seed=2, message_id="M2")).int
+        if world.row(UUID(int=small)).state == "done":
+            ended.append(world.row(big).state)
+
+    worker = streams.StreamWorker(world.context, booked=after_each_step)
+    worker.start()
+    deadline = time.monotonic() + 30
+    while world.row(big).state != "done" and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker.stop()
+    assert ended[0] in ("reading", "booking") and ended[-1] == "done"
+    assert (world.row(big).booked_count, world.row(UUID(int=small)).booked_count) == (60, 2)
 
 
 def test_open_streams_are_bounded_and_may_be_withdrawn(world: World) -> None:

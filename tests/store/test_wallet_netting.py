@@ -124,6 +124,12 @@ def test_several_legs_out_and_in_are_signed_together(bank: Bank) -> None:
     assert len(tokens) == 2 and all(len(token) > 100 for token in tokens)
 
 
+def test_money_that_comes_back_in_the_same_currency_is_no_reason_to_pay_more_than_was_ordered(bank: Bank) -> None:
+    """Attack: a bridge shows 50,000 out and all but the ordered net back in, to post only the leg that goes out."""
+    back = _leg("cny", bank, OTHER, bank.vault, 47_100, "CNY", {})
+    assert set(ask(bank, [out(bank, 50_000), back, into(bank)])) == {"counter-leg-mismatch"}
+
+
 @pytest.mark.parametrize(
     ("legs", "refusal"),
     [

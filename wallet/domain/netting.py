@@ -41,7 +41,8 @@ def decide_netting(
     `legs` are all that touch us, `orders` ours by id, `vaults` ours by ledger. Refuses: settlement-not-found,
     settlement-expired, leg-terms-mismatch (an instruction is not what we ordered), counter-leg-mismatch (the legs are
     not conditional holds under the same hashes for this netting, or not what the instructions add up to in some
-    currency). So nothing is signed that is worse, in any currency, than the sum of our own orders.
+    currency, or in and out in one currency). So nothing is signed that is worse, in any currency, than the sum of our
+    own orders, and never more is paid than they say.
     """
     if not netted or any(item.order_id not in orders for item in netted):
         return WalletRefusal.SETTLEMENT_NOT_FOUND
@@ -55,13 +56,19 @@ def decide_netting(
     if len({leg.terms.id for leg in legs}) != len(legs):
         return WalletRefusal.COUNTER_LEG_MISMATCH
     moved, expected = Counter[str](), Counter[str]()
+    directions: dict[str, bool] = {}
     for leg in legs:
         vault, amount = vaults.get(leg.ledger), leg.terms.amount_minor
         if vault is None or amount is None or amount <= 0 or leg.terms.currency != vault.currency:
             return WalletRefusal.COUNTER_LEG_MISMATCH
         if (leg.terms.debit == vault.account) == (leg.terms.credit == vault.account):
             return WalletRefusal.COUNTER_LEG_MISMATCH  # of others only, or from us to us
-        moved[vault.currency] += amount if leg.terms.credit == vault.account else -amount
+        # In a currency all legs go one way, as net legs do. Were they to go both ways, a bridge that posts only those
+        # out of our vault could take far more than was ordered: what comes in would be promised alone.
+        is_receipt = leg.terms.credit == vault.account
+        if directions.setdefault(vault.currency, is_receipt) is not is_receipt:
+            return WalletRefusal.COUNTER_LEG_MISMATCH
+        moved[vault.currency] += amount if is_receipt else -amount
     for item in netted:
         expected.update(item.received)
         expected.subtract(item.paid)

@@ -187,6 +187,23 @@ END
 $$""",
     """CREATE TRIGGER run_out_of_order_has_two_persons BEFORE UPDATE OF state ON liquidity_run
     FOR EACH ROW WHEN (NEW.needs_approval AND NEW.state = 'running') EXECUTE FUNCTION check_two_persons()""",
+    # A netting under way stands for an execution's legs as they are: nothing replaces them then (I5).
+    """CREATE OR REPLACE FUNCTION fx_remove_legs(execution UUID) RETURNS INTEGER LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path FROM CURRENT AS $$
+DECLARE
+    removed INTEGER;
+BEGIN
+    PERFORM 1 FROM settlement s JOIN fx_execution e ON e.settlement_id = s.id
+        WHERE s.id = execution AND s.state = 'received' AND s.abort_requested_at IS NULL AND s.netted_by IS NULL
+        FOR UPDATE OF s;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'legs are replaced only before the engine takes them' USING ERRCODE = 'restrict_violation';
+    END IF;
+    DELETE FROM leg WHERE settlement_id = execution;
+    GET DIAGNOSTICS removed = ROW_COUNT;
+    RETURN removed;
+END
+$$""",
 )
 
 

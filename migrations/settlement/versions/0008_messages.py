@@ -43,7 +43,8 @@ STATEMENTS: tuple[str, ...] = (
     CONSTRAINT stream_booked_within_read CHECK (booked_number <= line_count),
     CONSTRAINT stream_lines_end_once CHECK (booked_count + refused_count <= line_count),
     CONSTRAINT stream_every_line_ended CHECK (state <> 'done' OR booked_count + refused_count = line_count),
-    CONSTRAINT stream_refused_with_reason CHECK ((state = 'refused') = (refusal IS NOT NULL)),
+    CONSTRAINT stream_refused_with_reason CHECK (CASE state WHEN 'refused' THEN refusal IS NOT NULL
+        WHEN 'withdrawn' THEN true ELSE refusal IS NULL END),
     CONSTRAINT stream_ended CHECK ((state IN ('done', 'refused', 'withdrawn')) = (ended_at IS NOT NULL))
 )""",
     """CREATE UNIQUE INDEX stream_file_once_i7 ON stream (submitter, content_sha256) WHERE state <> 'withdrawn'""",

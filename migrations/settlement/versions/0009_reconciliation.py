@@ -290,7 +290,7 @@ BEGIN
     IF NEW.kind <> 'opened' AND NOT (CASE last.state
         WHEN 'open' THEN NEW.kind IN ('assigned', 'proposed', 'explained', 'late-side', 'rematched')
         WHEN 'assigned' THEN NEW.kind IN ('assigned', 'released', 'proposed', 'explained', 'late-side', 'rematched')
-        WHEN 'proposed' THEN NEW.kind IN ('approved', 'rejected', 'late-side')
+        WHEN 'proposed' THEN NEW.kind IN ('approved', 'rejected')
         WHEN 'approved' THEN NEW.kind IN ('booked', 'failed')
         WHEN 'closed' THEN NEW.kind = 'reopened' AND last.kind <> 'booked'
         ELSE false END) THEN

@@ -10,6 +10,9 @@ that none of them can be a minor unit smaller.
 
 These amounts are of a run in queue order. Where overtaking is allowed they are enough, and less may do;
 `why` looks for less and says whether no amount can be one smaller.
+
+A sentence tells what participants have and how much room their limits leave: it is the operator's. Anybody else gets
+what `seen_by` leaves of it.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
+from kernel.ids import ParticipantId
 from kernel.money import Currency, format_minor
 from settlement.domain.liquidity.gridlock import run
 from settlement.domain.liquidity.model import (
@@ -50,6 +54,28 @@ class Why:
     is_worked_out: bool = True
     behind: int = 0
     """Earlier instructions that wait in the queues it pays from."""
+    behind_of: tuple[tuple[ParticipantId, int], ...] = ()
+    """The same by the participant whose queue it is."""
+
+
+def seen_by(found: Why, viewer: ParticipantId) -> Why:
+    """What of it a participant may read: its own lacks and queue. Of the others only that somebody lacks something.
+
+    The words are made anew, so that nothing of the operator's sentence can slip through.
+    """
+    own = tuple(need for need in found.needs if need.participant == viewer)
+    behind = sum(count for participant, count in found.behind_of if participant == viewer)
+    sentences: list[str] = []
+    if behind:
+        sentences.append(f"{behind} earlier of the payments of {viewer} wait before it")
+    if len(own) < len(found.needs):
+        sentences.append("it waits for liquidity of another participant")
+    if own:
+        start = "it settles, with all before it, when" if len(own) == len(found.needs) else "it takes too that"
+        sentences.append(f"{start} {_wanted_all(own)}")
+    if not found.needs:
+        sentences.append("it waits for liquidity, and what it lacks was not worked out")
+    return Why(found.id, _sentence(sentences), own, found.is_worked_out, behind)
 
 
 def waiting_after(snapshot: Snapshot, outcome: Outcome) -> Snapshot:
@@ -255,6 +281,9 @@ def _why(problem: Problem, number: int, amounts: Mapping[int, int], *, is_worked
         position: [item for item in problem.queues[position] if item < number] for position in problem.payers[number]
     }
     behind = len({item for items in ahead.values() for item in items})
+    queues: dict[ParticipantId, set[int]] = {}
+    for position, items in ahead.items():
+        queues.setdefault(problem.positions[position][0], set()).update(items)
     parts = [_short(problem, constraint, delta) for constraint, delta in problem.effects[number] if delta < 0]
     sentences = [part for part in parts if part]
     if behind:
@@ -264,11 +293,14 @@ def _why(problem: Problem, number: int, amounts: Mapping[int, int], *, is_worked
     if not sentences:
         sentences.append("what it needs is used by instructions before it")
     if needs:
-        wanted = " and ".join(_wanted(need) for need in needs[:NEEDS_SAID_MAX])
-        wanted += f" and {len(needs) - NEEDS_SAID_MAX} more of its kind" if len(needs) > NEEDS_SAID_MAX else ""
-        sentences.append(f"it settles, with all before it, when {wanted}")
-    text = "; ".join(sentences)
-    return Why(problem.ids[number], text[0].upper() + text[1:] + ".", needs, is_worked_out, behind)
+        sentences.append(f"it settles, with all before it, when {_wanted_all(needs)}")
+    behind_of = tuple((participant, len(items)) for participant, items in queues.items() if items)
+    return Why(problem.ids[number], _sentence(sentences), needs, is_worked_out, behind, behind_of)
+
+
+def _sentence(parts: Sequence[str]) -> str:
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:] + "."
 
 
 def _short(problem: Problem, constraint: int, delta: int) -> str:
@@ -281,6 +313,11 @@ def _short(problem: Problem, constraint: int, delta: int) -> str:
         return f"{participant} pays {shown} {currency} and has {_shown(room, currency)}"
     limit = _limit_name(found.limit)
     return f"{participant} pays {shown} {currency} and its {limit} leaves {_shown(max(0, room), currency)}"
+
+
+def _wanted_all(needs: Sequence[Need]) -> str:
+    wanted = " and ".join(_wanted(need) for need in needs[:NEEDS_SAID_MAX])
+    return wanted + (f" and {len(needs) - NEEDS_SAID_MAX} more of its kind" if len(needs) > NEEDS_SAID_MAX else "")
 
 
 def _wanted(need: Need) -> str:

@@ -3,6 +3,7 @@
 from settlement.domain.reconciliation.checks import check_statement, check_succession
 from settlement.domain.reconciliation.matcher import reconcile, reconcile_statements
 from settlement.domain.reconciliation.model import (
+    JOURNAL,
     AgeBucket,
     Break,
     BreakType,
@@ -19,6 +20,7 @@ from settlement.domain.reconciliation.model import (
 )
 
 __all__ = [
+    "JOURNAL",
     "AgeBucket",
     "Break",
     "BreakType",

@@ -83,7 +83,7 @@ ALLOWED_FROM: dict[EventKind, frozenset[BreakState]] = {
     EventKind.BOOKED: frozenset({BreakState.APPROVED}),
     EventKind.FAILED: frozenset({BreakState.APPROVED}),
     EventKind.EXPLAINED: _WORKED_ON,
-    EventKind.LATE_SIDE: _WORKED_ON | {BreakState.PROPOSED},
+    EventKind.LATE_SIDE: _WORKED_ON,
     EventKind.REMATCHED: _WORKED_ON,
     EventKind.REOPENED: frozenset({BreakState.CLOSED}),
 }

@@ -58,6 +58,10 @@ class BreakType(StrEnum):
     """Nostro and vostro disagree: what the bridge's legs add up to is not what the island's account moved by."""
 
 
+JOURNAL = "journal"
+"""The counterparty of the bridge's own record as a source. Nobody hands in a file under this name."""
+
+
 class Side(StrEnum):
     """Whose line."""
 

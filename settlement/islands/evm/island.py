@@ -233,7 +233,9 @@ class EvmIsland:
         now = self._monotonic()
         for number, (place, (order, lock)) in enumerate(asked.items()):
             receipt, count, simulated = found[3 * number : 3 * number + 3]
-            if isinstance(receipt, dict):
+            if isinstance(receipt, NodeRefused):
+                answers[place] = Unknown("the node does not say whether the lock is in a block")
+            elif isinstance(receipt, dict):
                 mined_in = quantity(receipt.get("blockNumber"))
                 if quantity(receipt.get("status")) == 0 and mined_in <= block.number:
                     answers[place] = self._why_refused(order, simulated, at)
@@ -255,8 +257,8 @@ class EvmIsland:
             # The lock itself, mined between two of these questions, looks like another that used its nonce or its id.
             again = self._node.batch([("eth_getTransactionReceipt", [asked[place][1].hash]) for place in judged])
             for place, receipt in zip(judged, again, strict=True):
-                if isinstance(receipt, dict):
-                    answers[place] = Unknown("the lock was mined while it was asked about")
+                if receipt is not None:
+                    answers[place] = Unknown("the lock was mined, or the node failed, while it was asked about")
         if sent:
             results = self._node.batch([("eth_sendRawTransaction", [_hex(asked[place][1].raw)]) for place in sent])
             for place, result in zip(sent, results, strict=True):
