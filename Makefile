@@ -29,8 +29,8 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reor
 test: setup  ## All tests, campaigns in short (real PostgreSQL, real processes)
 	$(PYTEST)
 
-test-medium: setup  ## Three tests too long for `make test`: two takeovers, the Go check of the log (two minutes)
-	$(PYTEST) -m medium
+test-medium: setup  ## What is too long for `make test` (five minutes); ONLY=... some of it
+	$(PYTEST) -m medium $(ONLY)
 
 test-ci: setup  ## Those, and the campaigns of `make test` at medium size
 	JIAOZI_KILLS=8 JIAOZI_EXAMPLES=4 JIAOZI_TORTURE_SECONDS=40 JIAOZI_ROUNDS=30 JIAOZI_HYPOTHESIS_EXAMPLES=400 \

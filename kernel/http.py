@@ -77,10 +77,12 @@ class _App(FastAPI):
         await self.middleware_stack(scope, receive, send)
 
     def build_middleware_stack(self) -> ASGIApp:
-        layer: Any = super().build_middleware_stack()
-        while not isinstance(layer, Edge):
-            layer = layer.app
-        return layer
+        outermost: ASGIApp = super().build_middleware_stack()
+        added: list[Any] = [each.cls for each in self.user_middleware]
+        while type(outermost) not in added:
+            layer: Any = outermost
+            outermost = layer.app
+        return outermost
 
 
 def create_app(

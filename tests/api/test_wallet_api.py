@@ -438,7 +438,13 @@ def test_bridge_fetches_what_the_desk_ordered(service: Service) -> None:
         commit_hash=b"c" * 32,
         abort_hash=b"a" * 32,
     )
-    pays_us = {"debit": ids.AccountNumber(77), "credit": abroad.vault, "amount_minor": 2500, "currency": "AED"}
+    pays_us = {
+        "id": ids.new_uuid7(),
+        "debit": ids.AccountNumber(77),
+        "credit": abroad.vault,
+        "amount_minor": 2500,
+        "currency": "AED",
+    }
     counter = SettlementLeg(ledger="aed", terms=terms.model_copy(update=pays_us))
     leg = LegAuthorisation(instruction_id=str(uetr), ledger="cny", terms=terms, other_legs=[counter])
     poor = SettlementLeg(ledger="aed", terms=counter.terms.model_copy(update={"amount_minor": 1}))

@@ -300,6 +300,7 @@ def test_one_story_over_both_services(scheme: Scheme) -> None:
     assert scheme.wallet("operator").register_settlements([order])[0].refusal is None
     abroad = client.institution().ledgers[1].vault
     pays_us = {"debit": ids.AccountNumber(77), "credit": abroad, "amount_minor": 2_500, "currency": "AED"}
+    pays_us["id"] = ids.new_uuid7()
     counter = SettlementLeg(ledger="aed", terms=terms.model_copy(update=pays_us))
     asked = LegAuthorisation(instruction_id=str(uetr), ledger="cny", terms=terms, other_legs=[counter])
     leg = scheme.wallet("bridge").authorise_legs([asked])

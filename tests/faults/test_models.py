@@ -73,6 +73,7 @@ def test_decision_escrow_comes_to_its_end_once_everyone_is_back(check: Check) ->
 
 
 @pytest.mark.parametrize("claim", ["never_settles", "never_cancels"])
+@pytest.mark.medium
 def test_decision_escrow_can_end_both_ways(check: Check, claim: str) -> None:
     assert check("decision_escrow", SAFE, claim)[0] == 1
 
@@ -87,11 +88,13 @@ def test_decision_escrow_can_end_both_ways(check: Check, claim: str) -> None:
         (("CRASHES=1", "NO_TOMBSTONE"), "progress"),
     ],
 )
+@pytest.mark.medium
 def test_a_bug_planted_in_the_model_is_found(check: Check, macros: tuple[str, ...], claim: str) -> None:
     assert check("decision_escrow", macros, claim)[0] == 1
 
 
 @pytest.mark.parametrize("macro", ["NO_FENCE", "NO_KEY"])
+@pytest.mark.medium
 def test_i5_fence_and_key_of_the_decision_log_are_two_independent_means(check: Check, macro: str) -> None:
     """Without either alone nothing splits; without both it does (above)."""
     assert check("decision_escrow", (*SAFE, macro), "no_split")[0] == 0
@@ -119,5 +122,6 @@ def test_hash_time_locks_split_exactly_when_the_gap_is_too_small(
 
 
 @pytest.mark.parametrize("claim", ["never_swaps", "never_refunds"])
+@pytest.mark.medium
 def test_hash_time_locks_can_end_both_ways(check: Check, claim: str) -> None:
     assert check("hash_time_lock", (), claim)[0] == 1

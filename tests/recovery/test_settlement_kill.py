@@ -38,6 +38,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield found
 
 
+@pytest.mark.medium
 @pytest.mark.campaign
 @pytest.mark.timeout(120 + 30 * KILLS)
 def test_i5_sigkill_of_the_settlement_service_splits_nothing(world: World) -> None:

@@ -143,6 +143,10 @@ class World:
         return found
 
 
+pytestmark = pytest.mark.medium
+"""Three real ledgers take a quarter of a minute to start; the same cases over PostgreSQL are in `make test`."""
+
+
 @pytest.fixture(scope="module")
 def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     keys = {bank: PrivateKey.generate() for bank in (*BANKS, BRIDGE)}

