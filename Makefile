@@ -29,7 +29,7 @@ PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reor
 test: setup  ## All tests, campaigns in short (real PostgreSQL, real processes)
 	$(PYTEST)
 
-test-medium: setup  ## What is too long for `make test` (five minutes); ONLY=... some of it
+test-medium: setup  ## What is too long for `make test`; ONLY=... some of it
 	$(PYTEST) -m medium $(ONLY)
 
 test-ci: setup  ## Those, and the campaigns of `make test` at medium size

@@ -33,7 +33,6 @@ def withdraw(
         connection.execute(
             sa.select(t.settlement.c.id)
             .where(t.settlement.c.id.in_(list(details)), t.settlement.c.state == SettlementState.RECEIVED.value)
-            .where(t.settlement.c.netted_by.is_(None))
             .where(t.settlement.c.netted_by.is_(None))  # a netting settlement under way decides for it
             .order_by(t.settlement.c.id)
             .with_for_update()

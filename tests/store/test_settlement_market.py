@@ -536,3 +536,24 @@ def test_the_database_ends_a_lock_once_and_removes_no_leg_that_was_taken(world: 
             with pytest.raises(psycopg.errors.RestrictViolation):
                 connection.execute(change)
     assert [fill.state for fill in world.fills(settlement)] == ["consumed"]
+
+
+def test_an_execution_that_a_netting_stands_for_is_neither_quoted_anew_nor_changed(world: World) -> None:
+    """The netting's legs are what its instructions add up to: another price meanwhile would undo the decision of all.
+    The netting is planted past the database's own rules; nothing else is."""
+    world.post(P1, "CNY/AED", bid="0.52", seconds=30)
+    netted = world.sell(10_000, gate=True, least=5_000, on_expiry="requote")
+    netting = world.sell(900, gate=True)
+    world.clock.advance(LOCK)
+    world.post(P2, "CNY/AED", bid="0.51")
+    before = [(fill.attempt, fill.provider, fill.state) for fill in world.fills(netted)]
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("UPDATE settlement SET netted_by = %s WHERE id = %s", [netting, netted])
+        connection.execute("SET session_replication_role = origin")
+        with pytest.raises(psycopg.errors.RestrictViolation):
+            connection.execute("SELECT fx_remove_legs(%s)", [netted])
+    assert end_expired_locks(world.market) == 1  # of the other one alone
+    assert [(fill.attempt, fill.provider, fill.state) for fill in world.fills(netted)] == before
+    with world.market.database.transaction(isolation="READ COMMITTED") as connection:
+        assert store.lock_settlement(connection, netted) is None
