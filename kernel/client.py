@@ -7,6 +7,7 @@ Idempotency-Key in every attempt). A lost answer is an unknown outcome, never a 
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import ssl
 import time
@@ -103,7 +104,7 @@ class ServiceClient:
         idempotency_key: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Any:
-        """The JSON of POST. `body` is a JSON value or a pydantic model. Repeated only if `idempotent`."""
+        """The JSON of POST. `body`: a JSON value, a pydantic model, or JSON's bytes. Repeated only if `idempotent`."""
         call = _Call.of_json(body, idempotency_key)
         return _json_of(
             self.request(
@@ -188,7 +189,7 @@ class AsyncServiceClient:
             auth=auth,
             timeout=timeout_seconds,
             headers=headers,
-            transport=transport or httpx.AsyncHTTPTransport(uds=uds),
+            transport=transport or httpx.AsyncHTTPTransport(verify=_tls(), uds=uds),
             follow_redirects=False,
             trust_env=False,
         )
@@ -279,7 +280,9 @@ class _Call:
         headers = {} if idempotency_key is None else {"idempotency-key": idempotency_key}
         if body is None:
             return _Call(None, headers)
-        if isinstance(body, BaseModel):
+        if isinstance(body, bytes):
+            content = body
+        elif isinstance(body, BaseModel):
             content = body.model_dump_json(exclude_none=True).encode()
         else:
             content = strict_json.dumps(body)
@@ -380,8 +383,14 @@ class _DeadlineBackend(httpcore.SyncBackend):
         return _DeadlineStream(super().connect_unix_socket(path, wait, socket_options))
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """The authorities that are trusted, read once a process: that takes longer than most requests."""
+    return httpx.create_ssl_context()
+
+
 def _deadline_transport(uds: str | None) -> httpx.HTTPTransport:
-    transport = httpx.HTTPTransport(uds=uds)
+    transport = httpx.HTTPTransport(verify=_tls(), uds=uds)
     # httpx has no public way to give its pool a backend; a test with a dripping peer holds this line in place.
     transport._pool._network_backend = _DeadlineBackend()
     return transport

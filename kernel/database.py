@@ -26,6 +26,8 @@ from kernel.postgres import EmbeddedPostgres, default_data_dir, service_role
 
 Isolation = Literal["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"]
 Result = TypeVar("Result")
+MeaningOf = Callable[[psycopg.Error], Exception | None]
+"""What an error of the server means to a service; None: nothing but what it says."""
 
 POOL_SIZE = 10
 """Connections a service keeps at most; an embedded server has 200 for all of them."""
@@ -116,11 +118,15 @@ class Database:
         pool_size: int = POOL_SIZE,
         statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
         idle_transaction_timeout_ms: int | None = None,
+        meaning_of: MeaningOf | None = None,
     ) -> None:
         """`idle_transaction_timeout_ms`: the server ends a session that says nothing for so long inside a transaction,
         so that a process that stands still (SIGSTOP, a paused machine) keeps nothing locked; None: it waits for ever.
+        `meaning_of`: asked about every error of the server that leaves a transaction; what it makes of it is raised
+        instead, after the rollback.
         """
         parsed = parse_url(url)
+        self._meaning_of = meaning_of
         options = [parsed.query.get("options"), f"-c statement_timeout={statement_timeout_ms}", "-c timezone=UTC"]
         if idle_transaction_timeout_ms is not None:
             options.append(f"-c idle_in_transaction_session_timeout={idle_transaction_timeout_ms}")
@@ -148,10 +154,20 @@ class Database:
 
         Raises: OutcomeUnknown, TransactionAborted; sqlalchemy.exc.DBAPIError for what the server refuses.
         """
-        with self.engine.connect() as connection:
-            connection.execution_options(isolation_level=isolation)
-            with connection.begin():
-                yield connection
+        try:
+            with self.engine.connect() as connection:
+                connection.execution_options(isolation_level=isolation)
+                with connection.begin():
+                    yield connection
+        except DBAPIError as error:
+            if isinstance(error.orig, psycopg.Error):
+                self._say_meaning(error.orig)
+            raise
+
+    def _say_meaning(self, error: psycopg.Error) -> None:
+        meaning = None if self._meaning_of is None else self._meaning_of(error)
+        if meaning is not None:
+            raise meaning from error
 
     def run(
         self, work: Callable[[Connection], Result], *, isolation: Isolation, attempts: int = RETRY_ATTEMPTS_MAX
@@ -206,6 +222,9 @@ class Database:
             connection = self._rested(is_lazy) or self._open_session(is_lazy)
             try:
                 yield connection
+            except psycopg.Error as error:
+                self._say_meaning(error)
+                raise
             finally:
                 self._give_back(connection, is_lazy)
         finally:

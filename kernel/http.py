@@ -84,6 +84,14 @@ class _App(FastAPI):
             outermost = layer.app
         return outermost
 
+    def include_router(self, router: APIRouter, **arguments: Any) -> None:
+        """A router that is taken as it is gives its operations themselves: FastAPI would analyse each of them a second
+        time when the app starts, for a prefix that is not there."""
+        if arguments:
+            super().include_router(router, **arguments)
+        else:
+            self.router.routes.extend(router.routes)
+
 
 def create_app(
     *,

@@ -14,10 +14,18 @@ from kernel.edge import PROBLEM_MEDIA_TYPE
 from kernel.errors import STATUS_BY_REQUEST_REFUSAL, Refusal, RequestRefusal, problem_document
 
 _METHODS = ("get", "put", "post", "delete", "patch")
-_ALWAYS = (RequestRefusal.TOO_MANY_REQUESTS, RequestRefusal.INTERNAL_ERROR, RequestRefusal.SERVICE_UNAVAILABLE)
-_WITH_BODY = (RequestRefusal.BODY_TOO_LARGE, RequestRefusal.REQUEST_TIMEOUT, RequestRefusal.UNSUPPORTED_MEDIA_TYPE)
+# Also of an operation that takes neither parameters nor a body: it is sent some all the same, and they are refused.
+_ALWAYS = (
+    RequestRefusal.TOO_MANY_REQUESTS,
+    RequestRefusal.BODY_TOO_LARGE,
+    RequestRefusal.REQUEST_TIMEOUT,
+    RequestRefusal.NUL_CHARACTER,
+    RequestRefusal.VALIDATION_FAILED,
+    RequestRefusal.SERVICE_UNAVAILABLE,
+    RequestRefusal.INTERNAL_ERROR,
+)
+_WITH_BODY = (RequestRefusal.UNSUPPORTED_MEDIA_TYPE,)
 _WITH_JSON = (RequestRefusal.MALFORMED_JSON,)
-_WITH_INPUT = (RequestRefusal.VALIDATION_FAILED, RequestRefusal.NUL_CHARACTER)
 _PHRASE_BY_STATUS = {
     400: "Malformed",
     401: "Not signed, or not validly",
@@ -67,8 +75,8 @@ _PROBLEM_SCHEMA: dict[str, Any] = {
 def problems(*refusals: Refusal, statuses: Mapping[Any, int] | None = None) -> dict[int | str, dict[str, Any]]:
     """`responses=` of an operation: each refusal as an example under its status.
 
-    `statuses` is the service's table; request refusals need none. What every operation can answer (429, 500, 503; with
-    parameters or body 400, 422; with a body 408, 413, 415) is added to the document without being listed.
+    `statuses` is the service's table; request refusals need none. What every operation can answer (400, 408, 413, 422,
+    429, 500, 503; with a body 415) is added to the document without being listed.
     """
     table: dict[Any, int] = {**STATUS_BY_REQUEST_REFUSAL, **(statuses or {})}
     responses: dict[int | str, dict[str, Any]] = {}
@@ -120,8 +128,6 @@ def _complete(operation: dict[str, Any], statuses: Mapping[str, int]) -> None:
         refusals += _WITH_BODY
         if "application/json" in body.get("content", {}):
             refusals += _WITH_JSON
-    if body or operation.get("parameters"):
-        refusals += _WITH_INPUT
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "header" and parameter["name"].lower() == "idempotency-key":
             parameter["required"] = True

@@ -6,34 +6,23 @@ import json
 import logging
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
-import psycopg
 import typer
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy.exc import OperationalError
 
-from kernel import ids, migrate
-from kernel.client import ProblemResponse, ServiceUnreachable
+from kernel import ids
 from kernel.clock import system_clock
-from kernel.crypto.http_signatures import RequestSigner
-from kernel.crypto.keys import KeyRefused, PrivateKey
-from kernel.database import resolve_url
+from kernel.crypto.keys import PrivateKey
 from kernel.money import Currency, Money, format_minor
-from kernel.settings import InvalidSettings
 from ledger import audit, log_commands
-from ledger.client import LedgerClient
-from ledger.contract import (
-    Approval,
-    IssueAction,
-    MandateView,
-    Proposal,
-    RedeemAction,
-    sign_approval,
-    sign_proposal,
-)
+from ledger.log_commands import connect
+
+if TYPE_CHECKING:  # what takes long to load is loaded by the commands that need it
+    from ledger.client import LedgerClient
+    from ledger.contract import MandateView
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -70,6 +59,8 @@ def serve() -> None:
 @app.command(name="migrate")
 def migrate_command() -> None:
     """Bring the ledger's database to the newest schema."""
+    from kernel import migrate
+    from kernel.database import resolve_url
     from ledger.settings import LedgerSettings
 
     settings = LedgerSettings.load()
@@ -151,7 +142,7 @@ def issue(
     In life each key is with another person, who uses `propose`, `approve` and `execute`.
     """
     own = PrivateKey.load(maker)
-    with LedgerClient(url, signer=RequestSigner(own)) as client:
+    with connect(url, own) as client:
         view = _propose(client, vault, amount, own, redeem=redeem)
         for path in approver:
             view = _approve(client, view, PrivateKey.load(path))
@@ -168,7 +159,7 @@ def propose(
     redeem: Annotated[bool, typer.Option("--redeem", help="Propose a redemption.")] = False,
 ) -> None:
     """Propose an issue or a redemption; prints the mandate that operators approve."""
-    with LedgerClient(url) as client:
+    with connect(url) as client:
         _print_mandate(_propose(client, vault, amount, PrivateKey.load(key), redeem=redeem))
 
 
@@ -178,7 +169,7 @@ def approve(
 ) -> None:
     """Approve a mandate as an operator: signs the hash of exactly what was proposed."""
     operator = PrivateKey.load(key)
-    with LedgerClient(url, signer=RequestSigner(operator)) as client:
+    with connect(url, operator) as client:
         view = client.get_mandate(ids.parse("mdt", mandate))
         _print_mandate(_approve(client, view, operator))
 
@@ -188,7 +179,7 @@ def execute(
     mandate: Annotated[str, typer.Argument(help="mdt_...")], key: KeyOption, url: UrlOption = DEFAULT_URL
 ) -> None:
     """Carry out an approved mandate, as an operator or the participant concerned; it acts once."""
-    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+    with connect(url, PrivateKey.load(key)) as client:
         _print_mandate(client.execute(ids.parse("mdt", mandate)))
 
 
@@ -197,7 +188,7 @@ def balance(
     account: Annotated[str, typer.Argument(help="acc_...")], key: KeyOption, url: UrlOption = DEFAULT_URL
 ) -> None:
     """Show an account of the key's institution (operators see all)."""
-    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+    with connect(url, PrivateKey.load(key)) as client:
         view = client.get_account(ids.parse_account(account))
     currency = Currency.of(view.currency)
     for name, value in (
@@ -213,7 +204,7 @@ def balance(
 @app.command()
 def supply(url: UrlOption = DEFAULT_URL) -> None:
     """The supply identity (I2): issued - redeemed = vaults + wallets + offline."""
-    with LedgerClient(url) as client:
+    with connect(url) as client:
         view = client.supply()
     currency = Currency.of(view.currency)
     table = Table(f"supply of {currency}, at seq {view.as_of_seq}", "amount")
@@ -229,7 +220,7 @@ def supply(url: UrlOption = DEFAULT_URL) -> None:
 @app.command()
 def close(key: KeyOption, url: UrlOption = DEFAULT_URL) -> None:
     """Order a closing at the newest block, as an operator; prints the signed statement. Days close by themselves."""
-    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+    with connect(url, PrivateKey.load(key)) as client:
         view = client.close_now()
     console.print(view.statement, end="", markup=False, highlight=False, soft_wrap=True)
 
@@ -243,7 +234,7 @@ def balance_proof(
     url: UrlOption = DEFAULT_URL,
 ) -> None:
     """Fetch the proof of an account's balance in a closing, as its institution, for the holder (verify-balance)."""
-    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+    with connect(url, PrivateKey.load(key)) as client:
         newest = client.closings(limit=1)
         if closing is None and not newest:
             raise ValueError(
@@ -308,6 +299,8 @@ app.command(name="acknowledge-incident")(log_commands.acknowledge_incident)
 
 
 def _propose(client: LedgerClient, vault: str, amount: str, key: PrivateKey, *, redeem: bool) -> MandateView:
+    from ledger.contract import IssueAction, Proposal, RedeemAction, sign_proposal
+
     ledger = client.ledger()
     money = Money.parse_major(amount, Currency.of(ledger.currency))
     kind = RedeemAction if redeem else IssueAction
@@ -327,6 +320,8 @@ def _propose(client: LedgerClient, vault: str, amount: str, key: PrivateKey, *, 
 
 
 def _approve(client: LedgerClient, view: MandateView, key: PrivateKey) -> MandateView:
+    from ledger.contract import Approval, sign_approval
+
     approval = Approval(ledger=client.ledger().ledger, mandate=view.mandate, proposal_sha256=view.proposal_sha256)
     return client.approve(view.mandate, sign_approval(approval, key=key))
 
@@ -347,18 +342,32 @@ def main() -> None:
     """Entry point: what goes wrong is one line that says what to do next."""
     try:
         app()
-    except ProblemResponse as error:
-        errors.print(f"[red]refused ({error.refusal}):[/] {error.detail}")
+    except Exception as error:
+        line = _line_of(error)
+        if line is None:
+            raise
+        errors.print(line)
         raise SystemExit(1) from None
-    except OperationalError as error:
-        errors.print(f"[red]error:[/] the database does not answer: {str(error.orig).splitlines()[0]}")
-        raise SystemExit(1) from None
-    except psycopg.Error as error:
-        errors.print(f"[red]error:[/] the database: {str(error).splitlines()[0]}")
-        raise SystemExit(1) from None
-    except (ServiceUnreachable, InvalidSettings, KeyRefused, RuntimeError, ValueError, OSError) as error:
-        errors.print(f"[red]error:[/] {error}")
-        raise SystemExit(1) from None
+
+
+def _line_of(error: Exception) -> str | None:
+    """What to tell the user; None for what only a traceback explains."""
+    import psycopg
+    from sqlalchemy.exc import OperationalError
+
+    from kernel.client import ProblemResponse, ServiceUnreachable
+
+    match error:
+        case ProblemResponse():
+            return f"[red]refused ({error.refusal}):[/] {error.detail}"
+        case OperationalError():
+            return f"[red]error:[/] the database does not answer: {str(error.orig).splitlines()[0]}"
+        case psycopg.Error():
+            return f"[red]error:[/] the database: {str(error).splitlines()[0]}"
+        case ServiceUnreachable() | RuntimeError() | ValueError() | OSError():
+            return f"[red]error:[/] {error}"
+        case _:
+            return None
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -14,9 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
-from kernel.database import resolve_url
 from kernel.money import Currency, format_minor
-from kernel.postgres import default_data_dir
 
 if TYPE_CHECKING:
     import psycopg
@@ -95,6 +94,7 @@ def verify(
     if directory is not None and (database_url is not None or log_salts is not None):
         raise ValueError("--export goes alone: it brings all that --database-url and --log-salts are for")
     known = _known(anchor, log_key, operators_genesis)
+    gc.freeze()  # the modules stay: the garbage collector need not look at them again and again
     if directory is not None:
         with _progress("replaying") as progress:
             report = verify_export(directory, known=known, progress=progress)
@@ -173,6 +173,8 @@ def _log_salts(connection: psycopg.Connection[Any], path: Path | None) -> LogSal
 @contextmanager
 def configured_database() -> Iterator[str]:
     """The ledger's own database; an embedded server that was down is stopped again."""
+    from kernel.database import resolve_url
+    from kernel.postgres import default_data_dir
     from ledger.settings import LedgerSettings
 
     settings = LedgerSettings.load()

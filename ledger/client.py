@@ -28,6 +28,8 @@ from ledger.contract import (
     AccountChangeView,
     AccountCheckRequest,
     AccountCheckResponse,
+    AccountLookUpRequest,
+    AccountLookUpResponse,
     AccountOpening,
     AccountOpeningRequest,
     AccountOpeningResponse,
@@ -39,6 +41,8 @@ from ledger.contract import (
     ClosingView,
     ConsistencyProofView,
     EndTerms,
+    HoldAnswer,
+    HoldLookUpResponse,
     HoldView,
     IncidentAcknowledgement,
     IncidentView,
@@ -58,7 +62,9 @@ from ledger.contract import (
     TransferTerms,
     TransferView,
     read_answers,
+    read_hold_answers,
     write_end_items,
+    write_hold_look_up,
     write_signed_items,
 )
 from ledger.receipts import ReceiptRefused, VerifiedReceipt, VerifiedSupply, verify_receipt, verify_supply
@@ -154,6 +160,26 @@ class LedgerClient:
     def get_hold(self, hold: UUID) -> HoldView:
         return HoldView.model_validate(self._http.get(f"/v1/holds/{ids.show('trf', hold)}"))
 
+    def look_up_holds(self, holds: Sequence[UUID]) -> list[HoldView | None]:
+        """At most `LOOK_UPS_MAX`, one answer each, in order; None where there is none that the signer may see."""
+        return HoldLookUpResponse.model_validate_json(self._look_up_holds(holds)).holds
+
+    def look_up_hold_answers(self, holds: Sequence[UUID]) -> list[HoldAnswer | None]:
+        """`look_up_holds` without a model an item."""
+        try:
+            return read_hold_answers(self._look_up_holds(holds))
+        except ValueError as error:
+            raise ServiceUnreachable(f"the answer cannot be read: {error}") from None
+
+    def _look_up_holds(self, holds: Sequence[UUID]) -> bytes:
+        return self._http.request(
+            "POST",
+            "/v1/hold-look-ups",
+            content=write_hold_look_up(holds),
+            content_type="application/json",
+            idempotent=True,
+        ).content
+
     # --- accounts
 
     def open_accounts(self, openings: Sequence[AccountOpening]) -> list[AccountOpeningResult]:
@@ -169,6 +195,12 @@ class LedgerClient:
 
     def get_account(self, account: int) -> AccountView:
         return AccountView.model_validate(self._http.get(f"/v1/accounts/{ids.show_account(account)}"))
+
+    def look_up_accounts(self, accounts: Sequence[int]) -> list[AccountView | None]:
+        """At most `LOOK_UPS_MAX`, one answer each, in order; None where there is none that the signer may see."""
+        body = AccountLookUpRequest(accounts=[ids.AccountNumber(account) for account in accounts])
+        answer = self._http.post("/v1/account-look-ups", body.model_dump(mode="json"), idempotent=True)
+        return AccountLookUpResponse.model_validate(answer).accounts
 
     def statement(
         self, account: int, *, cursor: str | None = None, limit: int = 1000, newest_first: bool = False

@@ -46,6 +46,8 @@ BATCH_TRANSFERS_MAX = 8192
 OPENINGS_MAX = 4096
 ACCOUNT_CHECKS_MAX = 1_000
 """Accounts of one check: a page, within the bound on an ordinary body."""
+LOOK_UPS_MAX = 1_000
+"""Holds or accounts in one look-up."""
 _MOMENTS_CACHED_MAX = 4096
 INSTRUCTION_TYP = "jiaozi-instruction+jws"
 MANDATE_TYP = "jiaozi-mandate+jws"
@@ -369,12 +371,29 @@ class _EndItems(msgspec.Struct, forbid_unknown_fields=True):
     transfers: list[_EndItem]
 
 
-class ReadItem(msgspec.Struct, frozen=True, gc=False):
-    """A `TransferItem` of terms that were read quickly."""
+class ReadEnd(msgspec.Struct, frozen=True, gc=False):
+    """A `TransferItem` with the post or void of a whole hold by its secret, read quickly: ids as numbers, 0 = none."""
 
-    terms: TransferTerms
+    id_number: int
+    id_shown: str
+    kind: TransferKind
+    currency: str
+    reference_number: int
+    hold_number: int
+    secret: bytes
     instruction: None = None
     linked: bool = False
+
+    @property
+    def terms(self) -> TransferTerms:
+        return TransferTerms.model_construct(
+            id=UUID(int=self.id_number),
+            kind=self.kind,
+            currency=self.currency,
+            reference=UUID(int=self.reference_number) if self.reference_number else None,
+            hold=UUID(int=self.hold_number),
+            secret=self.secret,
+        )
 
 
 class _SignedItems(msgspec.Struct, forbid_unknown_fields=True):
@@ -389,6 +408,7 @@ _SIGNED_ITEMS = msgspec.json.Decoder(_SignedItems)
 _END_ITEMS = msgspec.json.Decoder(_EndItems)
 _END_KINDS = {kind.value: kind for kind in (TransferKind.POST, TransferKind.VOID)}
 _PLAIN_ID = re.compile(r"trf_[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.ASCII)
+_REFERENCE = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z]{3}", re.ASCII)
 _ANSWERS = msgspec.json.Decoder(_Answers)
 _encode = msgspec.json.Encoder().encode
@@ -412,7 +432,7 @@ def read_signed_items(body: bytes) -> list[SignedItem] | None:
     return items
 
 
-def read_end_items(body: bytes) -> list[ReadItem] | None:
+def read_end_items(body: bytes) -> list[ReadEnd] | None:
     """The items of a `TransferBatchRequest` in which each is the post or void of a whole hold by its secret, spelt
     without white space. None and the proof: as `read_signed_items`."""
     try:
@@ -420,23 +440,39 @@ def read_end_items(body: bytes) -> list[ReadItem] | None:
         items = read.transfers
         if not 0 < len(items) <= BATCH_TRANSFERS_MAX or b"\\" in body or _encode(read) != body:
             return None
-        return [ReadItem(_terms_of_end(item.terms)) for item in items]
+        return [_read_end(item.terms) for item in items]
     except (ValueError, KeyError):
         return None
 
 
-def _terms_of_end(end: EndTerms) -> TransferTerms:
+def _read_end(end: EndTerms) -> ReadEnd:
     """Raises ValueError or KeyError for whatever the model would refuse, or might read otherwise."""
     if not (_PLAIN_ID.fullmatch(end.id) and _PLAIN_ID.fullmatch(end.hold) and _CURRENCY.fullmatch(end.currency)):
         raise ValueError("not a plain end of a hold")
-    return TransferTerms.model_construct(
-        id=UUID(end.id[4:]),
-        kind=_END_KINDS[end.kind],
-        currency=end.currency,
-        reference=_reference(end.reference) if end.reference is not None else None,
-        hold=UUID(end.hold[4:]),
-        secret=_hex32(end.secret),
+    return ReadEnd(
+        _id_number(end.id),
+        end.id,
+        _END_KINDS[end.kind],
+        end.currency,
+        _reference_number(end.reference),
+        _id_number(end.hold),
+        _hex32(end.secret),
     )
+
+
+def _id_number(shown: str) -> int:
+    """Of an id with a prefix of three letters that has been matched."""
+    return int(shown[4:].replace("-", ""), 16)
+
+
+def _reference_number(text: str | None) -> int:
+    """0 for none. Raises ValueError for whatever `_reference` does."""
+    if text is None:
+        return 0
+    number = int(text.replace("-", ""), 16) if _REFERENCE.fullmatch(text) is not None else 0
+    if number == 0:
+        raise ValueError("expected a lower-case UUID that is not nil")
+    return number
 
 
 def write_end_items(ends: Sequence[EndTerms]) -> bytes:
@@ -466,6 +502,9 @@ class TransferView(Model):
     seq: int
     kind: TransferKind
     debit: AccountRef | None
+    debit_kind: AccountKind | None
+    """Whether a holder has paid, or an institution from its vault (with a voucher, for another): it says no more of who
+    that is."""
     credit: AccountRef | None
     amount_minor: Amount
     currency: CurrencyCode
@@ -496,6 +535,72 @@ class HoldView(Model):
     ended_by: TransferRef | None
     secret: Hash32 | None
     """The secret that ended it: once one leg is posted, anybody can post the others."""
+
+
+class HoldLookUpRequest(Model):
+    holds: Annotated[list[HoldRef], Field(min_length=1, max_length=LOOK_UPS_MAX)]
+
+
+class HoldLookUpResponse(Model):
+    """`holds[i]` is `holds[i]` of the request, null if there is none that the caller may see."""
+
+    holds: list[HoldView | None]
+
+
+class HoldAnswer(msgspec.Struct, frozen=True, gc=False):
+    """A `HoldView` as it travels, written and read quickly."""
+
+    hold: str
+    status: str
+    debit: str | None
+    credit: str | None
+    amount_minor: str
+    currency: str
+    commit_hash: str | None
+    abort_hash: str | None
+    expires_at: str | None
+    ended_by: str | None
+    secret: str | None
+
+
+class _HoldAnswers(msgspec.Struct):
+    holds: list[HoldAnswer | None]
+
+
+class _HoldsAsked(msgspec.Struct, forbid_unknown_fields=True):
+    holds: list[str]
+
+
+_HOLD_ANSWERS = msgspec.json.Decoder(_HoldAnswers)
+_HOLDS_ASKED = msgspec.json.Decoder(_HoldsAsked)
+
+
+def read_hold_look_up(body: bytes) -> list[UUID] | None:
+    """The ids of a `HoldLookUpRequest` spelt without white space. None and the proof: as `read_signed_items`."""
+    try:
+        read = _HOLDS_ASKED.decode(body)
+    except ValueError:
+        return None
+    if not 0 < len(read.holds) <= LOOK_UPS_MAX or b"\\" in body or _encode(read) != body:
+        return None
+    if any(_PLAIN_ID.fullmatch(hold) is None for hold in read.holds):
+        return None
+    return [UUID(int=_id_number(hold)) for hold in read.holds]
+
+
+def write_hold_look_up(holds: Sequence[UUID]) -> bytes:
+    """The body of a request for `read_hold_look_up`."""
+    return _encode(_HoldsAsked([ids.show("trf", hold) for hold in holds]))
+
+
+def write_hold_answers(answers: list[HoldAnswer | None]) -> bytes:
+    """The body of a `HoldLookUpResponse`."""
+    return _encode(_HoldAnswers(answers))
+
+
+def read_hold_answers(body: bytes) -> list[HoldAnswer | None]:
+    """Raises: ValueError for anything else."""
+    return _HOLD_ANSWERS.decode(body).holds
 
 
 # --- accounts --------------------------------------------------------------------------------------------------------
@@ -590,6 +695,8 @@ class AccountView(Model):
     credits_pending_minor: Amount
     spent_today_minor: Amount
     spent_this_year_minor: Amount
+    balance_max_minor: Amount | None = None
+    """The account's own cap; null where there is none. Its class's is in the rule class."""
     holder_key: str | None
     """RFC 7638 thumbprint of the holder's key; of the oldest, where there are several."""
     holder_keys: list[str] = []
@@ -597,6 +704,16 @@ class AccountView(Model):
     announced_key: AnnouncedKeyView | None = None
     as_of_seq: int
     as_of: Moment
+
+
+class AccountLookUpRequest(Model):
+    accounts: Annotated[list[AccountRef], Field(min_length=1, max_length=LOOK_UPS_MAX)]
+
+
+class AccountLookUpResponse(Model):
+    """`accounts[i]` is `accounts[i]` of the request, null if there is none that the caller may see."""
+
+    accounts: list[AccountView | None]
 
 
 class StatementLine(Model):
@@ -657,6 +774,18 @@ class SetAccountClass(Model):
     rule_class: Annotated[str, Field(min_length=1, max_length=32)]
 
 
+class SetBalanceCap(Model):
+    """What a wallet may hold at most, beside its class's cap: a child's allowance. The stricter of both holds for every
+    credit but a legal order's, whoever sends it; what is held above it may stay. The same version, or one below that
+    in force, changes nothing."""
+
+    change: Literal["set-balance-cap"] = "set-balance-cap"
+    account: AccountRef
+    version: Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+    balance_max_minor: Amount | None = None
+    """Null: none of its own any more."""
+
+
 class HolderKeyChange(Model):
     """Of a wallet's keys. Adding and removing need a current holder key's consent. `replace-holder-key` makes `key`
     the only one: with consent at once; without it, if `key` was announced at least `key_recovery_seconds` before (see
@@ -675,7 +804,9 @@ class AccountStanding(Model):
     account: AccountRef
 
 
-AccountChange = Annotated[SetAccountClass | HolderKeyChange | AccountStanding, Field(discriminator="change")]
+AccountChange = Annotated[
+    SetAccountClass | SetBalanceCap | HolderKeyChange | AccountStanding, Field(discriminator="change")
+]
 
 
 class AccountChangeDocument(Model):
@@ -1042,6 +1173,46 @@ def spell_instruction(terms: TransferTerms, *, ledger: str, valid_until: datetim
     return _canonical(SignedInstruction(ledger=ledger, terms=terms, valid_until=valid_until))
 
 
+def spell_hold_terms(
+    *,
+    hold: UUID,
+    debit: int,
+    credit: int,
+    amount_minor: int,
+    currency: str,
+    reference: UUID | None,
+    commit_hash: bytes,
+    abort_hash: bytes,
+) -> bytes:
+    """The terms of a conditional hold without a deadline, letter by letter as they stand in an instruction of it."""
+    return _encode(
+        _HoldTerms(
+            abort_hash.hex(),
+            str(amount_minor),
+            commit_hash.hex(),
+            ids.show_account(credit),
+            currency,
+            ids.show_account(debit),
+            ids.show("trf", hold),
+            TransferKind.HOLD.value,
+            str(reference) if reference is not None else None,
+        )
+    )
+
+
+def is_instruction_of(payload: bytes, *, ledger: str, terms: bytes) -> bool:
+    """Whether an instruction's payload is letter by letter that of these terms (`spell_hold_terms`) on this ledger,
+    until whatever time. False says nothing: it may be spelt otherwise, and is then read."""
+    start = b'{"ledger":' + _encode(ledger) + b',"terms":' + terms + b',"valid_until":"'
+    if not (payload.startswith(start) and payload.endswith(b'"}') and b"\\" not in payload):
+        return False
+    try:
+        _moment_of(payload[len(start) : -2].decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
 def _spelt_hold(terms: TransferTerms) -> _HoldTerms:
     if not (terms.debit and terms.credit and terms.amount_minor is not None and terms.commit_hash and terms.abort_hash):
         raise ValueError("a conditional hold has accounts, an amount and both hashes")
@@ -1131,12 +1302,33 @@ class Instruction(msgspec.Struct, frozen=True, gc=False):
     reference_number: int
     """A UUID as a number; 0 = none."""
     valid_until: datetime
-    terms: TransferTerms | None
-    """All terms, where they are not plain (a hold, a post, a void) or not spelt canonically."""
+    commit_hash: bytes | None = None
+    abort_hash: bytes | None = None
+    """Of a conditional hold."""
+    stated: TransferTerms | None = None
+    """All terms as a model, if they were read as one: whatever is no plain transfer and no conditional hold without a
+    deadline, or is not spelt canonically."""
 
     @property
     def id(self) -> UUID:
         return UUID(int=self.id_number)
+
+    @property
+    def terms(self) -> TransferTerms | None:
+        """All terms, where they are not plain (a hold, a post, a void) or not spelt canonically."""
+        if self.stated is not None or self.commit_hash is None:
+            return self.stated
+        return TransferTerms.model_construct(
+            id=self.id,
+            kind=self.kind,
+            debit=self.debit,
+            credit=self.credit,
+            amount_minor=self.amount_minor,
+            currency=self.currency,
+            reference=UUID(int=self.reference_number) if self.reference_number else None,
+            commit_hash=self.commit_hash,
+            abort_hash=self.abort_hash,
+        )
 
     @property
     def is_canonical(self) -> bool:
@@ -1187,7 +1379,9 @@ def _read_any(unverified: jws.Unverified) -> Instruction:
         currency=terms.currency,
         reference_number=terms.reference.int if terms.reference is not None else 0,
         valid_until=document.valid_until,
-        terms=terms,
+        commit_hash=terms.commit_hash,
+        abort_hash=terms.abort_hash,
+        stated=terms,
     )
 
 
@@ -1236,6 +1430,7 @@ _PLAIN_KINDS = {
 }
 _ACCOUNTS_CACHED_MAX = 100_000
 _account_number = lru_cache(maxsize=_ACCOUNTS_CACHED_MAX)(ids.parse_account)
+_moment_of = lru_cache(maxsize=_MOMENTS_CACHED_MAX)(_moment)
 
 
 def _read_plain(unverified: jws.Unverified) -> Instruction:
@@ -1255,16 +1450,15 @@ def _read_plain(unverified: jws.Unverified) -> Instruction:
     return _QuickInstruction(
         unverified,
         read.ledger,
-        int(terms.id[4:].replace("-", ""), 16),
+        _id_number(terms.id),
         terms.id,
         kind,
         _account_number(terms.debit),
         _account_number(terms.credit),
         money.parse_minor(terms.amount_minor),
         terms.currency,
-        _reference(terms.reference).int if terms.reference is not None else 0,
-        _moment(read.valid_until),
-        None,
+        _reference_number(terms.reference),
+        _moment_of(read.valid_until),
     )
 
 
@@ -1279,30 +1473,20 @@ def _read_hold(unverified: jws.Unverified) -> Instruction:
         _PLAIN_ID.fullmatch(hold.id) and _CURRENCY.fullmatch(hold.currency)
     ):
         raise ValueError("not a plain hold")
-    terms = TransferTerms.model_construct(
-        id=UUID(hold.id[4:]),
-        kind=TransferKind.HOLD,
-        debit=_account_number(hold.debit),
-        credit=_account_number(hold.credit),
-        amount_minor=money.parse_minor(hold.amount_minor),
-        currency=hold.currency,
-        reference=_reference(hold.reference) if hold.reference is not None else None,
-        commit_hash=_hex32(hold.commit_hash),
-        abort_hash=_hex32(hold.abort_hash),
-    )
     return _QuickInstruction(
         unverified,
         read.ledger,
-        terms.id.int,
+        _id_number(hold.id),
         hold.id,
-        terms.kind,
-        terms.debit,
-        terms.credit,
-        terms.amount_minor,
-        terms.currency,
-        terms.reference.int if terms.reference is not None else 0,
-        _moment(read.valid_until),
-        terms,
+        TransferKind.HOLD,
+        _account_number(hold.debit),
+        _account_number(hold.credit),
+        money.parse_minor(hold.amount_minor),
+        hold.currency,
+        _reference_number(hold.reference),
+        _moment_of(read.valid_until),
+        _hex32(hold.commit_hash),
+        _hex32(hold.abort_hash),
     )
 
 

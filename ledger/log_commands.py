@@ -11,13 +11,12 @@ from rich.console import Console
 
 from kernel import ids
 from kernel.clock import system_clock
-from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from kernel.money import Currency, format_minor
-from ledger.client import LedgerClient
 
 if TYPE_CHECKING:
     from kernel.database import Database
+    from ledger.client import LedgerClient
 
 console = Console()
 
@@ -26,9 +25,17 @@ KeyOption = Annotated[Path, typer.Option("--key", help="Private key file (PEM, m
 DEFAULT_URL = "http://127.0.0.1:8100"
 
 
+def connect(url: str, key: PrivateKey | None = None) -> LedgerClient:
+    """A client of the ledger, signing with `key`. It takes half a second to load: no command without it waits."""
+    from kernel.crypto.http_signatures import RequestSigner
+    from ledger.client import LedgerClient
+
+    return LedgerClient(url, signer=RequestSigner(key) if key is not None else None)
+
+
 def log_key(url: UrlOption = DEFAULT_URL) -> None:
     """Print the public key of the ledger's transparency log (vkey). Compare it with one from another source."""
-    with LedgerClient(url) as client:
+    with connect(url) as client:
         console.print(client.log().vkey, highlight=False, soft_wrap=True)
 
 
@@ -41,7 +48,7 @@ def incidents(
     A witness refuses a checkpoint that does not contain what it has seen: this ledger is not the one that it was, or
     the witness is not. Find out which (docs/transparency.md), repair it, and say so with `acknowledge-incident`.
     """
-    with LedgerClient(url) as client:
+    with connect(url) as client:
         found = client.incidents()
     if as_json:
         console.print_json(json.dumps([item.model_dump(mode="json") for item in found]))
@@ -76,7 +83,7 @@ def acknowledge_incident(
 
     It cannot be taken back or changed. The witness goes on refusing until its own operator has looked into it.
     """
-    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+    with connect(url, PrivateKey.load(key)) as client:
         client.acknowledge_incident(witness, block, reason=reason)
     console.print("The incident is acknowledged; the reason is kept and public.")
 
@@ -89,7 +96,7 @@ def receipt(
     url: UrlOption = DEFAULT_URL,
 ) -> None:
     """Fetch the receipt of a transfer, to keep and to verify offline (`verify-receipt`)."""
-    with LedgerClient(url, signer=RequestSigner(PrivateKey.load(key))) as client:
+    with connect(url, PrivateKey.load(key)) as client:
         document = client.receipt(ids.parse("trf", transfer), quorum=quorum)
     with file.open("xb") as opened:
         opened.write(document)

@@ -107,10 +107,11 @@ def up(directory: DirOption = None, port: PortOption = None) -> None:
             raise
     console.print("The scheme is up." if started else "The scheme was up already.")
     _print_status(home)
+    where = "" if directory is None else f" --dir {escape(str(directory))}"
     console.print(
-        f'Try it by hand: eval "$({Path(sys.argv[0])} env)" sets the keys and addresses;'
+        f'Try it by hand: eval "$({Path(sys.argv[0])} env{where})" sets the keys and addresses;'
         " the README has the first lines to type.\n"
-        "Stop it with [bold]jiaozi down[/]; its data stays. `jiaozi reset` removes the data."
+        f"Stop it with [bold]jiaozi down{where}[/]; its data stays. `jiaozi reset{where}` removes the data."
     )
 
 

@@ -179,7 +179,7 @@ class CrossBorder:
                 counter = Money(_at_rate(amount.amount_minor, pay), get)
             made.append(
                 Instruction(
-                    instruction_id=f"{letter}{self.name}-{number + 1:05d}",
+                    instruction_id=f"{letter}{self.name[-6:]}-{number + 1:05d}",
                     end_to_end_id=f"INV-{letter}-{self.name}-{number + 1:05d}",
                     uetr=uuid4(),
                     debtor=debtor.participant,

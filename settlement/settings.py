@@ -87,6 +87,8 @@ class SettlementSettings(ServiceSettings):
     """The scheme lets instructions overtake others of their priority to other institutions: without officers then."""
     control_seconds: Annotated[float, Field(ge=0.1, le=3_600)] = 5.0
     """How long the continuous control pauses when everything that ended is checked (docs/reconciliation.md)."""
+    control_balances_seconds: Annotated[float, Field(ge=0.1, le=86_400)] = 60.0
+    """How often the control compares whole balances (docs/reconciliation.md)."""
     control_in_doubt_minutes: Annotated[float, Field(ge=0.01, le=10_080)] = 15.0
     """A settlement in doubt for longer than this is an alarm."""
     relay_path: Path | None = None

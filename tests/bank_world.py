@@ -56,7 +56,7 @@ def running_bank(
     (home / "clients.json").write_text(json.dumps(registered))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with _pack_classes(), running_ledger(fresh_database("ledger"), directory) as ledger:
+    with _pack_classes(), running_ledger(fresh_database("ledger"), directory, log_enabled=True) as ledger:
         ledger.register(participant)
         ledger.participants[participant].save(home / "bank.pem")
         settings = WalletSettings(

@@ -11,6 +11,8 @@ one stops it.
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 import sys
@@ -21,13 +23,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil  # type: ignore[import-untyped]
 import psycopg
 import pytest
+import typer.main
+import typer.testing
 from psycopg import sql
 
 from kernel import migrate
 from kernel.postgres import EmbeddedPostgres, service_role
+from tests import roles
 
 SHARED_DIR = "JIAOZI_TEST_POSTGRES_DIR"
 _PREFIX = "jiaozi-test-"
@@ -39,7 +45,9 @@ _SHARED_SETTINGS = {"max_wal_size": "256MB", "shared_buffers": "128MB"}
 _DROPPED_TOGETHER = 12
 """A database whose last connection was closed a moment ago takes a tenth of a second to drop, a while later none."""
 _LONG_FILES = (
+    "test_settlement_simulation.py",
     "test_sandbox_demo.py",
+    "test_transparency_thirdparty.py",
     "test_settlement_torture.py",
     "test_settlement_evm.py",
     "test_settlement_islands.py",
@@ -72,7 +80,10 @@ _LONG_FILES = (
     "test_wallet_offline_cli.py",
     "test_wallet_tenants.py",
     "test_wallet_cli.py",
-    "test_transparency_thirdparty.py",
+    "test_wallet_api.py",
+    "test_settlement_api.py",
+    "test_wallet_tenants_kill.py",
+    "test_wallet_commit_cut.py",
 )
 """They begin first: a file is one worker's, and a long one that began last would be waited for."""
 _numbers = count(1)
@@ -80,6 +91,13 @@ _to_drop: list[str] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A plain `httpx.get` reads all authorities that are trusted, 25 ms of a core each time; the tests speak no TLS.
+    transports: Any = httpx._transports.default
+    transports.create_ssl_context = functools.cache(transports.create_ssl_context)
+    # A command line builds all its commands each time, a fifth of a second of a core for the wallet's.
+    main: Any = typer.main
+    testing: Any = typer.testing
+    main.get_command = testing._get_command = functools.cache(typer.main.get_command)
     if not _is_controller(config):
         return
     for home in (Path(tempfile.gettempdir()), _MEMORY):
@@ -98,6 +116,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = {name: place for place, name in enumerate(_LONG_FILES)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))  # stable: files stay whole
+
+
+def pytest_collection_finish() -> None:
+    """What collection made stays to the end: the collector need not go through all of it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup() -> None:
@@ -145,6 +169,7 @@ def _databases(postgres: EmbeddedPostgres) -> Iterator[Callable[[str], str]]:
         template = _template(postgres, service)
         name = _fresh_name()
         _administer(postgres, sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"), name, template)
+        roles.CLONES[name] = service
         if service == "wallet":  # the institution of connections that name none, as nearly all tests' own do
             _administer(postgres, sql.SQL("ALTER DATABASE {} SET jiaozi.tenant = 'BKCHCNBJ'"), name)
         made.append(name)
@@ -167,6 +192,7 @@ def server_dir(request: pytest.FixtureRequest) -> Iterator[Path]:
     _remove(directory)
 
 
+@functools.cache
 def _template(postgres: EmbeddedPostgres, service: str) -> str:
     """One migrated database a service and session, made by the worker that comes first; the others clone it."""
     name = f"template_{service}"
@@ -184,17 +210,21 @@ def _template(postgres: EmbeddedPostgres, service: str) -> str:
 
 
 def _administer(postgres: EmbeddedPostgres, statement: sql.SQL, *names: str) -> None:
-    with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
-        connection.execute(statement.format(*map(sql.Identifier, names)))
+    _administration(postgres.conninfo("postgres")).execute(statement.format(*map(sql.Identifier, names)))
+
+
+@functools.cache
+def _administration(conninfo: str) -> psycopg.Connection[Any]:
+    """One for the whole session: each connection starts a process, which takes longer than many statements."""
+    return psycopg.connect(conninfo, autocommit=True)
 
 
 def _drop(postgres: EmbeddedPostgres, name: str) -> None:
     """Later, with some others; those of the session's end go with the server."""
     _to_drop.append(name)
     if len(_to_drop) >= _DROPPED_TOGETHER:
-        with psycopg.connect(postgres.conninfo("postgres"), autocommit=True) as connection:
-            for database in _to_drop:
-                connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
+        for database in _to_drop:
+            _administer(postgres, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)"), database)
         _to_drop.clear()
 
 

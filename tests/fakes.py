@@ -50,6 +50,7 @@ from ledger.contract import (
     ParticipantView,
     RuleClass,
     SetAccountClass,
+    SetBalanceCap,
     SignedInstruction,
     StatementLine,
     StatementResponse,
@@ -74,6 +75,8 @@ class _Account:
     """The oldest of the holder's keys."""
     more_keys: list[PublicKey] = field(default_factory=list)
     announced: tuple[PublicKey, datetime] | None = None
+    cap_version: int = 0
+    balance_max: int | None = None
     status: AccountStatus = AccountStatus.ACTIVE
     balance: int = 0
     day: object = None
@@ -179,6 +182,7 @@ class FakeLedger(LedgerClient):
             seq=booked.seq,
             kind=booked.terms.kind,
             debit=booked.terms.debit,
+            debit_kind=self.accounts[booked.terms.debit].kind if booked.terms.debit else None,
             credit=booked.terms.credit,
             amount_minor=booked.terms.amount_minor,
             currency=booked.terms.currency,
@@ -219,6 +223,7 @@ class FakeLedger(LedgerClient):
             credits_pending_minor=0,
             spent_today_minor=found.spent_day,
             spent_this_year_minor=found.spent_year,
+            balance_max_minor=found.balance_max,
             holder_key=found.key.thumbprint if found.key else None,
             holder_keys=[key.thumbprint for key in found.keys],
             announced_key=self._announced(found),
@@ -368,6 +373,9 @@ class FakeLedger(LedgerClient):
             if change.rule_class not in self.classes:
                 return LedgerRefusal.CLASS_UNKNOWN
             account.rule_class = change.rule_class
+        elif isinstance(change, SetBalanceCap):
+            if change.version > account.cap_version:
+                account.cap_version, account.balance_max = change.version, change.balance_max_minor
         elif isinstance(change, HolderKeyChange):
             return self._change_key(account, change, has_consent=consent is not None)
         elif change.change == "object-to-key":
@@ -495,6 +503,8 @@ class FakeLedger(LedgerClient):
             return TransferRefusal.INSUFFICIENT_FUNDS
         caps = self.classes.get(credit.rule_class)
         if caps is not None and _exceeds(credit.balance + terms.amount_minor, caps.balance_max_minor):
+            return TransferRefusal.BALANCE_LIMIT_EXCEEDED
+        if _exceeds(credit.balance + terms.amount_minor, credit.balance_max):
             return TransferRefusal.BALANCE_LIMIT_EXCEEDED
         return None
 

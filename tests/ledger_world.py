@@ -9,13 +9,15 @@ with running_ledger(fresh_database("ledger"), tmp_path) as world:
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 
 from kernel import ids
@@ -59,10 +61,20 @@ RULE_CLASSES = [
 ]
 
 
+_PORTS_FIRST, _PORTS_EACH, _WORKERS = 12_000, 2_000, 10
+_numbers = count(37 * os.getpid())
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this worker's own that nobody has now, and that nobody is given before the test listens on it: it is
+    below those that the system chooses, for connections or for port 0, and the next call gives the next one."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+    for _ in range(_PORTS_EACH):
+        port = _PORTS_FIRST + _PORTS_EACH * worker + next(_numbers) % _PORTS_EACH
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 KEY_RECOVERY_SECONDS = 2
@@ -235,6 +247,10 @@ def serving(world: LedgerWorld) -> Iterator[LedgerWorld]:
 
 
 @contextmanager
-def running_ledger(database_url: str, directory: Path, **arguments: object) -> Iterator[LedgerWorld]:
-    with serving(make_world(database_url, directory, **arguments)) as world:  # type: ignore[arg-type]
+def running_ledger(
+    database_url: str, directory: Path, *, log_enabled: bool = False, **arguments: object
+) -> Iterator[LedgerWorld]:
+    """Without the transparency log, receipts and closings unless asked: its process takes longer to start than most
+    tests last."""
+    with serving(make_world(database_url, directory, log_enabled=log_enabled, **arguments)) as world:  # type: ignore[arg-type]
         yield world

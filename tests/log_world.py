@@ -162,7 +162,8 @@ def scene_on(database_url: str, directory: Path, *, witnesses: int = 0) -> Itera
 def module_database(postgres: EmbeddedPostgres) -> Iterator[str]:
     """A fresh ledger's database for a whole module, as `fresh_database` makes one for a test."""
     name = _fresh_name()
-    _administer(postgres, sql.SQL("CREATE DATABASE {} TEMPLATE {}"), name, _template(postgres, "ledger"))
+    template = _template(postgres, "ledger")
+    _administer(postgres, sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"), name, template)
     yield postgres.url(name)
     _drop(postgres, name)
 

@@ -106,6 +106,7 @@ class OversightWorld:
             database=self.database,
             directory=self.directory,
             clock=self.clock,
+            bridge=BRIDGE,
             run_on_submit=True,
             checks=self.checks,
             render=lambda row: {"batch": ids.show("bat", row.id)},

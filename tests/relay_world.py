@@ -215,7 +215,7 @@ def relay_world(fresh_database: Callable[[str], str], directory: Path) -> Iterat
         )
         stack.callback(subject.close)
         world = stack.enter_context(
-            running_ledger(fresh_database("ledger"), directory, ledger=LEDGER, log_seal_seconds=0.05)
+            running_ledger(fresh_database("ledger"), directory, ledger=LEDGER, log_enabled=True, log_seal_seconds=0.05)
         )
         world.register(BRIDGE, role="bridge", key=keys[BRIDGE])
         world.register(BANK_A, key=keys[BANK_A])

@@ -12,6 +12,9 @@ from kernel import migrate
 from kernel.database import parse_url
 from kernel.postgres import service_role
 
+CLONES: dict[str, str] = {}
+"""Databases that this process has cloned from a service's template, whose role is there and may what it may."""
+
 
 def dsn(url: str) -> str:
     """libpq's form of a SQLAlchemy URL."""
@@ -26,8 +29,11 @@ def as_service(url: str, service: str = "ledger") -> str:
     """The URL that the service is given for the database whose owner's URL this is. Its role is one for all the
     databases of a test server; clones of a template have its grants already, another database is migrated here."""
     role = service_role(service)
-    if parse_url(url).username == role:
+    given = parse_url(url)
+    if given.username == role:
         return url
+    if given.database is not None and CLONES.get(given.database) == service:
+        return with_user(url, role)
     with psycopg.connect(dsn(url), autocommit=True) as connection:
         if connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [role]).fetchone() is None:
             # Another worker may make it meanwhile.

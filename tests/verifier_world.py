@@ -19,6 +19,7 @@ import pytest
 from kernel import ids, migrate
 from kernel.clock import system_clock
 from kernel.crypto.keys import PrivateKey, Suite
+from kernel.money import AMOUNT_MINOR_MAX
 from kernel.postgres import EmbeddedPostgres
 from ledger.client import LedgerClient
 from ledger.contract import (
@@ -117,11 +118,13 @@ def _live(world: LedgerWorld, scheme: Scheme, *, bulk: int, signed_payments: int
         chain = [TransferItem(terms=world.terms("payment", vault, other, 70 + i), linked=i < 2) for i in range(3)]
         booked(*bank.submit(chain))
 
-        def hold(kind: str = "plain", *, amount: int = 1_000, seconds: float = 3600) -> tuple[Any, bytes, bytes]:
+        def hold(
+            kind: str = "plain", *, amount: int = 1_000, seconds: float = 3600, payee: int = other
+        ) -> tuple[Any, bytes, bytes]:
             commit, abort = secrets.token_bytes(32), secrets.token_bytes(32)
             hashes = {"commit_hash": hashlib.sha256(commit).digest(), "abort_hash": hashlib.sha256(abort).digest()}
             plain = {"expires_at": system_clock() + timedelta(seconds=seconds)}
-            terms = world.terms("hold", wallet, other, amount, **(plain if kind == "plain" else hashes))
+            terms = world.terms("hold", wallet, payee, amount, **(plain if kind == "plain" else hashes))
             seqs[f"hold {kind}"] = booked(bank.submit_instruction(world.instruction(terms, key)))
             return terms.id, commit, abort
 
@@ -130,6 +133,10 @@ def _live(world: LedgerWorld, scheme: Scheme, *, bulk: int, signed_payments: int
         second, *_ = hold()
         booked(icbk.transfer(world.terms("void", None, None, None, hold=second)))
         hold(seconds=0.7)
+        world.change(
+            OTHER, "set-balance-cap", phone, version=1, balance_max_minor=str(AMOUNT_MINOR_MAX)
+        )  # binds nothing
+        hold("conditional", amount=1, payee=phone)
         third, commit, _ = hold("conditional")
         seqs["secret"] = booked(bank.transfer(world.terms("post", None, None, None, hold=third, secret=commit)))
         fourth, _, abort = hold("conditional")
@@ -199,6 +206,7 @@ def _change_accounts(
     world.change(BANK, "resume", small)
     world.change(BANK, "set-rule-class", small, rule_class="none")
     signed("payment", small, other, 60_000, found)  # more than its old class could pay at once
+    world.change(BANK, "set-balance-cap", small, version=1, balance_max_minor="1000000")
 
     opening = AccountOpening(opening=ids.new_uuid7(), kind=AccountKind.OFFLINE)
     escrow = bank.open_accounts([opening])[0].account

@@ -26,6 +26,7 @@ from wallet.personal_data import PersonalDataVault
 from wallet.rulepack_files import load_rule_pack
 from wallet.store.sandbox_core_banking import SandboxCoreBanking
 from wallet.usecases.context import Context, LedgerAccess, Ledgers
+from wallet.usecases.kept_twice import meaning_of
 from wallet.usecases.wallets import open_wallet, register_customer
 
 NOON = datetime(2026, 6, 15, 4, 0, tzinfo=UTC)
@@ -44,6 +45,7 @@ def service_database(owner: Database) -> Database:
         named.set(query=url.query).render_as_string(hide_password=False),
         application_name="test-service",
         pool_size=pool.size(),
+        meaning_of=meaning_of,
     )
     close_owner = owner.close
 

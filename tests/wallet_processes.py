@@ -220,6 +220,7 @@ def running_world(
         data_dir=directory / "ledger",
         port=port,
         public_url=url,
+        log_enabled=False,  # its process takes a second to start, and nobody here asks for receipts
     )
     server = make_server(create_ledger(ledger_settings), port=port, log_level="warning")
     thread = threading.Thread(target=server.run, daemon=True)

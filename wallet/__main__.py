@@ -6,9 +6,10 @@ import logging
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 from uuid import UUID
 
+import httpx
 import typer
 from pydantic import ValidationError
 
@@ -36,6 +37,7 @@ from wallet.cli import programs as program_commands
 from wallet.cli import requests as request_commands
 from wallet.cli import rules as rule_commands
 from wallet.cli import schedules as schedule_commands
+from wallet.cli.options import fail, one_line, reason
 from wallet.client import WalletClient
 from wallet.domain.rules import WalletClass
 from wallet.rulepack_files import load_rule_pack
@@ -120,7 +122,7 @@ def serve() -> None:
     try:
         served = Tenants(settings) if isinstance(settings, TenantsSettings) else create(settings)
     except (OSError, InvalidSettings) as error:
-        _fail(str(error))
+        fail(str(error))
     serve_app(served, host=settings.host, port=settings.port, log_level=settings.log_level)
 
 
@@ -151,7 +153,7 @@ def config() -> None:
     try:
         found = _settings().describe()
     except (OSError, InvalidSettings) as error:
-        _fail(str(error))
+        fail(str(error))
     for name, value in found.items():
         typer.echo(f"{name}={value}")
 
@@ -173,7 +175,7 @@ def witness(
         settings = WitnessSettings.load()
         found = load_witness(settings)
     except (InvalidSettings, KeyRefused, NoteRefused, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     if show_key:
         typer.echo(str(found.verifier_key))
         return
@@ -193,7 +195,7 @@ def new_key(
     try:
         key.save(path)
     except OSError as error:
-        _fail(f"cannot write {path}: {error.strerror}")
+        fail(f"cannot write {path}: {error.strerror}")
     typer.echo(str(key.public.to_jwk()).replace("'", '"'))
 
 
@@ -277,7 +279,7 @@ def pay(
         home = client.institution().ledgers[0]
         account = client.get_wallet(_id("wlt", wallet)).account
         if account is None:
-            _fail("the wallet is not open yet")
+            fail("the wallet is not open yet")
         money = _amount(amount, home.currency)
         payment_id = _id("trf", payment) if payment else ids.new_uuid7()
         typer.echo(f"payment {ids.show('trf', payment_id)}", err=True)
@@ -300,7 +302,7 @@ def balance(wallet: WalletId, client_key: ClientKey, url: Url = DEFAULT_URL) -> 
     with _client(url, client_key) as client:
         view = client.get_wallet(_id("wlt", wallet))
     if view.balance is None or view.limits is None:
-        _fail(f"the wallet is {view.state.value}")
+        fail(f"the wallet is {view.state.value}")
     currency = Currency.of(view.currency)
 
     def show(amount_minor: int | None) -> str:
@@ -345,7 +347,7 @@ def _settings() -> WalletSettings | TenantsSettings:
     try:
         return load_settings()
     except (ValidationError, InvalidSettings) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _client(url: str, client_key: Path) -> WalletClient:
@@ -356,33 +358,28 @@ def _key(path: Path) -> PrivateKey:
     try:
         return PrivateKey.load(path)
     except KeyRefused as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _amount(text: str, currency: str) -> Money:
     try:
         return Money.parse_major(text, Currency.of(currency))
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _id(prefix: str, text: str) -> UUID:
     try:
         return ids.parse(prefix, text)
     except ValueError as error:
-        _fail(f"{text}: {error}")
+        fail(f"{text}: {error}")
 
 
 def _account(text: str) -> int:
     try:
         return ids.parse_account(text)
     except ValueError as error:
-        _fail(f"{text}: {error}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(message, err=True)
-    raise typer.Exit(1)
+        fail(f"{text}: {error}")
 
 
 def main() -> None:
@@ -390,11 +387,14 @@ def main() -> None:
     try:
         app()
     except ProblemResponse as error:
-        typer.echo(f"refused: {error.refusal or error.status}: {error.detail}", err=True)
+        typer.echo(one_line(f"refused: {error.refusal or error.status}: {error.detail}"), err=True)
         sys.exit(1)
     except ServiceUnreachable as error:
-        typer.echo(f"no answer, so the outcome is unknown: {error}", err=True)
+        typer.echo(one_line(f"no answer, so the outcome is unknown: {error}"), err=True)
         sys.exit(2)
+    except (ValidationError, httpx.InvalidURL, UnicodeEncodeError) as error:  # it fits no request: nothing was sent
+        typer.echo(one_line(reason(error)), err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

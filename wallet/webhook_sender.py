@@ -7,6 +7,7 @@ checks the certificate against the name. No redirects, no proxies, no cookies; t
 
 from __future__ import annotations
 
+import functools
 import socket
 import ssl
 import time
@@ -45,6 +46,12 @@ def system_resolver(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(item[4][0]) for item in found))
 
 
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """The machine's authorities, read once a process."""
+    return ssl.create_default_context()
+
+
 class WebhookSender:
     """Thread-safe; keeps no connection. In a sandbox http:// and this machine's own addresses are allowed."""
 
@@ -58,7 +65,7 @@ class WebhookSender:
     ) -> None:
         self.is_sandbox = is_sandbox
         self._resolver = resolver
-        self._ssl_context = ssl_context or ssl.create_default_context()
+        self._ssl_context = ssl_context or _trusted()
         self._seconds_max = seconds_max
 
     def send(self, url: str, *, headers: dict[str, str], body: bytes) -> Answer:

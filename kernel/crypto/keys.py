@@ -55,7 +55,7 @@ class Suite(StrEnum):
 class PublicKey:
     """Frozen and hashable; equal when suite and point are equal."""
 
-    __slots__ = ("_key", "_raw", "_thumbprint", "_x", "_y")
+    __slots__ = ("_key", "_raw", "_suite", "_thumbprint", "_x", "_y")
 
     def __init__(self, key: ed25519.Ed25519PublicKey | ec.EllipticCurvePublicKey) -> None:
         self._key = key
@@ -73,12 +73,13 @@ class PublicKey:
             self._y = to_base64url(numbers.y.to_bytes(_P256_HALF_BYTES, "big"))
         else:
             raise KeyRefused("only Ed25519 and ECDSA P-256 keys are taken")
+        self._suite = Suite.ED25519 if self._raw else Suite.ECDSA_P256_SHA256
         canonical = json.dumps(self.to_jwk(), sort_keys=True, separators=(",", ":"))
         self._thumbprint = to_base64url(hashlib.sha256(canonical.encode("ascii")).digest())
 
     @property
     def suite(self) -> Suite:
-        return Suite.ED25519 if isinstance(self._key, ed25519.Ed25519PublicKey) else Suite.ECDSA_P256_SHA256
+        return self._suite
 
     @property
     def thumbprint(self) -> str:
@@ -94,9 +95,9 @@ class PublicKey:
         if len(signature) != 64:
             return False
         try:
-            if isinstance(self._key, ed25519.Ed25519PublicKey):
+            if self._raw:
                 crypto_sign_open(signature + data, self._raw)
-            else:
+            elif isinstance(self._key, ec.EllipticCurvePublicKey):
                 r = int.from_bytes(signature[:_P256_HALF_BYTES], "big")
                 s = int.from_bytes(signature[_P256_HALF_BYTES:], "big")
                 if not (0 < r < _P256_ORDER and 0 < s < _P256_ORDER):

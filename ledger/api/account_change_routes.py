@@ -47,6 +47,7 @@ def _refusals(*refusals: Refusal) -> dict[int | str, dict[str, Any]]:
         LedgerRefusal.UNKNOWN_SIGNER,
         LedgerRefusal.ACCOUNT_NOT_FOUND,
         LedgerRefusal.CLASS_UNKNOWN,
+        TransferRefusal.KIND_NOT_ALLOWED,
         LedgerRefusal.HOLDER_KEY_MISMATCH,
         LedgerRefusal.KEY_IN_USE,
         LedgerRefusal.CHANGE_EXISTS,

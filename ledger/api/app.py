@@ -12,7 +12,7 @@ from kernel.clock import Clock, system_clock
 from kernel.http import create_app
 from kernel.limits import BULK_BODY_BYTES_MAX
 from ledger.api import account_change_routes, booking_routes, closing_routes, log_routes, statement_routes
-from ledger.api.routes import router, submit_transfers_directly
+from ledger.api.routes import look_up_holds_directly, router, submit_transfers_directly
 from ledger.api.standby import Starting
 from ledger.contract import STATUS_BY_REFUSAL, TransferBatchRequest
 from ledger.settings import LedgerSettings
@@ -45,7 +45,10 @@ def create(settings: LedgerSettings, *, clock: Clock = system_clock, started: St
         status_tables=[STATUS_BY_REFUSAL],
         lifespan=lifespan,
         models=[TransferBatchRequest],
-        direct={"/v1/transfer-batches": submit_transfers_directly},
+        direct={
+            "/v1/transfer-batches": submit_transfers_directly,
+            "/v1/hold-look-ups": look_up_holds_directly,
+        },
         direct_reads={statement_routes.PATH: statement_routes.get_statement_directly},
         body_limits={"/v1/transfer-batches": BULK_BODY_BYTES_MAX, "/v1/accounts": BULK_BODY_BYTES_MAX},
     )

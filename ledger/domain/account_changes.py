@@ -1,11 +1,11 @@
-"""Changes of one account that its participant orders: class, holder's keys, suspension, closure. `check` asks, `apply`
-does, as with directives.
+"""Changes of one account that its participant orders: class, balance cap, holder's keys, suspension, closure. `check`
+asks, `apply` does, as with directives.
 
 Who may order what (I8):
 
 | change | participant's signature | consent of a current holder key |
 |---|---|---|
-| set-rule-class, suspend, resume, close, announce-holder-key | yes | no |
+| set-rule-class, set-balance-cap, suspend, resume, close, announce-holder-key | yes | no |
 | add-holder-key, remove-holder-key | yes | yes |
 | replace-holder-key | yes | yes; or the key was announced long enough before, and nobody objected |
 | object-to-key | no | yes: the holder's own door, whoever carries it |
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernel.ids import parse_account
+from kernel.money import parse_minor
 from ledger.domain.keys import key_bytes
 from ledger.domain.state import (
     CLOSED,
@@ -28,8 +29,10 @@ from ledger.domain.state import (
     HOLDER_KEY_BYTES,
     HOLDER_KEYS_MAX,
     ISSUANCE_ACCOUNT,
+    NO_CAP,
     SUSPENDED,
     AnnouncedKey,
+    BalanceCap,
     LedgerState,
 )
 from ledger.domain.vocabulary import ACCOUNT_KIND_CODE, AccountKind, LedgerRefusal, TransferRefusal
@@ -75,6 +78,8 @@ def check(
         return LedgerRefusal.CONSENT_INVALID
     if kind in (*_KEY_CHANGES, OBJECTION) and state.kind[account] != _WALLET:
         return LedgerRefusal.HOLDER_KEY_MISMATCH
+    if kind == "set-balance-cap" and state.kind[account] != _WALLET:
+        return TransferRefusal.KIND_NOT_ALLOWED
     if kind in _CONSENTED and signed.consent is None:
         return LedgerRefusal.CONSENT_MISSING
     if kind in _KEY_CHANGES:
@@ -125,6 +130,9 @@ def apply(state: LedgerState, change: Mapping[str, Any], *, directive: int, book
     match change["change"]:
         case "set-rule-class":
             state.rule_class[account] = state.class_by_name[change["rule_class"]]
+        case "set-balance-cap":
+            cap = change.get("balance_max_minor")
+            state.set_balance_cap(account, BalanceCap(change["version"], NO_CAP if cap is None else parse_minor(cap)))
         case "add-holder-key":
             state.add_key(account, key_bytes(change["key"]), version=directive)
         case "remove-holder-key":

@@ -15,14 +15,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
+from kernel.errors import InvariantBroken
 from kernel.money import AMOUNT_MINOR_MAX
-from ledger.domain.records import FLAG_LINKED, JOURNAL, Authority, Batch, Extra, Records, uuid_bytes
+from ledger.domain.records import FLAG_LINKED, JOURNAL, SUBMISSION, Authority, Batch, Extra, Records
 from ledger.domain.state import (
     CLOSED,
     CREDITS_PENDING,
@@ -40,6 +42,7 @@ from ledger.domain.state import (
     HoldEnd,
     Int64s,
     LedgerState,
+    RuleCaps,
 )
 from ledger.domain.vocabulary import (
     ACCOUNT_KIND_CODE,
@@ -107,6 +110,12 @@ SAME_PARTICIPANT = np.array([kind in _SAME_PARTICIPANT for kind in TRANSFER_KIND
 _WALLET = ACCOUNT_KIND_CODE[AccountKind.WALLET]
 _ISSUANCE = ACCOUNT_KIND_CODE[AccountKind.ISSUANCE]
 _ENDS = (TransferKind.POST, TransferKind.VOID, TransferKind.EXPIRE)
+_TOMBSTONE = _K[TransferKind.TOMBSTONE]
+_JOINED = frozenset(
+    (_K[kind], ACCOUNT_KIND_CODE[debit], ACCOUNT_KIND_CODE[credit])
+    for kind, pairs in _JOINS.items()
+    for debit, credit in pairs
+)
 
 
 HoldTerms = tuple[bytes | None, bytes | None, int]
@@ -183,7 +192,7 @@ def decide(state: LedgerState, batch: Batch, *, booked_at: int, known: Mapping[b
 
     # 2. the plain part: what every account would pay and receive if all were accepted
     paid, received = _sums(state, payer, value), _sums(state, payee, value)
-    payer_caps, payee_caps = state.class_caps[state.rule_class[payer]], state.class_caps[state.rule_class[payee]]
+    payer_caps, balance_max = state.class_caps[state.rule_class[payer]], state.balance_maxima(payee)
     payer_debits, payee_credits = state.debits_posted[payer], state.credits_posted[payee]
     payer_safe = (
         (paid <= state.credits_posted[payer] - payer_debits - state.debits_pending[payer])
@@ -192,7 +201,7 @@ def decide(state: LedgerState, batch: Batch, *, booked_at: int, known: Mapping[b
         & (paid <= TOTAL_PLAIN_MAX - payer_debits)
     )
     holding = payee_credits - state.debits_posted[payee] + state.credits_pending[payee]
-    payee_safe = (received <= payee_caps[:, 0] - holding) & (
+    payee_safe = (received <= balance_max - holding) & (
         received <= TOTAL_PLAIN_MAX - payee_credits - state.credits_pending[payee]
     )
 
@@ -290,10 +299,11 @@ def _decision(state: LedgerState, batch: Batch, ordered: _Ordered, *, booked_at:
     journal["seq"] = seqs[positions]
     journal["submitter"] = batch.submitter[positions]
     journal["booked_at"] = booked_at
-    for position, (kind, debit, credit, amount) in ordered.resolved.items():
-        row = int(seqs[position]) - state.next_seq
-        journal[row]["kind"], journal[row]["amount"] = KIND_CODE[kind], amount
-        journal[row]["debit"], journal[row]["credit"] = debit, credit
+    if ordered.resolved:
+        rows = seqs[np.fromiter(ordered.resolved, np.intp)] - state.next_seq
+        resolved = np.array(list(ordered.resolved.values()), np.int64)
+        for place, column in enumerate(("kind", "debit", "credit", "amount")):
+            journal[column][rows] = resolved[:, place]
     return Decision(
         booked_at=booked_at,
         codes=codes,
@@ -308,12 +318,39 @@ def _decision(state: LedgerState, batch: Batch, ordered: _Ordered, *, booked_at:
     )
 
 
+_SUBMITTED = struct.Struct(">16sqqq16s16sqBB6x")
+"""`SUBMISSION` as plain values: id, debit, credit, amount, hold, reference, expires_at, kind, flags."""
+if _SUBMITTED.size != SUBMISSION.itemsize:
+    raise TypeError("the two definitions of a submitted record differ")
+
+
+@dataclass(slots=True)
+class _Account:
+    """What deciding needs of an account, read once a batch. `totals` are the state's plus this batch's, by column."""
+
+    kind: int
+    owner: int
+    standing: int
+    caps: RuleCaps
+    balance_max: int
+    totals: list[int]
+
+    @property
+    def balance(self) -> int:
+        return self.totals[CREDITS_POSTED] - self.totals[DEBITS_POSTED]
+
+    @property
+    def available(self) -> int:
+        return self.balance - self.totals[DEBITS_PENDING]
+
+
 @dataclass(slots=True)
 class _Item:
     """One submitted transfer as plain Python values."""
 
     position: int
     id: bytes
+    code: int
     kind: TransferKind
     debit: int
     credit: int
@@ -353,31 +390,32 @@ class _Ordered:
         self.codes: npt.NDArray[np.int16] = np.zeros(len(batch), np.int16)
         none = np.zeros(0, np.int64)
         self.effects = Effects(none, none, none, np.zeros(0, np.bool_))
-        self.resolved: dict[int, tuple[TransferKind, int, int, int]] = {}
+        self.resolved: dict[int, tuple[int, int, int, int]] = {}
+        """position -> code of the kind, accounts and amount, of what takes them from its hold."""
         self.booked: dict[bytes, _Item] = {}
         self.repeats: dict[int, int] = {}
         self.known_at: dict[int, Known] = {}
         self.hold_terms: dict[int, Hold] = {}
         self.hold_ends: dict[int, HoldEnd] = {}
         self.tombstones: dict[int, tuple[bytes, bytes]] = {}
+        self.accounts: dict[int, _Account] = {}
         self.undo: list[Callable[[], object]] | None = None
         """Inside a linked chain: how to take its effects back, in order."""
 
     # --- the loop, and chains
 
-    def run(self, positions: Iterable[int]) -> None:
+    def run(self, positions: Sequence[int]) -> None:
         chain: list[int] = []
         refused_at: int | None = None
-        for position in positions:
-            is_linked = bool(self.batch.records["flags"][position] & FLAG_LINKED)
+        for position, is_linked, item in self._items(positions):
             if not is_linked and not chain:
-                self._decide(position)
+                self._decide(item)
                 continue
             if not chain:
                 self.undo = []
                 refused_at = None
             chain.append(position)
-            if refused_at is None and not self._decide(position):
+            if refused_at is None and not self._decide(item):
                 refused_at = position
             if not is_linked:
                 if refused_at is not None:
@@ -395,18 +433,15 @@ class _Ordered:
             if position != refused_at:
                 self.codes[position] = REFUSAL_CODE[refusal]
 
-    def _remember(self, back: Callable[[], object]) -> None:
-        if self.undo is not None:
-            self.undo.append(back)
-
-    def _decide(self, position: int) -> bool:
+    def _decide(self, item: _Item) -> bool:
         """Decide one transfer; True unless it was refused."""
-        item = self._item(position)
+        position = item.position
         outcome = self._book(item)
         if outcome is None:
             self.codes[position] = ACCEPTED
             self.booked[item.id] = item
-            self._remember(lambda: self.booked.pop(item.id))
+            if self.undo is not None:
+                self.undo.append(lambda: self.booked.pop(item.id))
             return True
         if isinstance(outcome, TransferRefusal):
             self.codes[position] = REFUSAL_CODE[outcome]
@@ -414,24 +449,57 @@ class _Ordered:
         self.codes[position] = DUPLICATE
         return True
 
-    def _item(self, position: int) -> _Item:
-        batch, row = self.batch, self.batch.records[position]
-        code = int(row["kind"])
-        return _Item(
-            position=position,
-            id=uuid_bytes(int(row["id_high"]), int(row["id_low"])),
-            kind=TRANSFER_KINDS[code] if code < len(TRANSFER_KINDS) else TransferKind.TOMBSTONE,
-            debit=int(row["debit"]),
-            credit=int(row["credit"]),
-            amount=int(row["amount"]),
-            hold=uuid_bytes(int(row["hold_high"]), int(row["hold_low"])),
-            reference=uuid_bytes(int(row["reference_high"]), int(row["reference_low"])),
-            expires_at=int(row["expires_at"]),
-            authority=int(batch.authority[position]),
-            submitter=int(batch.submitter[position]),
-            key_version=int(batch.key_version[position]),
-            extra=batch.extras.get(position, _NO_EXTRA),
-        )
+    def _items(self, positions: Sequence[int]) -> Iterator[tuple[int, bool, _Item]]:
+        """Position, whether it is linked to the next one, and the transfer."""
+        batch, extras = self.batch, self.batch.extras
+        chosen = np.asarray(positions, np.intp)
+        columns = (batch.authority[chosen], batch.submitter[chosen], batch.key_version[chosen])
+        records = _SUBMITTED.iter_unpack(batch.records[chosen].astype(SUBMISSION, copy=False).tobytes())
+        for position, record, authority, submitter, key_version in zip(
+            positions, records, *(column.tolist() for column in columns), strict=True
+        ):
+            id_, debit, credit, amount, hold, reference, expires_at, code, flags = record
+            code = code if code < len(TRANSFER_KINDS) else _TOMBSTONE  # a kind that nobody may submit
+            yield (
+                position,
+                bool(flags & FLAG_LINKED),
+                _Item(
+                    position,
+                    id_,
+                    code,
+                    TRANSFER_KINDS[code],
+                    debit,
+                    credit,
+                    amount,
+                    hold,
+                    reference,
+                    expires_at,
+                    authority,
+                    submitter,
+                    key_version,
+                    extras.get(position, _NO_EXTRA),
+                ),
+            )
+
+    def _account(self, number: int) -> _Account | None:
+        found = self.accounts.get(number)
+        if found is None and self.state.exists(number):
+            state = self.state
+            found = self.accounts[number] = _Account(
+                int(state.kind[number]),
+                int(state.participant[number]),
+                int(state.standing[number]),
+                state.classes[state.rule_class[number]],
+                state.balance_max(number),
+                [
+                    int(column[number])
+                    for column in (
+                        *(state.debits_posted, state.credits_posted, state.debits_pending, state.credits_pending),
+                        *(state.spent_day, state.spent_year),
+                    )
+                ],
+            )
+        return found
 
     # --- the rules, in order of precedence
 
@@ -465,66 +533,59 @@ class _Ordered:
 
     def _as_known(self, item: _Item) -> Known:
         """A transfer booked earlier in this batch, as the journal will have it."""
-        kind, debit, credit, amount = self.resolved.get(
-            item.position, (item.kind, item.debit, item.credit, item.amount)
+        code, debit, credit, amount = self.resolved.get(
+            item.position, (item.code, item.debit, item.credit, item.amount)
         )
-        code = KIND_CODE[kind]
         guard = self.tombstones.get(item.position, (b"", b""))[1]
         return Known(0, self.booked_at, code, debit, credit, amount, item.hold, item.reference, item.terms, guard)
 
     def _move(self, item: _Item) -> TransferRefusal | None:
-        state, kind = self.state, item.kind
-        if not state.exists(item.debit):
+        kind = item.kind
+        payer, payee = self._account(item.debit), self._account(item.credit)
+        if payer is None:
             return TransferRefusal.DEBIT_ACCOUNT_UNKNOWN
-        if not state.exists(item.credit):
+        if payee is None:
             return TransferRefusal.CREDIT_ACCOUNT_UNKNOWN
-        owner, payee_owner = int(state.participant[item.debit]), int(state.participant[item.credit])
-        if not JOINS[KIND_CODE[kind], state.kind[item.debit], state.kind[item.credit]] or (
-            SAME_PARTICIPANT[KIND_CODE[kind]] and owner != payee_owner
+        if (item.code, payer.kind, payee.kind) not in _JOINED or (
+            kind in _SAME_PARTICIPANT and payer.owner != payee.owner
         ):
             return TransferRefusal.KIND_NOT_ALLOWED
-        if not self._is_authorised(item):
+        if not self._is_authorised(item, payer):
             return TransferRefusal.NOT_AUTHORISED
         if kind is TransferKind.HOLD:
-            refusal = self._check_hold_terms(item)
+            refusal = self._check_hold_terms(item, payee)
             if refusal is not None:
                 return refusal
-        payer_standing, payee_standing = int(state.standing[item.debit]), int(state.standing[item.credit])
-        if (payer_standing | payee_standing) & CLOSED:
+        if (payer.standing | payee.standing) & CLOSED:
             return TransferRefusal.ACCOUNT_CLOSED
         if kind is not TransferKind.ADJUSTMENT:  # a legal order also reaches suspended and frozen accounts
-            if payer_standing & SUSPENDED:
+            if payer.standing & SUSPENDED:
                 return TransferRefusal.DEBIT_ACCOUNT_SUSPENDED
-            if payer_standing & FROZEN:
+            if payer.standing & FROZEN:
                 return TransferRefusal.DEBIT_ACCOUNT_FROZEN
-            if payee_standing & FROZEN:
+            if payee.standing & FROZEN:
                 return TransferRefusal.CREDIT_ACCOUNT_FROZEN
-        if kind is TransferKind.ISSUE and self._outstanding(payee_owner) + item.amount > self._quota(payee_owner):
+        if kind is TransferKind.ISSUE and self._outstanding(payee.owner) + item.amount > self._quota(payee.owner):
             return TransferRefusal.QUOTA_EXCEEDED
         spends = kind in _SPENDING
-        payer_caps = state.classes[state.rule_class[item.debit]]
+        paid, received = payer.totals, payee.totals
         if spends:  # I9
-            if item.amount > payer_caps.single_max:
+            if item.amount > payer.caps.single_max:
                 return TransferRefusal.SINGLE_LIMIT_EXCEEDED
-            if self._total(item.debit, SPENT_DAY) + item.amount > payer_caps.day_max:
+            if paid[SPENT_DAY] + item.amount > payer.caps.day_max:
                 return TransferRefusal.DAY_LIMIT_EXCEEDED
-            if self._total(item.debit, SPENT_YEAR) + item.amount > payer_caps.year_max:
+            if paid[SPENT_YEAR] + item.amount > payer.caps.year_max:
                 return TransferRefusal.YEAR_LIMIT_EXCEEDED
-        if item.debit != ISSUANCE_ACCOUNT and item.amount > self._available(item.debit):  # I3
+        if item.debit != ISSUANCE_ACCOUNT and item.amount > payer.available:  # I3
             return TransferRefusal.INSUFFICIENT_FUNDS
-        holding = self._balance(item.credit) + self._total(item.credit, CREDITS_PENDING)
-        if kind is not TransferKind.ADJUSTMENT and (
-            holding + item.amount > state.classes[state.rule_class[item.credit]].balance_max
-        ):
+        holding = payee.balance + received[CREDITS_PENDING]
+        if kind is not TransferKind.ADJUSTMENT and holding + item.amount > payee.balance_max:
             return TransferRefusal.BALANCE_LIMIT_EXCEEDED
-        if (
-            max(
-                self._total(item.debit, DEBITS_POSTED) + self._total(item.debit, DEBITS_PENDING),
-                self._total(item.credit, CREDITS_POSTED) + self._total(item.credit, CREDITS_PENDING),
-            )
-            + item.amount
-            > AMOUNT_MINOR_MAX - PLAIN_AMOUNT_MAX
-        ):
+        largest = max(
+            paid[DEBITS_POSTED] + paid[DEBITS_PENDING],
+            received[CREDITS_POSTED] + received[CREDITS_PENDING],
+        )
+        if largest + item.amount > AMOUNT_MINOR_MAX - PLAIN_AMOUNT_MAX:
             return TransferRefusal.AMOUNT_OVERFLOW
 
         if kind is TransferKind.HOLD:
@@ -535,30 +596,27 @@ class _Ordered:
             self._add(item.debit, SPENT_DAY, item.amount)
             self._add(item.debit, SPENT_YEAR, item.amount)
         if kind is TransferKind.ISSUE:
-            self._add_outstanding(payee_owner, item.amount)
+            self._add_outstanding(payee.owner, item.amount)
         elif kind is TransferKind.REDEEM:
-            self._add_outstanding(owner, -item.amount)
+            self._add_outstanding(payer.owner, -item.amount)
         return None
 
-    def _is_authorised(self, item: _Item) -> bool:
+    def _is_authorised(self, item: _Item, payer: _Account) -> bool:
         """I8: a wallet moves on its holder's signature, a vault or escrow on its institution's, else on a mandate."""
-        state = self.state
         if item.kind in (TransferKind.ISSUE, TransferKind.REDEEM, TransferKind.ADJUSTMENT):
             return item.authority == Authority.MANDATE
-        owner = int(state.participant[item.debit])
-        is_institutions = state.kind[item.debit] != _WALLET
+        is_institutions = payer.kind != _WALLET
         if item.authority == Authority.OWNER:
             if is_institutions:
-                return item.key_version == int(state.participant_key_version[owner])
-            return state.has_key_version(item.debit, item.key_version)
-        return bool(item.authority == Authority.INSTITUTION and is_institutions and item.submitter == owner)
+                return item.key_version == int(self.state.participant_key_version[payer.owner])
+            return self.state.has_key_version(item.debit, item.key_version)
+        return item.authority == Authority.INSTITUTION and is_institutions and item.submitter == payer.owner
 
     # --- holds
 
-    def _check_hold_terms(self, item: _Item) -> TransferRefusal | None:
+    def _check_hold_terms(self, item: _Item, payee: _Account) -> TransferRefusal | None:
         extra = item.extra
-        payee_owner = int(self.state.participant[item.credit])
-        guard = extra.abort_hash if extra.abort_hash is not None else guard_of_participant(payee_owner)
+        guard = extra.abort_hash if extra.abort_hash is not None else guard_of_participant(payee.owner)
         if (item.id, guard) in self.state.tombstones or (item.id, guard) in self.effects.tombstones:
             return TransferRefusal.HOLD_ALREADY_VOIDED
         if (extra.commit_hash is None) != (extra.abort_hash is None):
@@ -569,8 +627,7 @@ class _Ordered:
             return TransferRefusal.HOLD_TERMS_INVALID
         if item.expires_at and item.expires_at <= self.booked_at:
             return TransferRefusal.HOLD_TERMS_INVALID
-        is_capped = self.state.classes[self.state.rule_class[item.credit]].balance_max != NO_CAP
-        if item.expires_at == 0 and is_capped:  # or a stranger could fill a holder's cap for ever
+        if item.expires_at == 0 and payee.balance_max != NO_CAP:  # or a stranger could fill a holder's cap for ever
             return TransferRefusal.HOLD_TERMS_INVALID
         return None
 
@@ -591,8 +648,9 @@ class _Ordered:
         self._add(item.credit, CREDITS_PENDING, item.amount)
         self.effects.placed[item.id] = hold
         self.hold_terms[item.position] = hold
-        self._remember(lambda: self.effects.placed.pop(item.id))
-        self._remember(lambda: self.hold_terms.pop(item.position))
+        if self.undo is not None:
+            self.undo.append(lambda: self.effects.placed.pop(item.id))
+            self.undo.append(lambda: self.hold_terms.pop(item.position))
 
     def _end_hold(self, item: _Item) -> TransferRefusal | None:
         """I6: post, void and expire end a hold, once. Freezes and caps were asked when it was placed: a settlement
@@ -604,7 +662,6 @@ class _Ordered:
         hold = self.effects.placed.get(item.hold) or self.state.holds.get(item.hold)
         if hold is None:
             return self._entomb(item) if kind is TransferKind.VOID else TransferRefusal.HOLD_NOT_FOUND
-        payee_owner = int(self.state.participant[hold.credit])
         is_due = hold.expires_at != 0 and hold.expires_at <= self.booked_at
         if kind is TransferKind.EXPIRE:
             if item.authority != Authority.ENGINE or not is_due:
@@ -617,7 +674,7 @@ class _Ordered:
                 return TransferRefusal.HOLD_EXPIRED
             if hashlib.sha256(extra.secret).digest() != wanted:
                 return TransferRefusal.HOLD_SECRET_WRONG
-        elif item.authority != Authority.INSTITUTION or item.submitter != payee_owner:
+        elif item.authority != Authority.INSTITUTION or item.submitter != int(self.state.participant[hold.credit]):
             return TransferRefusal.NOT_AUTHORISED
         amount = hold.amount if item.amount == 0 else item.amount
         if kind is TransferKind.POST:
@@ -639,11 +696,12 @@ class _Ordered:
                 self._add(hold.debit, SPENT_DAY, -unspent)
             if hold.year == self.state.year:
                 self._add(hold.debit, SPENT_YEAR, -unspent)
-        self.resolved[item.position] = (kind, hold.debit, hold.credit, amount)
+        self.resolved[item.position] = (item.code, hold.debit, hold.credit, amount)
         self.hold_ends[item.position] = self.effects.ended[item.hold] = _END_BY_KIND[kind]
-        self._remember(lambda: self.resolved.pop(item.position))
-        self._remember(lambda: self.hold_ends.pop(item.position))
-        self._remember(lambda: self.effects.ended.pop(item.hold))
+        if self.undo is not None:
+            self.undo.append(lambda: self.resolved.pop(item.position))
+            self.undo.append(lambda: self.hold_ends.pop(item.position))
+            self.undo.append(lambda: self.effects.ended.pop(item.hold))
         return None
 
     def _entomb(self, item: _Item) -> TransferRefusal | None:
@@ -657,41 +715,30 @@ class _Ordered:
             return TransferRefusal.HOLD_ALREADY_VOIDED
         self.effects.tombstones.add(tombstone)
         self.tombstones[item.position] = tombstone
-        self.resolved[item.position] = (TransferKind.TOMBSTONE, 0, 0, 0)
-        self._remember(lambda: self.effects.tombstones.discard(tombstone))
-        self._remember(lambda: self.tombstones.pop(item.position))
-        self._remember(lambda: self.resolved.pop(item.position))
+        self.resolved[item.position] = (_TOMBSTONE, 0, 0, 0)
+        if self.undo is not None:
+            self.undo.append(lambda: self.effects.tombstones.discard(tombstone))
+            self.undo.append(lambda: self.tombstones.pop(item.position))
+            self.undo.append(lambda: self.resolved.pop(item.position))
         return None
 
     # --- running totals: the state's plus this block's
 
-    def _add(self, account: int, column: int, delta: int) -> None:
-        deltas = self.effects.running.setdefault(account, [0, 0, 0, 0, 0, 0])
+    def _add(self, number: int, column: int, delta: int) -> None:
+        account = self._account(number)
+        if account is None:
+            raise InvariantBroken("I1", f"account {number} of a hold does not exist")
+        deltas = self.effects.running.get(number)
+        if deltas is None:
+            deltas = self.effects.running[number] = [0, 0, 0, 0, 0, 0]
         deltas[column] += delta
+        account.totals[column] += delta
+        if self.undo is not None:
+            self.undo.append(lambda: self._take_back(number, column, delta))
 
-        def back() -> None:
-            deltas[column] -= delta
-
-        self._remember(back)
-
-    def _total(self, account: int, column: int) -> int:
-        state = self.state
-        base = (
-            state.debits_posted,
-            state.credits_posted,
-            state.debits_pending,
-            state.credits_pending,
-            state.spent_day,
-            state.spent_year,
-        )[column]
-        deltas = self.effects.running.get(account)
-        return int(base[account]) + (deltas[column] if deltas else 0)
-
-    def _balance(self, account: int) -> int:
-        return self._total(account, CREDITS_POSTED) - self._total(account, DEBITS_POSTED)
-
-    def _available(self, account: int) -> int:
-        return self._balance(account) - self._total(account, DEBITS_PENDING)
+    def _take_back(self, number: int, column: int, delta: int) -> None:
+        self.effects.running[number][column] -= delta
+        self.accounts[number].totals[column] -= delta
 
     def _post(self, debit: int, credit: int, amount: int) -> None:
         """I1: the same amount on both sides."""
@@ -718,7 +765,8 @@ class _Ordered:
             effects.issued -= issued
             effects.redeemed -= redeemed
 
-        self._remember(back)
+        if self.undo is not None:
+            self.undo.append(back)
 
 
 _END_BY_KIND = {
@@ -743,14 +791,9 @@ def _is_same(known: Known, item: _Item) -> bool:
     if (known.hold, known.reference) != (item.hold, item.reference):
         return False
     if item.kind in _ENDS:
-        if known.kind == KIND_CODE[TransferKind.TOMBSTONE]:
+        if known.kind == _TOMBSTONE:
             return item.kind is TransferKind.VOID and known.guard == item.guard
-        return known.kind == KIND_CODE[item.kind] and item.amount in (0, known.amount)
+        return known.kind == item.code and item.amount in (0, known.amount)
     if item.kind is TransferKind.HOLD and known.terms != item.terms:
         return False
-    return (known.kind, known.debit, known.credit, known.amount) == (
-        KIND_CODE[item.kind],
-        item.debit,
-        item.credit,
-        item.amount,
-    )
+    return (known.kind, known.debit, known.credit, known.amount) == (item.code, item.debit, item.credit, item.amount)

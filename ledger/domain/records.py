@@ -133,12 +133,21 @@ class Batch:
             extras.update((offset + position, extra) for position, extra in batch.extras.items())
             offset += len(batch)
         return Batch(
-            records=np.concatenate([batch.records for batch in batches]),
+            # By itself numpy would change the fields to this machine's byte order.
+            records=np.concatenate([batch.records for batch in batches], dtype=SUBMISSION),
             authority=np.concatenate([batch.authority for batch in batches]),
             submitter=np.concatenate([batch.submitter for batch in batches]),
             key_version=np.concatenate([batch.key_version for batch in batches]),
             extras=extras,
         )
+
+
+def uuids(records: Records, name: str) -> list[bytes]:
+    """The 16 bytes of each record's `name` ("id", "hold", "reference")."""
+    raw = np.empty((len(records), 2), ">u8")
+    raw[:, 0], raw[:, 1] = records[f"{name}_high"], records[f"{name}_low"]
+    packed = raw.tobytes()
+    return [packed[start : start + 16] for start in range(0, len(packed), 16)]
 
 
 def uuid_bytes(high: int, low: int) -> bytes:

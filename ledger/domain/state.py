@@ -35,8 +35,8 @@ PAGE_ACCOUNTS = 32
 """Accounts whose totals a snapshot writes together: 1,536 bytes, one row that PostgreSQL keeps in line."""
 HOLDER_KEYS_MAX = 5
 """Of one wallet: the first lies with its account, four more in a row of their own."""
-FROZEN, SUSPENDED, CLOSED = 1, 2, 4
-"""Bits of an account's standing: by a legal order; by its participant; for ever."""
+FROZEN, SUSPENDED, CLOSED, CAPPED = 1, 2, 4, 8
+"""Bits of an account's standing: by a legal order; by its participant; for ever; has a balance cap of its own."""
 ENDED_HOLDS_KEPT = 200_000
 """Ended holds kept in memory for retries; older ones are looked up in the journal."""
 
@@ -72,6 +72,14 @@ class AnnouncedKey(NamedTuple):
     """As `keys.key_bytes` has it."""
     announced_at: int
     """Microseconds since 1970."""
+
+
+class BalanceCap(NamedTuple):
+    """Of one account, set by its participant, beside its class's."""
+
+    version: int
+    balance_max: int
+    """`NO_CAP` = none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +157,8 @@ class Effects:
 
     def on(self, account: int) -> list[int]:
         """What a plain block adds to an account, in the order of `COLUMNS`."""
-        debited, credited = self.debit == account, self.credit == account
-        spent = int(self.amount[debited & self.spent].sum())
+        debited, credited = np.flatnonzero(self.debit == account), np.flatnonzero(self.credit == account)
+        spent = int(self.amount[debited[self.spent[debited]]].sum())
         sums = [int(self.amount[debited].sum()), int(self.amount[credited].sum()), 0, 0, spent, spent]
         ordered = self.running.get(account, [0] * len(COLUMNS))
         return [one + other for one, other in zip(sums, ordered, strict=True)]
@@ -193,6 +201,8 @@ class LedgerState:
         self.device_rows = 1
         self.announced: dict[int, AnnouncedKey] = {}
         """Account -> the key that will replace lost ones unless a current key objects."""
+        self.balance_caps: dict[int, BalanceCap] = {}
+        """Of accounts that have, or had, a cap of their own."""
         self.changed_page: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
         """Which pages of PAGE_ACCOUNTS accounts have changed since the last snapshot."""
         self._lay_out(np.zeros(1024, _ACCOUNT))
@@ -284,7 +294,7 @@ class LedgerState:
         """Sums of one batch by account; all zero between batches."""
         self.kind: npt.NDArray[np.uint8] = accounts["kind"]
         self.standing: npt.NDArray[np.uint8] = accounts["standing"]
-        """Bits of FROZEN, SUSPENDED, CLOSED."""
+        """Bits of FROZEN, SUSPENDED, CLOSED, CAPPED."""
         self.rule_class: npt.NDArray[np.uint8] = accounts["rule_class"]
         self.participant: npt.NDArray[np.int32] = accounts["participant"]
         self.key_version: npt.NDArray[np.int32] = accounts["key_version"]
@@ -374,6 +384,28 @@ class LedgerState:
         return self.device_rows - 1
 
     # --- rule classes and participants
+
+    def set_balance_cap(self, account: int, cap: BalanceCap) -> None:
+        """Unless a later version is in force: an order that comes late undoes nothing."""
+        before = self.balance_caps.get(account)
+        if before is None or cap.version > before.version:
+            self.balance_caps[account] = cap
+            self.set_standing(account, CAPPED, cap.balance_max != NO_CAP)
+
+    def balance_max(self, account: int) -> int:
+        """What the account may hold: its class's cap, or its own if that is lower."""
+        of_class = self.classes[int(self.rule_class[account])].balance_max
+        if not int(self.standing[account]) & CAPPED:
+            return of_class
+        return min(of_class, self.balance_caps[account].balance_max)
+
+    def balance_maxima(self, accounts: npt.NDArray[np.int64]) -> Int64s:
+        """`balance_max` of many."""
+        found: Int64s = self.class_caps[self.rule_class[accounts], 0]
+        if self.balance_caps:
+            for index in np.flatnonzero(self.standing[accounts] & CAPPED):
+                found[index] = min(int(found[index]), self.balance_caps[int(accounts[index])].balance_max)
+        return found
 
     def set_class(self, caps: RuleCaps) -> int:
         """Adds or replaces a class by name; returns its code."""

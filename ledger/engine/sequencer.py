@@ -58,7 +58,7 @@ from ledger.domain.blocks import (
     hold_terms_body,
 )
 from ledger.domain.decide import PLAIN, Decision, Known, decide
-from ledger.domain.records import JOURNAL, SUBMISSION, Authority, Batch, EvidenceKind, Extra, uuid_bytes
+from ledger.domain.records import JOURNAL, SUBMISSION, Authority, Batch, EvidenceKind, Extra, uuids
 from ledger.domain.state import COLUMNS, Effects, LedgerState
 from ledger.domain.vocabulary import (
     ACCOUNT_KINDS,
@@ -310,8 +310,9 @@ class Sequencer:
         with self._lock:
             state, head = self._state, self._head
             totals = [int(getattr(state, column)[account]) for column in COLUMNS]
-            for effects in self._ahead:
-                totals = [total - added for total, added in zip(totals, effects.on(account), strict=True)]
+            ahead = tuple(self._ahead)
+        for effects in ahead:  # a block's effects never change: the sequencer does not wait for this
+            totals = [total - added for total, added in zip(totals, effects.on(account), strict=True)]
         seq = head.first_seq + head.transfer_count - 1 if head is not None else 0
         named = dict(zip(COLUMNS, totals, strict=True))
         return AccountNow(**named, seq=seq, booked_at=head.booked_at if head is not None else 0)
@@ -778,6 +779,7 @@ class Sequencer:
         head, state = (self._flight.block.header if self._flight is not None else self._head), self._state
         journal = decision.journal.tobytes() if decision is not None else b""
         totals = state.totals_after(decision.effects) if decision is not None else state.totals
+        terms = _terms_evidence(decision) if decision is not None else []
         header = BlockHeader(
             number=head.number + 1 if head is not None else 1,
             epoch=self._journal.epoch,
@@ -785,7 +787,7 @@ class Sequencer:
             first_seq=state.next_seq,
             transfer_count=len(decision.positions) if decision is not None else 0,
             transfers_digest=hashlib.sha256(journal).digest(),
-            evidence_digest=digest_evidence([*evidence, *(_terms_evidence(decision) if decision else ())]),
+            evidence_digest=digest_evidence([*evidence, *terms]),
             first_directive=self._next_directive,
             directive_count=len(orders),
             directives_digest=digest_directives(orders),
@@ -796,7 +798,7 @@ class Sequencer:
             previous_hash=head.hash if head is not None else GENESIS_HASH,
         )
         rows = transfer_rows(decision.journal) if decision is not None else b""
-        return Block(header, decision, evidence, orders, accounts, rows)
+        return Block(header, decision, evidence, orders, accounts, terms, rows)
 
     def _append(self, block: Block) -> None:
         """Append until the outcome is known. Raises DuplicateId, Deposed, InvariantBroken, SequencerUnavailable."""
@@ -902,8 +904,7 @@ class Sequencer:
         if not self._followers:
             return
         if block.decision is not None:
-            evidence = [*block.evidence, *_terms_evidence(block.decision)]
-            committed = CommittedBlock(block.header, block.decision.journal, evidence)
+            committed = CommittedBlock(block.header, block.decision.journal, [*block.evidence, *block.terms])
         else:
             committed = CommittedBlock(block.header, np.zeros(0, JOURNAL), ())
         for follower in self._followers:
@@ -986,17 +987,13 @@ class Sequencer:
     def _fetch_hold_fates(self, batch: Batch) -> None:
         """Bring to memory what the journal knows of a batch's holds: ended long ago, or voided before they came."""
         state, records = self._state, batch.records
-        wanted: set[bytes] = set()
-        ends = np.flatnonzero((records["hold_high"] != 0) | (records["hold_low"] != 0))
-        for row in records[ends]:
-            hold = uuid_bytes(int(row["hold_high"]), int(row["hold_low"]))
-            if hold not in state.holds and hold not in state.ended_holds:
-                wanted.add(hold)
-        for row in records[records["kind"] == KIND_CODE[TransferKind.HOLD]]:
-            wanted.add(uuid_bytes(int(row["id_high"]), int(row["id_low"])))
-        if wanted:
-            ended, tombstones = self._journal_call(lambda journal: journal.hold_fates(wanted))
-            state.ended_holds.update(ended)
+        is_end = (records["hold_high"] != 0) | (records["hold_low"] != 0)
+        held = uuids(records[is_end], "hold")
+        ended = {hold for hold in held if hold not in state.holds and hold not in state.ended_holds}
+        placed = uuids(records[records["kind"] == _HOLD], "id")
+        if ended or placed:
+            ends, tombstones = self._journal_call(lambda journal: journal.hold_fates(ended, {*ended, *placed}))
+            state.ended_holds.update(ends)
             state.tombstones |= tombstones
 
 
@@ -1012,20 +1009,21 @@ def _fail(operations: Sequence[_Operation], error: Exception) -> None:
             operation.future.set_exception(error)
 
 
+_HOLD = KIND_CODE[TransferKind.HOLD]
+
+
 def _ids(batch: Batch, positions: npt.NDArray[np.intp]) -> list[bytes]:
-    raw = np.ascontiguousarray(batch.records[["id_high", "id_low"]][positions])
-    return [uuid_bytes(int(row["id_high"]), int(row["id_low"])) for row in raw]
+    return uuids(batch.records[positions], "id")
 
 
 def _evidence(batch: Batch, decision: Decision) -> list[Evidence]:
     """What is kept beside the booked transfers of a batch (I8)."""
+    positions = [position for position in batch.extras if decision.codes[position] == 0]
+    chosen = np.array(positions, np.intp)
+    seqs = decision.seqs[chosen].tolist()
     found: list[Evidence] = []
-    for position, extra in batch.extras.items():
-        if decision.codes[position] != 0:
-            continue
-        row = batch.records[position]
-        transfer = uuid_bytes(int(row["id_high"]), int(row["id_low"]))
-        seq = int(decision.seqs[position])
+    for position, seq, transfer in zip(positions, seqs, _ids(batch, chosen), strict=True):
+        extra = batch.extras[position]
         if extra.instruction is not None:
             found.append(Evidence(seq, transfer, EvidenceKind.INSTRUCTION, extra.instruction))
         if extra.secret is not None:
@@ -1037,9 +1035,10 @@ def _evidence(batch: Batch, decision: Decision) -> list[Evidence]:
 
 def _terms_evidence(decision: Decision) -> list[Evidence]:
     """Hold terms and tombstones have tables of their own, and are hashed with the evidence."""
+    seqs = decision.seqs[np.array(list(decision.hold_terms), np.intp)].tolist()
     terms = [
-        Evidence(int(decision.seqs[position]), hold.id, EVIDENCE_HOLD_TERMS, hold_terms_body(hold))
-        for position, hold in decision.hold_terms.items()
+        Evidence(seq, hold.id, EVIDENCE_HOLD_TERMS, hold_terms_body(hold))
+        for seq, hold in zip(seqs, decision.hold_terms.values(), strict=True)
     ]
     buried = [
         Evidence(int(decision.seqs[position]), hold, EVIDENCE_TOMBSTONE, hold + guard)

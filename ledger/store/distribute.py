@@ -62,6 +62,7 @@ PLACEMENTS: Mapping[str, Placement] = {
             "block",
             "closing",
             "directive",
+            "history_mark",
             "history_run",
             "lease",
             "log_acknowledgement",

@@ -3,7 +3,11 @@
 Two live B-trees by account would cost more than everything else that a transfer costs. Instead every RUN_TRANSFERS
 transfers a *run* is sealed in the background: its (account, seq, id) entries, two a transfer, are sorted and written as
 pages of up to PAGE_ENTRIES entries, keyed by the first entry. The entries of an account are then next to each other,
-at one descent of the primary key a run. What is newer than the last run is searched in memory, about a millisecond.
+at one descent of the primary key a run. Every GROUP_RUNS runs leave *marks*: for each account a byte, of which each
+bit says whether one of the runs may have it (two accounts may share a byte, MARK_SLOTS apart). A reader looks at the
+marks of his account in all groups first, which lie side by side in the primary key, and descends only into runs whose
+bit is set: a journal is larger than memory, and each descent waits for the disk. What is newer than the last run lies
+in memory in chunks, each sorted when it is full, and is found by bisection.
 
 Nothing here is believed about money: entries name transfers, which are read from `transfer` by id. A run can be
 written twice by nobody (primary key), and by anybody who has the journal: its content follows from it.
@@ -12,10 +16,13 @@ written twice by nobody (primary key), and by anybody who has the journal: its c
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -31,9 +38,23 @@ from ledger.store.copying import CopyLayout, copy_in
 from ledger.store.journal import TAIL_PAGE, Journal
 
 RUN_TRANSFERS = 2**19
-PAGE_ENTRIES = 60
-"""1,920 bytes: a row that PostgreSQL keeps in line, four to a page of its own."""
+PLACE_BITS = 13
+PLACE_MASK = 2**PLACE_BITS - 1
+CHUNK_TRANSFERS = 2**PLACE_BITS
+"""Of the tail; a run is so many whole ones."""
+PAGE_ENTRIES = 250
+"""8,000 bytes: a row that fills a page of PostgreSQL's own. The table is told to keep such rows in line."""
+PAGES_AT_ONCE = 500
+"""Laid out and sent together: four megabytes."""
+GROUP_RUNS = 8
+"""Runs that share a byte of marks."""
+MARKS_A_ROW = 1_920
+"""Bytes: a row that PostgreSQL keeps in line by itself."""
+MARK_SLOTS = 8_192 * MARKS_A_ROW
+"""Bytes of marks of a group in the largest ledger, in memory until the group is full and then on disk. A run has a
+million entries at most, so one in fifteen of the runs that a reader descends into there has another's account only."""
 RUNS_AT_ONCE = 32
+"""Looked into by one statement."""
 RETRY_SECONDS = 1.0
 FAILING_SECONDS_MAX = 30.0
 """A database that is away for less is no failure of the history: it goes on by itself."""
@@ -42,11 +63,12 @@ READ_SECONDS_MAX = 5.0
 PENDING_TRANSFERS_MAX = 2**21
 """Booked while the tail is being read: 200 MB; what is more is read from the journal again."""
 ACCOUNT_MAX = 2**43
-"""An account and a place in a run fit one sortable integer."""
+"""An account and a place in a run fit one sortable integer (2**63), and so in a chunk."""
 
 ENTRY = np.dtype([("account", ">i8"), ("seq", ">i8"), ("id_high", ">u8"), ("id_low", ">u8")])
 """32 bytes, by (account, seq) within a run."""
 _PAGE_COLUMNS = "history_page (run, first_account, first_seq, body)"
+_MARK_COLUMNS = "history_mark (place, run, body)"
 
 log = logging.getLogger("jiaozi.ledger.history")
 Int64s = npt.NDArray[np.int64]
@@ -61,51 +83,146 @@ class Entry:
     id: UUID
 
 
-class _Tail:
-    """Transfers from `first_seq` on, in arrays that only grow: readers look at `count` first and at no more."""
+class _Chunk:
+    """Some transfers in a row: appended to until it is full, then sorted by account. Readers need no lock: they look at
+    `count` first and at no more than that."""
 
-    def __init__(self, first_seq: int, capacity: int) -> None:
+    __slots__ = ("count", "first_seq", "id_high", "id_low", "keys", "sides")
+
+    def __init__(self, first_seq: int, size: int) -> None:
         self.first_seq = first_seq
         self.count = 0
-        self.debit: Int64s = np.zeros(capacity, np.int64)
-        self.credit: Int64s = np.zeros(capacity, np.int64)
-        self.id_high: UInt64s = np.zeros(capacity, np.uint64)
-        self.id_low: UInt64s = np.zeros(capacity, np.uint64)
+        self.id_high: UInt64s = np.zeros(size, np.uint64)
+        self.id_low: UInt64s = np.zeros(size, np.uint64)
+        self.sides: tuple[Int64s, Int64s] | None = np.zeros(size, np.int64), np.zeros(size, np.int64)
+        """Debited and credited accounts, until `keys` has them."""
+        self.keys: Int64s | None = None
+        """Sorted: `account << PLACE_BITS | place`, two for each transfer."""
+
+    @property
+    def is_full(self) -> bool:
+        return self.count == len(self.id_high)
+
+    def append(self, transfers: Records) -> None:
+        """As many as fit, one at least."""
+        sides = self.sides
+        if sides is None:
+            raise RuntimeError("the chunk is full")
+        debit, credit = sides
+        end = self.count + len(transfers)
+        debit[self.count : end], credit[self.count : end] = transfers["debit"], transfers["credit"]
+        self.id_high[self.count : end], self.id_low[self.count : end] = transfers["id_high"], transfers["id_low"]
+        self.count = end
+        if self.is_full:
+            places = np.arange(end, dtype=np.int64)
+            keys = np.concatenate([debit << PLACE_BITS | places, credit << PLACE_BITS | places])
+            keys.sort()
+            self.keys = keys
+            self.sides = None  # after `keys`: a reader finds the one or the other
+
+    def find(self, account: int) -> list[int]:
+        """Places of the account's transfers, in order."""
+        sides = self.sides
+        if sides is not None:
+            count = self.count  # read once: it grows meanwhile
+            debit, credit = sides[0][:count], sides[1][:count]
+            return np.flatnonzero((debit == account) | (credit == account)).tolist()
+        if self.keys is None:
+            return []
+        # Bisection in Python keeps Python's lock; numpy's would give it away and wait for it again, 5 ms at worst.
+        keys = self.keys.data
+        first = bisect_left(keys, account << PLACE_BITS)
+        last = bisect_left(keys, (account + 1) << PLACE_BITS, first)
+        return [key & PLACE_MASK for key in keys[first:last].tolist()]
+
+    def entry(self, place: int) -> Entry:
+        id_ = int(self.id_high[place]) << 64 | int(self.id_low[place])
+        return Entry(self.first_seq + place, UUID(int=id_))
+
+
+class _Tail:
+    """Transfers from `first_seq` on, in chunks of CHUNK_TRANSFERS; only the last one is not full. Chunks are only
+    added: whoever has the tail reads it without a lock."""
+
+    def __init__(self, first_seq: int, chunk_size: int, chunks: Sequence[_Chunk] = ()) -> None:
+        self.first_seq = first_seq
+        self._chunk_size = chunk_size
+        self._chunks = list(chunks) or [_Chunk(first_seq, chunk_size)]
 
     @property
     def next_seq(self) -> int:
-        return self.first_seq + self.count
+        last = self._chunks[-1]
+        return last.first_seq + last.count
 
-    def has_room(self, size: int) -> bool:
-        return self.count + size <= len(self.debit)
+    @property
+    def count(self) -> int:
+        return self.next_seq - self.first_seq
 
     def append(self, transfers: Records) -> None:
-        end = self.count + len(transfers)
-        for name in ("debit", "credit", "id_high", "id_low"):
-            getattr(self, name)[self.count : end] = transfers[name]
-        self.count = end
+        while len(transfers):
+            last = self._chunks[-1]
+            fitting = self._chunk_size - last.count
+            last.append(transfers[:fitting])
+            transfers = transfers[fitting:]
+            if last.is_full:
+                self._chunks.append(_Chunk(self.next_seq, self._chunk_size))
 
-    def without(self, dropped: int, capacity: int) -> _Tail:
-        """A copy that begins `dropped` transfers later."""
-        kept = self.count - dropped
-        left = _Tail(self.first_seq + dropped, max(capacity, kept))
-        left.count = kept
-        for name in ("debit", "credit", "id_high", "id_low"):
-            getattr(left, name)[: left.count] = getattr(self, name)[dropped : self.count]
-        return left
+    def run(self, size: int) -> Sequence[_Chunk]:
+        """The first `size` transfers, which are so many whole chunks."""
+        return self._chunks[: size // self._chunk_size]
 
-    def find(self, account: int, *, after_seq: int, through_seq: int) -> list[Entry]:
-        """In seq order."""
-        start = max(0, after_seq + 1 - self.first_seq)
-        end = min(self.count, through_seq + 1 - self.first_seq)
-        if end <= start:
-            return []
-        found = np.flatnonzero((self.debit[start:end] == account) | (self.credit[start:end] == account)) + start
-        ids = zip(self.id_high[found].tolist(), self.id_low[found].tolist(), strict=True)
-        return [
-            Entry(self.first_seq + place, UUID(int=high << 64 | low))
-            for place, (high, low) in zip(found.tolist(), ids, strict=True)
-        ]
+    def without(self, size: int) -> _Tail:
+        """The tail that begins `size` transfers, so many whole chunks, later. What is appended to this one from now on
+        may be missing in it."""
+        return _Tail(self.first_seq + size, self._chunk_size, self._chunks[size // self._chunk_size :])
+
+    def find(
+        self, account: int, *, after_seq: int, through_seq: int, limit: int, newest_first: bool = False
+    ) -> list[Entry]:
+        """At most `limit`, in order of seq or newest first."""
+        found: list[Entry] = []
+        chunks = self._chunks[:]
+        for chunk in reversed(chunks) if newest_first else chunks:
+            if chunk.first_seq > through_seq or chunk.first_seq + chunk.count <= after_seq + 1:
+                continue
+            first, last = after_seq + 1 - chunk.first_seq, through_seq - chunk.first_seq
+            places = [place for place in chunk.find(account) if first <= place <= last]
+            wanted = places[: -1 - limit + len(found) : -1] if newest_first else places[: limit - len(found)]
+            found.extend(map(chunk.entry, wanted))
+            if len(found) >= limit:
+                break
+        return found
+
+
+class _Marks:
+    """Which accounts occur in which runs of a group that is not full. The sealing thread adds to it, readers look."""
+
+    def __init__(self, group: int) -> None:
+        self.group = group
+        """So many groups are full."""
+        self._slots: npt.NDArray[np.uint8] = np.zeros(MARK_SLOTS, np.uint8)
+        self._runs: set[int] = set()
+
+    def add(self, run: int, bit: int, accounts: Iterable[npt.NDArray[Any]]) -> None:
+        for some in accounts:
+            self._slots[some.astype(np.int64) % MARK_SLOTS] |= np.uint8(1 << bit)
+        self._runs.add(run)  # last: readers believe that a run which is here is marked whole
+
+    def has(self, run: int) -> bool:
+        return run in self._runs
+
+    def may_have(self, run: int, bit: int, account: int) -> bool:
+        return run not in self._runs or bool(self._slots[account % MARK_SLOTS] >> bit & 1)
+
+    def rows(self, run: int) -> bytes:
+        """Rows of `history_mark` as COPY takes them: those with a bit set. `run` is the group's first."""
+        by_row = self._slots.reshape(-1, MARKS_A_ROW)
+        places = np.flatnonzero(by_row.any(axis=1))
+        layout = CopyLayout([("place", "int8"), ("run", "int8"), ("body", f"bytes:{MARKS_A_ROW}")])
+        rows = layout.rows(len(places))
+        rows["place"], rows["run"] = places, run
+        rows["body"] = by_row[places].view(f"V{MARKS_A_ROW}")[:, 0]
+        return rows.tobytes()
 
 
 class History:
@@ -114,8 +231,12 @@ class History:
     def __init__(self, database: Database, *, run_transfers: int = RUN_TRANSFERS) -> None:
         self._database = database
         self._run_transfers = run_transfers
+        self._chunk_size = math.gcd(run_transfers, CHUNK_TRANSFERS)
         self._tail: _Tail | None = None
         """None while the journal is being read; what is booked meanwhile waits in `_pending`."""
+        self._runs: list[int] = []
+        """First seqs of the sealed runs, in order; only added to, and before the tail lets them go."""
+        self._marks = _Marks(0)
         self._has_workers: bool | None = None
         self._pending: list[Records] = []
         self._changed = threading.Condition()
@@ -163,10 +284,7 @@ class History:
             self._changed.notify_all()
 
     def _append(self, tail: _Tail, transfers: Records) -> None:
-        new = transfers[tail.next_seq - int(transfers["seq"][0]) :]
-        if not tail.has_room(len(new)):
-            tail = self._tail = tail.without(0, 2 * (tail.count + len(new)))
-        tail.append(new)
+        tail.append(transfers[tail.next_seq - int(transfers["seq"][0]) :])
         if tail.count >= self._run_transfers:
             self._changed.notify_all()
 
@@ -186,24 +304,16 @@ class History:
         tail = self._current_tail()
         if tail.next_seq <= through_seq:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "the history is being read anew; retry")
+        unsealed = partial(tail.find, account, after_seq=after_seq, through_seq=through_seq, newest_first=newest_first)
+        found = unsealed(limit=limit) if newest_first else []
         sealed_through = min(through_seq, tail.first_seq - 1)
-        newest = tail.find(account, after_seq=after_seq, through_seq=through_seq)
-        if newest_first:
-            found = newest[: -limit - 1 : -1]
-            if len(found) < limit and sealed_through > after_seq:
-                found += _newest_sealed(
-                    connection,
-                    account,
-                    after_seq,
-                    sealed_through,
-                    limit - len(found),
-                    is_distributed=self._is_distributed(connection),
-                )
-            return found
-        found = (
-            _oldest_sealed(connection, account, after_seq, sealed_through, limit) if sealed_through > after_seq else []
-        )
-        return found + newest[: limit - len(found)]
+        if len(found) < limit and sealed_through > after_seq:
+            wanted = _Wanted(account, after_seq, sealed_through, limit - len(found), newest_first)
+            runs = _marked(connection, account, self._runs[:], self._marks)
+            found += _find_sealed(connection, wanted, runs, is_distributed=self._is_distributed(connection))
+        if len(found) < limit and not newest_first:
+            found += unsealed(limit=limit - len(found))
+        return found
 
     def _is_distributed(self, connection: psycopg.Connection[Any]) -> bool:
         """Asked once: `jiaozi-ledger distribute` is for a ledger that is not running."""
@@ -221,16 +331,14 @@ class History:
     def _read_tail(self, connection: CheckedConnection) -> _Tail:
         """What the journal has beyond the last sealed run. A backlog of whole runs is sealed on the way."""
         journal = Journal(connection)
-        tail = _Tail(_sealed_through(connection) + 1, 2 * self._run_transfers)
+        self._runs, sealed_through = _sealed_runs(connection)
+        tail = _Tail(sealed_through + 1, self._chunk_size)
         last_seq = journal.last_seq()
         while tail.next_seq <= last_seq:
-            rows = journal.tail(tail.next_seq, min(last_seq, tail.next_seq + TAIL_PAGE - 1)).transfers
-            if not tail.has_room(len(rows)):
-                tail = tail.without(0, 2 * (tail.count + len(rows)))
-            tail.append(rows)
+            tail.append(journal.tail(tail.next_seq, min(last_seq, tail.next_seq + TAIL_PAGE - 1)).transfers)
             while tail.count >= self._run_transfers:
-                _write_run(connection, tail, self._run_transfers)
-                tail = tail.without(self._run_transfers, 2 * self._run_transfers)
+                self._write(connection, tail)
+                tail = tail.without(self._run_transfers)
         return tail
 
     # --- sealing
@@ -264,7 +372,6 @@ class History:
                 if int(transfers["seq"][0]) > tail.next_seq:
                     return  # more was booked than may wait: read again
                 self._append(tail, transfers)
-                tail = self._tail or tail
             self._tail = tail
             self._changed.notify_all()
 
@@ -275,26 +382,62 @@ class History:
         tail = self._tail
         if tail is None:
             return
-        _write_run(connection, tail, self._run_transfers)
+        self._write(connection, tail)
         with self._changed:
-            if self._tail is not None:  # it has grown meanwhile, perhaps into larger arrays
-                self._tail = self._tail.without(self._run_transfers, max(2 * self._run_transfers, self._tail.count))
+            if self._tail is not None:  # it has grown meanwhile
+                self._tail = self._tail.without(self._run_transfers)
+
+    def _write(self, connection: CheckedConnection, tail: _Tail) -> None:
+        """Seal the tail's first run."""
+        run, bit = tail.first_seq, len(self._runs) % GROUP_RUNS
+        entries = entries_of_run(tail.run(self._run_transfers))
+        group = len(self._runs) // GROUP_RUNS
+        if self._marks.group != group:
+            self._marks = _Marks(group)
+        self._marks.add(run, bit, [entries["account"]])
+        marks = b""
+        if bit == GROUP_RUNS - 1:
+            self._mark_earlier(connection, self._runs[len(self._runs) - bit :])
+            marks = self._marks.rows(self._runs[-bit] if bit else run)
+        _write_run(connection, run, tail.first_seq + self._run_transfers - 1, entries, marks)
+        self._runs.append(run)
+
+    def _mark_earlier(self, connection: CheckedConnection, runs: Sequence[int]) -> None:
+        """Mark those of the group's runs that were sealed before a restart."""
+        for bit, run in enumerate(runs):
+            if not self._marks.has(run):
+                self._marks.add(run, bit, _accounts_of(connection, run))
 
 
-def pages_of_run(tail: _Tail, size: int) -> bytes:
-    """Rows of `history_page` for the first `size` transfers, as COPY takes them."""
-    places = np.arange(size, dtype=np.int64)
-    bits = max(1, (size - 1).bit_length())
-    keys = np.concatenate([tail.debit[:size] << bits | places, tail.credit[:size] << bits | places])
+def entries_of_run(chunks: Sequence[_Chunk]) -> npt.NDArray[Any]:
+    """What a run of these full chunks has: entries by (account, seq)."""
+    first = chunks[0].first_seq
+    bits = (chunks[-1].first_seq + chunks[-1].count - first).bit_length()
+    keys = np.concatenate(
+        [
+            (part >> PLACE_BITS << bits) + (part & PLACE_MASK) + (chunk.first_seq - first)
+            for chunk in chunks
+            if (part := chunk.keys) is not None
+        ]
+    )
     keys.sort()
     keys = keys[np.searchsorted(keys, 1 << bits) :]  # account 0 is nobody: a tombstone's sides
     place = keys & ((1 << bits) - 1)
     entries = np.empty(len(keys), ENTRY)
     entries["account"] = keys >> bits
-    entries["seq"] = place + tail.first_seq
-    entries["id_high"], entries["id_low"] = tail.id_high[place], tail.id_low[place]
+    entries["seq"] = place + first
+    for name in ("id_high", "id_low"):
+        entries[name] = np.concatenate([getattr(chunk, name) for chunk in chunks])[place]
+    return entries
+
+
+def page_rows(run: int, entries: npt.NDArray[Any]) -> Iterator[bytes]:
+    """Rows of `history_page` as COPY takes them, PAGES_AT_ONCE together."""
     whole = len(entries) // PAGE_ENTRIES * PAGE_ENTRIES
-    return b"".join(_page_rows(tail.first_seq, part) for part in (entries[:whole], entries[whole:]) if len(part))
+    for start in range(0, whole, PAGES_AT_ONCE * PAGE_ENTRIES):
+        yield _page_rows(run, entries[start : min(whole, start + PAGES_AT_ONCE * PAGE_ENTRIES)])
+    if whole < len(entries):
+        yield _page_rows(run, entries[whole:])
 
 
 def _page_rows(run: int, entries: npt.NDArray[Any]) -> bytes:
@@ -309,14 +452,18 @@ def _page_rows(run: int, entries: npt.NDArray[Any]) -> bytes:
     return rows.tobytes()
 
 
-def _write_run(connection: CheckedConnection, tail: _Tail, size: int) -> None:
-    """Write a run, unless it is there: then somebody else with the same journal has written the same."""
-    first, last = tail.first_seq, tail.first_seq + size - 1
-    rows = pages_of_run(tail, size)
+def _write_run(
+    connection: CheckedConnection, first_seq: int, last_seq: int, entries: npt.NDArray[Any], marks: bytes
+) -> None:
+    """Write a run and, if it fills its group, the group's marks; unless it is there: then somebody else with the same
+    journal has written the same."""
     try:
         with connection.cursor() as cursor:
-            cursor.execute("INSERT INTO history_run (first_seq, last_seq) VALUES (%s, %s)", (first, last))
-            copy_in(cursor, _PAGE_COLUMNS, rows)
+            cursor.execute("INSERT INTO history_run (first_seq, last_seq) VALUES (%s, %s)", (first_seq, last_seq))
+            for rows in page_rows(first_seq, entries):
+                copy_in(cursor, _PAGE_COLUMNS, rows)
+            if marks:
+                copy_in(cursor, _MARK_COLUMNS, marks)
         connection.commit()
     except BaseException as error:
         if not connection.closed:
@@ -325,89 +472,147 @@ def _write_run(connection: CheckedConnection, tail: _Tail, size: int) -> None:
             raise
 
 
-def _sealed_through(connection: CheckedConnection) -> int:
+def _sealed_runs(connection: CheckedConnection) -> tuple[list[int], int]:
+    """First seqs of the runs, in order, and the last seq that they have."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT coalesce(max(last_seq), 0) FROM history_run")
-        row = cursor.fetchone()
+        rows = cursor.execute("SELECT first_seq, last_seq FROM history_run ORDER BY first_seq").fetchall()
     connection.commit()
-    return int(row[0]) if row is not None else 0
+    return [int(first) for first, _ in rows], int(rows[-1][1]) if rows else 0
+
+
+def _accounts_of(connection: CheckedConnection, run: int) -> Iterator[npt.NDArray[Any]]:
+    """The accounts of a run, some pages at a time."""
+    with connection.cursor("pages_of_run", binary=True) as cursor:
+        cursor.execute("SELECT body FROM history_page WHERE run = %s", (run,))
+        while pages := cursor.fetchmany(PAGES_AT_ONCE):
+            yield np.frombuffer(b"".join(body for (body,) in pages), ENTRY)["account"]
+    connection.commit()
 
 
 # --- sealed runs
 
 
-_NEWEST = (
-    "SELECT r.first_seq, p.body FROM"
-    " (SELECT first_seq FROM history_run WHERE first_seq <= %(before)s ORDER BY first_seq DESC LIMIT %(runs)s) r"
-    " LEFT JOIN LATERAL (SELECT body FROM history_page WHERE run = r.first_seq"
-    " AND (first_account, first_seq) <= (%(account)s, %(through)s)"
-    " ORDER BY first_account DESC, first_seq DESC LIMIT 1) p"
-    " ON true ORDER BY r.first_seq DESC"
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """Entries of an account with after_seq < seq <= through_seq."""
+
+    account: int
+    after_seq: int
+    through_seq: int
+    limit: int
+    newest_first: bool
+
+    def parameters(self) -> dict[str, int]:
+        return {"account": self.account, "through": self.through_seq, "from": self.after_seq + 1}
+
+    def entries(self, body: bytes) -> list[Entry]:
+        """Those on a page, in the order that is asked for."""
+        page = np.frombuffer(body, ENTRY)
+        seq = page["seq"]
+        mine = page[(page["account"] == self.account) & (seq > self.after_seq) & (seq <= self.through_seq)].tolist()
+        found = [Entry(item[1], UUID(int=item[2] << 64 | item[3])) for item in mine]
+        return found[::-1] if self.newest_first else found
+
+    def is_whole(self, body: bytes | None) -> bool:
+        """Whether a run has no more of it than stands on its page that is looked at first."""
+        if body is None:
+            return self.newest_first
+        if self.newest_first:  # else there may be more on the page before
+            return int.from_bytes(body[:8], "big", signed=True) != self.account
+        last = len(body) - ENTRY.itemsize
+        return int.from_bytes(body[last : last + 8], "big", signed=True) > self.account
+
+
+_MARKS = "SELECT run, get_byte(body, %s) FROM history_mark WHERE place = %s"
+_FIRST_PAGE = (
+    "SELECT {run} AS run, body FROM history_page WHERE run = {run} AND (first_account, first_seq) <="
+    " (%(account)s, {seq}) ORDER BY first_account DESC, first_seq DESC LIMIT 1"
 )
-_RUNS_BEFORE = "SELECT first_seq FROM history_run WHERE first_seq <= %(before)s ORDER BY first_seq DESC LIMIT %(runs)s"
-_NEWEST_PAGE = (
-    "(SELECT run, body FROM history_page WHERE run = {}"
+_FIRST_SEQ = {True: "%(through)s", False: "%(from)s"}
+"""By newest first or not."""
+_FIRST_PAGES = {
+    newest_first: f"SELECT p.run, p.body FROM unnest(%(runs)s::bigint[]) r CROSS JOIN LATERAL"
+    f" ({_FIRST_PAGE.format(run='r', seq=seq)}) p"
+    for newest_first, seq in _FIRST_SEQ.items()
+}
+_PAGES_OF_RUN = {
+    True: "SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
     " AND (first_account, first_seq) <= (%(account)s, %(through)s)"
+    " ORDER BY first_account DESC, first_seq DESC LIMIT %(pages)s",
+    False: "(SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
+    " AND (first_account, first_seq) <= (%(account)s, %(from)s)"
     " ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
-)
+    " UNION ALL (SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
+    " AND (first_account, first_seq) > (%(account)s, %(from)s) AND first_account <= %(account)s"
+    " ORDER BY first_account, first_seq LIMIT %(pages)s) ORDER BY 1, 2",
+}
 _HAS_CITUS = "SELECT to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"
 _DISTRIBUTED = "SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = 'history_page'::regclass)"
-_NEWEST_OF_RUN = (
-    "SELECT body FROM history_page WHERE run = %(run)s AND (first_account, first_seq) <= (%(account)s, %(through)s)"
-    " ORDER BY first_account DESC, first_seq DESC LIMIT %(pages)s"
-)
-_RUNS_FROM = "SELECT first_seq, last_seq FROM history_run WHERE last_seq > %(after)s ORDER BY first_seq LIMIT %(runs)s"
-_OLDEST_OF_RUN = (
-    "(SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
-    " AND (first_account, first_seq) <= (%(account)s, %(after)s) ORDER BY first_account DESC, first_seq DESC LIMIT 1)"
-    " UNION ALL (SELECT first_account, first_seq, body FROM history_page WHERE run = %(run)s"
-    " AND (first_account, first_seq) > (%(account)s, %(after)s) AND first_account <= %(account)s"
-    " ORDER BY first_account, first_seq LIMIT %(pages)s) ORDER BY 1, 2"
-)
 
 
-def _newest_sealed(
+def _marked(connection: psycopg.Connection[Any], account: int, runs: Sequence[int], loose: _Marks) -> list[int]:
+    """The runs, of these, that may have the account: those whose bit is set or whose group is not full yet. A full one
+    has marks: its last run was written with them."""
+    full = len(runs) // GROUP_RUNS * GROUP_RUNS
+    last = [run for bit, run in enumerate(runs[full:]) if loose.may_have(run, bit, account)]
+    if not full:
+        return last
+    place, slot = divmod(account % MARK_SLOTS, MARKS_A_ROW)
+    marks = dict(connection.execute(_MARKS, (slot, place), prepare=True, binary=True).fetchall())
+    found = [
+        run
+        for start in range(0, full, GROUP_RUNS)
+        if (bits := marks.get(runs[start], 0))
+        for bit, run in enumerate(runs[start : start + GROUP_RUNS])
+        if bits >> bit & 1
+    ]
+    return found + last
+
+
+def _find_sealed(
+    connection: psycopg.Connection[Any], wanted: _Wanted, runs: Sequence[int], *, is_distributed: bool
+) -> list[Entry]:
+    """From these runs, in order, which are all that may have the account."""
+    first = max(0, bisect_right(runs, wanted.after_seq + 1) - 1)
+    runs = runs[first : bisect_right(runs, wanted.through_seq)]
+    if wanted.newest_first:
+        runs = runs[::-1]
+    found: list[Entry] = []
+    parameters = wanted.parameters()
+    for start in range(0, len(runs), RUNS_AT_ONCE):
+        some = runs[start : start + RUNS_AT_ONCE]
+        pages = _first_pages(connection, wanted, some, parameters, is_distributed=is_distributed)
+        for run in some:
+            body = pages.get(run)
+            bodies: Sequence[bytes] = [body] if body is not None else []
+            if not wanted.is_whole(body):
+                count = (wanted.limit - len(found)) // PAGE_ENTRIES + 2
+                deeper = {**parameters, "run": run, "pages": count}
+                query = _PAGES_OF_RUN[wanted.newest_first]
+                bodies = [page[2] for page in connection.execute(query, deeper, prepare=True, binary=True)]
+            for page in bodies:
+                found.extend(wanted.entries(page))
+            if len(found) >= wanted.limit:
+                return found[: wanted.limit]
+    return found
+
+
+def _first_pages(
     connection: psycopg.Connection[Any],
-    account: int,
-    after_seq: int,
-    through_seq: int,
-    limit: int,
+    wanted: _Wanted,
+    runs: Sequence[int],
+    parameters: Mapping[str, int],
     *,
     is_distributed: bool,
-) -> list[Entry]:
-    found: list[Entry] = []
-    before = through_seq
-    while len(found) < limit and before > after_seq:
-        parameters = {"before": before, "runs": RUNS_AT_ONCE, "account": account, "through": through_seq}
-        runs = _newest_pages(connection, parameters, is_distributed=is_distributed)
-        for run, body in runs:
-            bodies: Sequence[bytes] = [body] if body is not None else []
-            if body is not None and _first_account(body) == account:  # there may be more of it on the page before
-                pages = (limit - len(found)) // PAGE_ENTRIES + 2
-                deeper = {"run": run, "account": account, "through": through_seq, "pages": pages}
-                bodies = [page for (page,) in connection.execute(_NEWEST_OF_RUN, deeper, prepare=True, binary=True)]
-            for page in bodies:
-                found.extend(reversed(list(_entries(page, account, after_seq, through_seq))))
-            if len(found) >= limit:
-                break
-        if not runs:
-            break
-        before = int(runs[-1][0]) - 1
-    return found[:limit]
-
-
-def _newest_pages(
-    connection: psycopg.Connection[Any], parameters: Mapping[str, int], *, is_distributed: bool
-) -> Sequence[tuple[int, bytes | None]]:
-    """Of each run, the newest first, the page on which the account's newest entry stands if it has one."""
+) -> dict[int, bytes]:
+    """By run the page on which the account's newest (oldest) entry stands if the run has one, found by the page's first
+    entry. The oldest may also stand first on the page after."""
     if not is_distributed:
-        return list(connection.execute(_NEWEST, parameters, prepare=True, binary=True))
-    runs = [int(run) for (run,) in connection.execute(_RUNS_BEFORE, parameters)]
-    if not runs:
-        return []
-    pages = " UNION ALL ".join(_NEWEST_PAGE.format(run) for run in runs)
-    found = {int(run): bytes(body) for run, body in connection.execute(pages, parameters, binary=True)}
-    return [(run, found.get(run)) for run in runs]
+        query = _FIRST_PAGES[wanted.newest_first]
+        return dict(connection.execute(query, {**parameters, "runs": list(runs)}, prepare=True, binary=True).fetchall())
+    seq = _FIRST_SEQ[wanted.newest_first]  # Citus plans no LATERAL over what is spread over its workers
+    pages = " UNION ALL ".join(f"({_FIRST_PAGE.format(run=run, seq=seq)})" for run in runs)
+    return dict(connection.execute(pages, parameters, binary=True).fetchall())
 
 
 def _is_distributed(connection: psycopg.Connection[Any]) -> bool:
@@ -417,35 +622,3 @@ def _is_distributed(connection: psycopg.Connection[Any]) -> bool:
         return False
     found = connection.execute(_DISTRIBUTED).fetchone()
     return found is not None and bool(found[0])
-
-
-def _oldest_sealed(
-    connection: psycopg.Connection[Any], account: int, after_seq: int, through_seq: int, limit: int
-) -> list[Entry]:
-    found: list[Entry] = []
-    after = after_seq
-    while len(found) < limit:
-        runs = connection.execute(_RUNS_FROM, {"after": after, "runs": RUNS_AT_ONCE}, prepare=True).fetchall()
-        for run, _ in runs:
-            if len(found) >= limit or run > through_seq:
-                return found[:limit]
-            pages = (limit - len(found)) // PAGE_ENTRIES + 2
-            parameters = {"run": run, "account": account, "after": after_seq + 1, "pages": pages}
-            for _, _, body in connection.execute(_OLDEST_OF_RUN, parameters, prepare=True, binary=True):
-                found.extend(_entries(body, account, after_seq, through_seq))
-        if not runs:
-            break
-        after = int(runs[-1][1])
-    return found[:limit]
-
-
-def _first_account(body: bytes) -> int:
-    return int.from_bytes(body[:8], "big", signed=True)
-
-
-def _entries(body: bytes, account: int, after_seq: int, through_seq: int) -> Iterator[Entry]:
-    entries = np.frombuffer(body, ENTRY)
-    seq = entries["seq"]
-    mine = entries[(entries["account"] == account) & (seq > after_seq) & (seq <= through_seq)]
-    for item in mine.tolist():
-        yield Entry(item[1], UUID(int=item[2] << 64 | item[3]))

@@ -8,6 +8,7 @@ error (nothing was written).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from kernel.clock import from_micros, to_micros
 from kernel.database import CheckedConnection, is_duplicate_key
 from ledger.domain.blocks import BlockHeader, Directive, Evidence, OpenedAccount
 from ledger.domain.decide import Decision, Known
-from ledger.domain.records import JOURNAL, Records
+from ledger.domain.records import JOURNAL, Records, uuids
 from ledger.domain.state import (
     COLUMNS,
     CREDITS_POSTED,
@@ -66,6 +67,8 @@ class Block:
     evidence: Sequence[Evidence] = ()
     directives: Sequence[Directive] = ()
     accounts: Sequence[OpenedAccount] = ()
+    terms: Sequence[Evidence] = ()
+    """Terms of holds and guards of tombstones, which have tables of their own and are hashed with the evidence."""
     rows: bytes = b""
     """The transfers as COPY takes them (`transfer_rows`), laid out ahead so that the database never waits for it."""
 
@@ -163,12 +166,8 @@ class Journal:
                     if block.rows:
                         copy_in(cursor, _TRANSFER_COLUMNS, block.rows)
                     self._copy_holds(cursor, block.decision)
-                _copy_rows(
-                    cursor,
-                    "evidence (transfer_id, kind, seq, body)",
-                    ("uuid", "int2", "int8", "bytea"),
-                    ((UUID(bytes=item.transfer_id), item.kind, item.seq, item.body) for item in block.evidence),
-                )
+                if block.evidence:
+                    copy_in(cursor, "evidence (transfer_id, kind, seq, body)", _evidence_rows(block.evidence))
                 moment = from_micros(block.header.booked_at)
                 _copy_rows(
                     cursor,
@@ -231,41 +230,21 @@ class Journal:
             raise Deposed(f"epoch {self.epoch} lost the lease")
 
     def _copy_holds(self, cursor: psycopg.Cursor[Any], decision: Decision) -> None:
-        seqs, batch_ids = decision.seqs, decision.journal
-        first = int(batch_ids[0]["seq"]) if len(batch_ids) else 0
-
-        def id_at(position: int) -> UUID:
-            row = batch_ids[int(seqs[position]) - first]
-            return UUID(int=int(row["id_high"]) << 64 | int(row["id_low"]))
-
-        def hold_at(position: int) -> UUID:
-            row = batch_ids[int(seqs[position]) - first]
-            return UUID(int=int(row["hold_high"]) << 64 | int(row["hold_low"]))
-
-        def events() -> Iterator[tuple[object, ...]]:
-            for position, hold in decision.hold_terms.items():
-                expires = from_micros(hold.expires_at) if hold.expires_at else None
-                seq, kind = int(seqs[position]), KIND_CODE[TransferKind.HOLD]
-                yield (_uuid(hold.id), 0, seq, id_at(position), kind, hold.commit_hash, hold.abort_hash, expires)
-            for position, end in decision.hold_ends.items():
-                seq, kind = int(seqs[position]), _KIND_OF_END[end]
-                yield (hold_at(position), 1, seq, id_at(position), kind, None, None, None)
-
         if decision.hold_terms or decision.hold_ends:
-            _copy_rows(
+            copy_in(
                 cursor,
                 "hold_event (hold_id, phase, seq, transfer_id, kind, commit_hash, abort_hash, expires_at)",
-                ("uuid", "int2", "int8", "uuid", "int2", "bytea", "bytea", "timestamptz"),
-                events(),
+                _hold_rows(decision),
             )
         if decision.tombstones:
+            seqs, ids, _ = _booked(decision, list(decision.tombstones))
             _copy_rows(
                 cursor,
                 "hold_tombstone (hold_id, guard, seq, transfer_id)",
                 ("uuid", "bytea", "int8", "uuid"),
                 (
-                    (_uuid(hold), guard, int(seqs[position]), id_at(position))
-                    for position, (hold, guard) in decision.tombstones.items()
+                    (_uuid(hold), guard, seq, _uuid(transfer))
+                    for (hold, guard), seq, transfer in zip(decision.tombstones.values(), seqs, ids, strict=True)
                 ),
             )
 
@@ -355,13 +334,16 @@ class Journal:
             for row in rows
         }
 
-    def hold_fates(self, holds: Iterable[bytes]) -> tuple[dict[bytes, HoldEnd], set[tuple[bytes, bytes]]]:
-        """Which of these holds have ended, and which ids have tombstones."""
-        wanted = [UUID(bytes=item) for item in holds]
-        ended = self._all("SELECT hold_id, kind FROM hold_event WHERE phase = 1 AND hold_id = ANY(%s)", (wanted,))
-        buried = self._all("SELECT hold_id, guard FROM hold_tombstone WHERE hold_id = ANY(%s)", (wanted,))
-        ends = {row[0].bytes: _END_OF_KIND[row[1]] for row in ended}
-        return ends, {(row[0].bytes, row[1]) for row in buried}
+    def hold_fates(
+        self, holds: Iterable[bytes], ids: Iterable[bytes]
+    ) -> tuple[dict[bytes, HoldEnd], set[tuple[bytes, bytes]]]:
+        """Which of `holds` have ended, and which of `ids` have tombstones."""
+        ends: dict[bytes, HoldEnd] = {}
+        if wanted := _uuid_array(holds):
+            ended = "SELECT hold_id, kind FROM hold_event WHERE phase = 1 AND hold_id = ANY(%s::uuid[])"
+            ends = {row[0].bytes: _END_OF_KIND[row[1]] for row in self._all(ended, (wanted,))}
+        buried = "SELECT hold_id, guard FROM hold_tombstone WHERE hold_id = ANY(%s::uuid[])"
+        return ends, {(row[0].bytes, row[1]) for row in self._all(buried, (_uuid_array(ids) or "{}",))}
 
     def openings(self, opening_ids: Iterable[bytes]) -> dict[bytes, OpenedAccount]:
         rows = self._all(
@@ -489,6 +471,12 @@ _END_OF_KIND = {kind: end for end, kind in _KIND_OF_END.items()}
 END_OF_TRANSFER = {TRANSFER_KINDS[kind]: end for kind, end in _END_OF_KIND.items()}
 
 
+def _uuid_array(ids: Iterable[bytes]) -> str | None:
+    """The text of an array parameter, a tenth of the driver's work for a list of UUIDs; None for an empty one."""
+    text = ",".join([item.hex() for item in ids])
+    return f"{{{text}}}" if text else None
+
+
 def _uuid(value: bytes | None) -> UUID | None:
     return UUID(bytes=value) if value is not None else None
 
@@ -597,6 +585,53 @@ def transfer_rows(journal: Records) -> bytes:
             rows[name] = part[name]
         parts.append(rows.tobytes())
     return b"".join(parts)
+
+
+_EVIDENCE_ROW = struct.Struct(">h i16s ih iq i")
+_HOLD_ROW = struct.Struct(">h i16s ih iq i16s ih")
+"""Field count; length and value of each field up to the first of variable length."""
+_HOLD = KIND_CODE[TransferKind.HOLD]
+
+
+def _evidence_rows(items: Sequence[Evidence]) -> bytes:
+    """Rows of `evidence`, as COPY takes them."""
+    return b"".join(
+        [
+            _EVIDENCE_ROW.pack(4, 16, item.transfer_id, 2, item.kind, 8, item.seq, len(item.body)) + item.body
+            for item in items
+        ]
+    )
+
+
+def _hold_rows(decision: Decision) -> bytes:
+    """Rows of `hold_event`, as COPY takes them: of holds placed (phase 0) and ended (phase 1)."""
+    rows: list[bytes] = []
+    placed = decision.seqs[np.array(list(decision.hold_terms), np.intp)].tolist()
+    for seq, hold in zip(placed, decision.hold_terms.values(), strict=True):
+        rows.append(_HOLD_ROW.pack(8, 16, hold.id, 2, 0, 8, seq, 16, hold.id, 2, _HOLD))
+        rows.append(_bytes_field(hold.commit_hash))
+        rows.append(_bytes_field(hold.abort_hash))
+        expires = struct.pack(">q", hold.expires_at - PG_EPOCH_MICROS) if hold.expires_at else None
+        rows.append(_bytes_field(expires))
+    seqs, ids, holds = _booked(decision, list(decision.hold_ends))
+    for end, seq, transfer, ended in zip(decision.hold_ends.values(), seqs, ids, holds, strict=True):
+        rows.append(_HOLD_ROW.pack(8, 16, ended, 2, 1, 8, seq, 16, transfer, 2, _KIND_OF_END[end]))
+        rows.append(_NULL * 3)
+    return b"".join(rows)
+
+
+def _booked(decision: Decision, positions: Sequence[int]) -> tuple[list[int], list[bytes], list[bytes]]:
+    """Seqs, ids and holds of booked transfers of the batch."""
+    seqs = decision.seqs[np.array(positions, np.intp)]
+    records = decision.journal[seqs - decision.seqs[decision.positions[0]]] if len(seqs) else decision.journal[:0]
+    return seqs.tolist(), uuids(records, "id"), uuids(records, "hold")
+
+
+_NULL = b"\xff\xff\xff\xff"
+
+
+def _bytes_field(value: bytes | None) -> bytes:
+    return _NULL if value is None else len(value).to_bytes(4, "big") + value
 
 
 def _page_rows(state: LedgerState, pages: npt.NDArray[np.intp]) -> bytes:

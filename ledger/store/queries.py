@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -13,7 +13,9 @@ import numpy.typing as npt
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
+from sqlalchemy.dialects.postgresql import distinct_on
 
+from kernel.arrays import is_one_of
 from ledger.domain.blocks import BlockHeader
 from ledger.store.copying import PackedLayout
 from ledger.store.history import Entry
@@ -35,9 +37,15 @@ class BookedTransfer:
     booked_at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class HoldRecord:
-    placed: BookedTransfer | None
+class HoldRecord(NamedTuple):
+    """A hold as placed and ended, or (`is_tombstoned`) an id that is kept out by a tombstone; `debit` to `submitter`
+    are 0 of the latter. Of `ended_kind` None the hold stands."""
+
+    hold: UUID
+    debit: int
+    credit: int
+    amount: int
+    submitter: int
     commit_hash: bytes | None
     abort_hash: bytes | None
     expires_at: datetime | None
@@ -55,9 +63,9 @@ _TRANSFERS_AT = (
     "SELECT id, seq, kind, debit_account, credit_account, amount_minor, hold_id, reference, submitter, booked_at"
     " FROM transfer WHERE seq = ANY(%s::bigint[]) ORDER BY seq"
 )
-_TRANSFER = sa.select(
-    transfer.c.seq,
+_TRANSFER = sa.select(  # in the order of BookedTransfer
     transfer.c.id,
+    transfer.c.seq,
     transfer.c.kind,
     transfer.c.debit_account.label("debit"),
     transfer.c.credit_account.label("credit"),
@@ -84,30 +92,46 @@ def kept_instructions(connection: sa.Connection, transfer_ids: Sequence[UUID]) -
     return connection.execute(query).all()
 
 
-def find_hold(connection: sa.Connection, hold_id: UUID) -> HoldRecord | None:
-    """A hold with its terms and end; also an id that only has a tombstone."""
-    rows = connection.execute(sa.select(hold_event).where(hold_event.c.hold_id == hold_id)).all()
-    placed = next((row for row in rows if row.phase == 0), None)
-    ended = next((row for row in rows if row.phase == 1), None)
-    tombstone = connection.execute(
-        sa.select(hold_tombstone.c.transfer_id).where(hold_tombstone.c.hold_id == hold_id).limit(1)
-    ).scalar()
-    if placed is None and tombstone is None:
-        return None
-    ended_by = ended.transfer_id if ended is not None else tombstone
-    secret = connection.execute(
-        sa.select(evidence.c.body).where(evidence.c.transfer_id == ended_by, evidence.c.kind == 2)
-    ).scalar()
-    return HoldRecord(
-        placed=find_transfer(connection, hold_id) if placed is not None else None,
-        commit_hash=placed.commit_hash if placed is not None else None,
-        abort_hash=placed.abort_hash if placed is not None else None,
-        expires_at=placed.expires_at if placed is not None else None,
-        ended_kind=ended.kind if ended is not None else None,
-        ended_by=ended_by,
-        secret=secret,
-        is_tombstoned=placed is None,
+_PLACED, _ENDED, _SECRET = hold_event.alias("placed"), hold_event.alias("ended"), evidence.alias("secret")
+_HOLDS = (  # in the order of HoldRecord
+    sa.select(
+        _PLACED.c.hold_id,
+        transfer.c.debit_account,
+        transfer.c.credit_account,
+        transfer.c.amount_minor,
+        transfer.c.submitter,
+        _PLACED.c.commit_hash,
+        _PLACED.c.abort_hash,
+        _PLACED.c.expires_at,
+        _ENDED.c.kind,
+        _ENDED.c.transfer_id,
+        _SECRET.c.body,
+        sa.literal_column("false"),
     )
+    .join_from(_PLACED, transfer, transfer.c.id == _PLACED.c.hold_id)
+    .outerjoin(_ENDED, sa.and_(_ENDED.c.hold_id == _PLACED.c.hold_id, _ENDED.c.phase == 1))
+    .outerjoin(_SECRET, sa.and_(_SECRET.c.transfer_id == _ENDED.c.transfer_id, _SECRET.c.kind == 2))
+    .where(_PLACED.c.phase == 0)
+)
+
+
+def find_holds(connection: sa.Connection, hold_ids: Sequence[UUID]) -> dict[UUID, HoldRecord]:
+    """Holds with their terms and ends; also ids that only have a tombstone. An id that is neither is left out."""
+    rows = connection.execute(_HOLDS.where(is_one_of(_PLACED.c.hold_id, hold_ids)))
+    found = {row[0]: HoldRecord._make(row) for row in rows}
+    others = [hold_id for hold_id in hold_ids if hold_id not in found]
+    if others:
+        # One tombstone of each: anybody may leave many under one id.
+        statement = (
+            sa.select(hold_tombstone.c.hold_id, hold_tombstone.c.transfer_id, evidence.c.body)
+            .outerjoin(evidence, sa.and_(evidence.c.transfer_id == hold_tombstone.c.transfer_id, evidence.c.kind == 2))
+            .where(is_one_of(hold_tombstone.c.hold_id, others))
+            .ext(distinct_on(hold_tombstone.c.hold_id))
+            .order_by(hold_tombstone.c.hold_id, hold_tombstone.c.guard)
+        )
+        for hold_id, ended_by, secret in connection.execute(statement):
+            found[hold_id] = HoldRecord(hold_id, 0, 0, 0, 0, None, None, None, None, ended_by, secret, True)
+    return found
 
 
 def find_transfers(connection: psycopg.Connection[Any], entries: Sequence[Entry]) -> list[BookedTransfer]:

@@ -100,6 +100,17 @@ history_page = sa.Table(
 """The transfers of a run (its first seq) by account, then seq: see `ledger.store.history`. Can be rebuilt from
 `transfer`."""
 
+history_mark = sa.Table(
+    "history_mark",
+    metadata,
+    sa.Column("place", sa.BigInteger, nullable=False),
+    sa.Column("run", sa.BigInteger, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.PrimaryKeyConstraint("place", "run", name="history_mark_pkey"),
+)
+"""Which runs of a group of eight (`run`: the first) an account is in: a byte an account, a bit a run. By place first,
+so that an account's bytes of all groups lie side by side in the key. Written with the group's last run."""
+
 evidence = sa.Table(
     "evidence",
     metadata,

@@ -24,7 +24,7 @@ from ledger.contract import (
 from ledger.domain.account_changes import effective_at
 from ledger.domain.blocks import OpenedAccount
 from ledger.domain.keys import key_bytes
-from ledger.domain.state import CLOSED, FROZEN, SUSPENDED, LedgerState
+from ledger.domain.state import CLOSED, FROZEN, NO_CAP, SUSPENDED, LedgerState
 from ledger.domain.vocabulary import (
     ACCOUNT_KIND_CODE,
     ACCOUNT_KINDS,
@@ -149,11 +149,18 @@ class Accounts:
     # --- reading
 
     def view(self, account: int, *, caller: Caller) -> AccountView:
+        """As `find`. Raises ProblemError(ACCOUNT_NOT_FOUND), also for an account that the caller may not see."""
+        found = self.find(account, caller=caller)
+        if found is None:
+            raise ProblemError(LedgerRefusal.ACCOUNT_NOT_FOUND)
+        return found
+
+    def find(self, account: int, *, caller: Caller) -> AccountView | None:
         """The account as of the last block. Its participant and operators may look; bridges at vaults, whose money
-        they settle with."""
+        they settle with. None for everybody else, as if there were none."""
         state = self._state
-        if not self._is_vault_for_bridge(state, account, caller):
-            self._check_may_read(state, account, caller)
+        if not (self._may_read(state, account, caller) or self._is_vault_for_bridge(state, account, caller)):
+            return None
         now = self._sequencer.account_now(account)
         participant = state.participants[int(state.participant[account])]
         kind = ACCOUNT_KINDS[int(state.kind[account])]
@@ -173,6 +180,7 @@ class Accounts:
             credits_pending_minor=now.credits_pending,
             spent_today_minor=now.spent_day,
             spent_this_year_minor=now.spent_year,
+            balance_max_minor=self._own_cap(account),
             holder_key=keys[0] if keys else None,
             holder_keys=keys,
             announced_key=self._announced(account),
@@ -184,6 +192,10 @@ class Accounts:
         """Whether each is an account. No more than the refusal credit-account-unknown tells any payer anyway."""
         state = self._state
         return [state.exists(account) for account in accounts]
+
+    def _own_cap(self, account: int) -> int | None:
+        cap = self._state.balance_caps.get(account)
+        return None if cap is None or cap.balance_max == NO_CAP else cap.balance_max
 
     def _announced(self, account: int) -> AnnouncedKeyView | None:
         announced = self._state.announced.get(account)
@@ -197,10 +209,11 @@ class Accounts:
 
     def _check_may_read(self, state: LedgerState, account: int, caller: Caller) -> None:
         """An account of another participant is answered like one that does not exist."""
-        if not state.exists(account) or not (
-            caller.is_operator or int(state.participant[account]) == caller.participant
-        ):
+        if not self._may_read(state, account, caller):
             raise ProblemError(LedgerRefusal.ACCOUNT_NOT_FOUND)
+
+    def _may_read(self, state: LedgerState, account: int, caller: Caller) -> bool:
+        return state.exists(account) and (caller.is_operator or int(state.participant[account]) == caller.participant)
 
     def _is_vault_for_bridge(self, state: LedgerState, account: int, caller: Caller) -> bool:
         participant = state.participants[caller.participant]

@@ -25,7 +25,7 @@ from ledger.contract import (
     BATCH_TRANSFERS_MAX,
     INSTRUCTION_TYP,
     InvalidInstruction,
-    ReadItem,
+    ReadEnd,
     SignedItem,
     TransferAnswer,
     TransferItem,
@@ -63,7 +63,7 @@ _CLIENT_KINDS = frozenset(TransferKind) - {
 """What a client may submit; the others come from mandates and from the ledger itself."""
 
 
-Item = TransferItem | SignedItem | ReadItem
+Item = TransferItem | SignedItem | ReadEnd
 Authenticate = Callable[[], Caller | None]
 """Who signed the request, None if nobody did. Called in a verifier thread; raises ProblemError."""
 
@@ -218,11 +218,38 @@ class Submitter:
         return [
             self._check_instruction(item.instruction, item.linked, now, future_ms)
             if item.instruction is not None
+            else self._check_end(item, future_ms)
+            if isinstance(item, ReadEnd)
             else self._check_terms(item, caller, future_ms)
             for item in items
         ]
 
-    def _check_terms(self, item: Item, caller: Caller | None, future_ms: int) -> Prepared | Refused:
+    def _check_end(self, end: ReadEnd, future_ms: int) -> Prepared | Refused:
+        """As `_check_terms`, of terms that carry a secret: that is all their authority."""
+        number, shown = end.id_number, end.id_shown
+        refused = self._refuse(number, shown, end.kind, end.currency, future_ms, end.linked)
+        if refused is not None:
+            return refused
+        hold, reference = end.hold_number, end.reference_number
+        record = _RECORD.pack(
+            number >> 64,
+            number & _LOW,
+            0,
+            0,
+            0,
+            hold >> 64,
+            hold & _LOW,
+            reference >> 64,
+            reference & _LOW,
+            0,
+            KIND_CODE[end.kind],
+            FLAG_LINKED if end.linked else 0,
+        )
+        return Prepared(number, shown, record, Authority.SECRET, 0, Extra(secret=end.secret), end.linked)
+
+    def _check_terms(
+        self, item: TransferItem | SignedItem, caller: Caller | None, future_ms: int
+    ) -> Prepared | Refused:
         terms = item.terms
         if terms is None:
             return Refused(None, None, LedgerRefusal.INSTRUCTION_INVALID, "give an instruction or terms", item.linked)
@@ -266,10 +293,10 @@ class Submitter:
         refused = self._refuse(number, shown, read.kind, read.currency, future_ms, linked)
         if refused is not None:
             return refused
-        if read.terms is not None:
-            record, extra = _record(read.terms, linked, token)
+        if read.stated is not None:
+            record, extra = _record(read.stated, linked, token)
         else:
-            extra = Extra(instruction=token.encode())
+            extra = Extra(commit_hash=read.commit_hash, abort_hash=read.abort_hash, instruction=token.encode())
             record = _RECORD.pack(
                 number >> 64,
                 number & _LOW,

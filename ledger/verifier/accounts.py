@@ -34,11 +34,15 @@ class Accounts:
         self.rule_class: npt.NDArray[np.uint16] = np.zeros(1024, np.uint16)
         self.frozen: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
         self.suspended: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        self.capped: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
+        """Has a cap of its own on its balance."""
         self.closed: npt.NDArray[np.bool_] = np.zeros(1024, np.bool_)
         self.more_keys: dict[int, list[bytes]] = {}
         """Account -> its keys but the first, where a wallet has several."""
         self.announced: dict[int, tuple[bytes, int]] = {}
         """Account -> the key that may replace lost ones, and when it was announced (microseconds)."""
+        self.balance_caps: dict[int, tuple[int, int | None]] = {}
+        """Account -> (version, what it may hold beside its class's cap; None = no cap of its own)."""
         self.key: npt.NDArray[np.void] = np.zeros(1024, f"V{KEY_BYTES}")
         self.paid: npt.NDArray[np.int64] = np.zeros(1024, np.int64)
         self.received: npt.NDArray[np.int64] = np.zeros(1024, np.int64)
@@ -80,6 +84,7 @@ class Accounts:
         )
         self.frozen, self.key = grown(self.frozen), grown(self.key)
         self.suspended, self.closed = grown(self.suspended), grown(self.closed)
+        self.capped = grown(self.capped)
         self.paid, self.received = grown(self.paid), grown(self.received)
         self.kind[self.size :] = NOBODY
 
@@ -120,6 +125,9 @@ class Accounts:
             self.more_keys[account] = keys[1:]
         else:
             self.more_keys.pop(account, None)
+
+    def own_cap(self, account: int) -> int | None:
+        return self.balance_caps.get(account, (0, None))[1]
 
     def sums(self) -> tuple[dict[int, int], int]:
         """(balances by kind of account, pending debits), added up anew."""

@@ -436,6 +436,9 @@ class Book:
         holding = accounts.balance(row.credit) + accounts.total(CREDITS_PENDING, row.credit) + row.amount
         if holding > balance_max:
             self.complain("I9", row.seq, f"account {row.credit} holds {holding}, its class at most {balance_max}")
+        own = accounts.own_cap(row.credit)
+        if own is not None and holding > own:
+            self.complain("I9", row.seq, f"account {row.credit} holds {holding}, by its own cap at most {own}")
 
     def _check_authority(self, row: TransferRow, attached: Attached, ordered: Order | None) -> None:
         """I8: a mandate's transfer has its directive, a wallet's its holder's instruction, a vault's its owner."""
@@ -558,7 +561,8 @@ class Book:
             if event.expires_at is not None and expires_at <= self.booked_at:
                 self.complain("I6", row.seq, "the hold had expired when it was placed")
             balance_max = self.caps[self.accounts.rule_class[row.credit]].balance_max
-            if expires_at == 0 and balance_max != AMOUNT_MINOR_MAX:
+            is_capped = balance_max != AMOUNT_MINOR_MAX or self.accounts.own_cap(row.credit) is not None
+            if expires_at == 0 and is_capped:
                 self.complain("I6", row.seq, "a hold for ever fills its payee's cap for ever")
         owner = int(self.accounts.participant[row.credit])
         guard = abort if abort is not None else owner.to_bytes(4, "big", signed=True)

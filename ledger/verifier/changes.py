@@ -15,6 +15,7 @@ from kernel.clock import to_micros
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
 from kernel.ids import derive_uuid8, parse, parse_account
+from kernel.money import AMOUNT_MINOR_MAX
 from ledger.verifier import documents
 from ledger.verifier.accounts import Accounts
 from ledger.verifier.documents import Unproven
@@ -113,6 +114,8 @@ def apply(
             if code is None:
                 raise Unproven(f"there is no rule class {change.members['rule_class']!r}")
             accounts.rule_class[account] = code
+        case "set-balance-cap":
+            _apply_cap(change, accounts)
         case "suspend" | "resume":
             accounts.suspended[account] = kind == "suspend"
         case "close":
@@ -131,6 +134,18 @@ def apply(
             _apply_key(change, accounts, booked_at=booked_at, key_recovery_seconds=key_recovery_seconds)
         case unknown:
             raise Unproven(f"{unknown!r} is no account change that this verifier knows")
+
+
+def _apply_cap(change: Change, accounts: Accounts) -> None:
+    version, cap = change.members["version"], change.members.get("balance_max_minor")
+    if accounts.kind[change.account] != WALLET:
+        raise Unproven(f"account {change.account} is no wallet and has no cap of its own")
+    if type(version) is not int or not (cap is None or (type(cap) is str and cap.isascii() and cap.isdigit())):
+        raise Unproven("its version or cap is no number")
+    if version > accounts.balance_caps.get(change.account, (0, None))[0]:
+        own = None if cap is None or int(cap) == AMOUNT_MINOR_MAX else int(cap)  # the largest amount binds nothing
+        accounts.balance_caps[change.account] = version, own
+        accounts.capped[change.account] = own is not None
 
 
 def _apply_key(change: Change, accounts: Accounts, *, booked_at: int, key_recovery_seconds: int) -> None:

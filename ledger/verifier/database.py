@@ -27,11 +27,11 @@ from ledger.verifier.accounts import TOTALS
 from ledger.verifier.book import Book
 from ledger.verifier.report import Finding, Report
 from ledger.verifier.source import DirectorySource, KeptClosing
-from ledger.verifier.verify import ALONE_BYTES, NOTHING_KNOWN, Known, Progress, Verification
+from ledger.verifier.verify import NOTHING_KNOWN, Known, Progress, Verification
 
 _PAGE_ACCOUNTS = 32
-_JOURNAL_BYTES = 120
-"""Of a transfer in files, roughly: to say beforehand whether a journal is large."""
+_ALONE_TRANSFERS = 100_000
+"""Smaller journals are verified by this process alone. More may all be signed, and that is work for several."""
 
 
 def verify_database(
@@ -70,7 +70,7 @@ def verify_transaction(
         known = Known(anchor=anchor) if anchor is not None else NOTHING_KNOWN
     with TemporaryDirectory(prefix="jiaozi-verify-") as directory:
         source = DatabaseSource(connection, Path(directory) / "export", salts, segment_transfers=segment_transfers)
-        if processes is None and source.total * _JOURNAL_BYTES < ALONE_BYTES:
+        if processes is None and source.total < _ALONE_TRANSFERS:
             processes = 0
         beside = _Beside(connection)
         with Verification(

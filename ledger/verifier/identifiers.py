@@ -19,16 +19,21 @@ from ledger.verifier.source import Source, records
 PARTITION_IDS = 8_000_000
 """64 MB sorted at a time."""
 SUSPECTS_MAX = 100_000
+_MIXED = 16_384
+"""At a time: what lies between stays in the processor's cache."""
 
 Mixes = npt.NDArray[np.uint64]
 
 
 def mixes_of(transfers: Records) -> Mixes:
     """A 64-bit mix of each id, well spread over its leading bits. Multiplication wraps, as it should."""
-    high, low = transfers["id_high"].astype(np.uint64), transfers["id_low"].astype(np.uint64)
-    mixed = (high * np.uint64(0x9E3779B97F4A7C15)) ^ (low * np.uint64(0xC2B2AE3D27D4EB4F))
-    mixed ^= mixed >> np.uint64(29)
-    found: Mixes = mixed * np.uint64(0xBF58476D1CE4E5B9)
+    found: Mixes = np.empty(len(transfers), np.uint64)
+    for start in range(0, len(transfers), _MIXED):
+        part = transfers[start : start + _MIXED]
+        high, low = part["id_high"].astype(np.uint64), part["id_low"].astype(np.uint64)
+        mixed = (high * np.uint64(0x9E3779B97F4A7C15)) ^ (low * np.uint64(0xC2B2AE3D27D4EB4F))
+        mixed ^= mixed >> np.uint64(29)
+        found[start : start + _MIXED] = mixed * np.uint64(0xBF58476D1CE4E5B9)
     return found
 
 
@@ -78,5 +83,5 @@ def _equal(kept: Sequence[Mixes]) -> Iterator[Mixes]:
     for part in range(partitions):
         slices = [mixes[edge[part] : edge[part + 1]] for mixes, edge in zip(kept, edges, strict=True)]
         together = np.concatenate([np.zeros(0, np.uint64), *slices])
-        together.sort()
+        together.sort(kind="stable")  # merges runs that are sorted already, several times as fast
         yield together[1:][together[1:] == together[:-1]]

@@ -14,11 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from kernel.crypto.hashes import HASH_BYTES, Bytes2, sha256_rows
 from ledger.export.layout import TRANSFER
 from ledger.verifier import layout
 from ledger.verifier.source import Segment, Source
@@ -28,10 +31,8 @@ SPAN = 1 << SPAN_BITS
 RANGE_BITS = 20
 EMPTY_ROOT = sha256(b"").digest()
 _SALT_BYTES = 16
-_HASH_BYTES = 32
 _PLAIN_BYTES = 1 + _SALT_BYTES + TRANSFER.itemsize
 
-Bytes2 = npt.NDArray[np.uint8]
 Peaks = list[tuple[int, bytes]]
 """(height, root) of complete subtrees, from the left, of falling height: together a tree."""
 
@@ -67,16 +68,16 @@ class SpanResult:
 
 def hash_span(source: Source, task: SpanTask) -> SpanResult:
     """Raises ExportUnreadable."""
-    leaves: list[bytes] = []
+    parts: list[Bytes2] = []
+    count = 0
     for piece in task.pieces:
-        leaves += _leaf_hashes(source, piece, task.key, task.first + len(leaves) + 1)
-    levels = [leaves]
+        parts.append(_leaf_hashes(source, piece, task.key, task.first + count + 1))
+        count += piece.end - piece.start
+    levels = [np.concatenate(parts)]
     while len(levels[-1]) > 1:
         levels.append(_parents(levels[-1]))
-    complete = levels[-1][0] if len(leaves) == SPAN else None
-    return SpanResult(
-        task.first, len(leaves), complete, {size: _peaks(levels, size - task.first) for size in task.sizes}
-    )
+    complete = levels[-1][0].tobytes() if count == SPAN else None
+    return SpanResult(task.first, count, complete, {size: _peaks(levels, size - task.first) for size in task.sizes})
 
 
 def root_of(peaks: Sequence[tuple[int, bytes]]) -> bytes:
@@ -98,32 +99,26 @@ def add_span(peaks: Peaks, root: bytes) -> None:
     peaks.append((height, root))
 
 
-def _peaks(levels: Sequence[Sequence[bytes]], count: int) -> Peaks:
+def _peaks(levels: Sequence[Bytes2], count: int) -> Peaks:
     found: Peaks = []
     taken = 0
     for height in range(count.bit_length() - 1, -1, -1):
         if count >> height & 1:
-            found.append((height, levels[height][taken >> height]))
+            found.append((height, levels[height][taken >> height].tobytes()))
             taken += 1 << height
     return found
 
 
-def _parents(hashes: Sequence[bytes]) -> list[bytes]:
+def _parents(hashes: Bytes2) -> Bytes2:
     """Nodes over complete pairs; an odd last one has no parent here."""
     pairs = len(hashes) // 2
-    rows = np.empty((pairs, 1 + 2 * _HASH_BYTES), np.uint8)
+    rows = np.empty((pairs, 1 + 2 * HASH_BYTES), np.uint8)
     rows[:, 0] = 1
-    rows[:, 1:] = np.frombuffer(b"".join(hashes[: 2 * pairs]), np.uint8).reshape(pairs, 2 * _HASH_BYTES)
-    return _hash_rows(rows)
+    rows[:, 1:] = hashes[: 2 * pairs].reshape(pairs, 2 * HASH_BYTES)
+    return sha256_rows(rows)
 
 
-def _hash_rows(rows: Bytes2) -> list[bytes]:
-    """SHA-256 of each row. `tolist` of a void array makes bytes of them in one go."""
-    inputs = np.ascontiguousarray(rows).view(f"V{rows.shape[1]}").ravel().tolist()
-    return [digest.digest() for digest in map(sha256, inputs)]
-
-
-def _leaf_hashes(source: Source, piece: Piece, key: bytes, first_seq: int) -> list[bytes]:
+def _leaf_hashes(source: Source, piece: Piece, key: bytes, first_seq: int) -> Bytes2:
     segment = _segment(source, piece.segment)  # type: ignore[arg-type]  # sources are hashed by identity
     count = piece.end - piece.start
     rows = np.empty((count, _PLAIN_BYTES), np.uint8)
@@ -131,9 +126,12 @@ def _leaf_hashes(source: Source, piece: Piece, key: bytes, first_seq: int) -> li
     rows[:, 1 : 1 + _SALT_BYTES] = _salts(key, first_seq, count)
     records = segment.transfers[piece.start : piece.end]
     rows[:, 1 + _SALT_BYTES :] = np.frombuffer(records.view(np.uint8), np.uint8).reshape(count, TRANSFER.itemsize)
-    hashes = _hash_rows(rows)
-    for row, digest in _evidence_digests(segment, records["seq"].astype(np.int64)).items():
-        hashes[row] = sha256(rows[row].tobytes() + digest).digest()
+    hashes = sha256_rows(rows)
+    digests = _evidence_digests(segment, records["seq"].astype(np.int64))
+    if digests:
+        places = list(digests)
+        evidence = np.frombuffer(b"".join(digests.values()), np.uint8).reshape(-1, HASH_BYTES)
+        hashes[places] = sha256_rows(np.concatenate([rows[places], evidence], axis=1))
     return hashes
 
 
@@ -160,15 +158,9 @@ def _evidence_digests(segment: Segment, seqs: npt.NDArray[np.int64]) -> dict[int
     if start == end and not len(events) and not len(stones):
         return {}
     items = layout.evidence_items(segment.evidence[start:end], segment.bodies(start, end), events, stones)
-    by_seq: dict[int, list[layout.EvidenceItem]] = {}
-    for item in items:
-        by_seq.setdefault(item[0], []).append(item)
-    found: dict[int, bytes] = {}
-    for seq, mine in by_seq.items():
-        row = int(np.searchsorted(seqs, seq))
-        if row < len(seqs) and seqs[row] == seq:
-            found[row] = layout.digest_evidence(mine)
-    return found
+    digests = {seq: layout.digest_evidence(mine) for seq, mine in groupby(items, key=itemgetter(0))}
+    rows = np.flatnonzero(np.isin(seqs, list(digests))).tolist()
+    return {row: digests[int(seqs[row])] for row in rows}
 
 
 @lru_cache(maxsize=2)

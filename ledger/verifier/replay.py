@@ -458,6 +458,8 @@ class _Transfers:
         self.numbers = owner.columns.integers["number"]
         self.pending: dict[int, list[tuple[str, int | None, str]]] = {}
         """Findings of blocks of the run, told when the block's turn comes."""
+        self.row_of: dict[int, int] = {}
+        """Seq -> position in the run, of all that have something beside them."""
         self.attached = self._attach()
 
     def run(self) -> None:
@@ -528,13 +530,13 @@ class _Transfers:
         if start != end:
             page = segment.evidence[start:end]
             seqs, kinds = page["seq"].tolist(), page["kind"].tolist()
-            names = [bytes(name) for name in page["transfer"].tolist()]
-            for seq, kind, name, body in zip(seqs, kinds, names, segment.bodies(start, end), strict=True):
+            names, rows = page["transfer"].tolist(), self._rows_of(page["seq"].astype(np.int64))
+            for seq, kind, name, row, body in zip(seqs, kinds, names, rows, segment.bodies(start, end), strict=True):
                 mine = at(seq)
                 if kind in mine.evidence or not 1 <= kind <= 3:
                     self._at(seq, "I8", f"evidence of kind {kind} that cannot be")
                 mine.evidence[kind] = body
-                if name != (self._id_at(seq) or name):
+                if row >= 0 and name != self._id_at(row):
                     self._at(seq, "I8", "evidence that names another transfer than the one at its seq")
         for event in segment.hold_events[owner.events[self.start] : owner.events[self.end]]:
             self._attach_event(int(event["seq"]), event, at(int(event["seq"])))
@@ -545,9 +547,11 @@ class _Transfers:
             if mine.tombstone is not None or any(guard[length:]):
                 self._at(seq, "I6", "two tombstones of one transfer, or one of no form")
             mine.tombstone = Tombstone(stone["hold"].tobytes(), stone["transfer"].tobytes(), guard[:length])
-        for seq in [seq for seq in attached if self._row_of(seq) is None]:
-            del attached[seq]
-            self._at(seq, "I4", "evidence or hold events of a transfer that is not in the block")
+        for seq, row in zip(list(attached), self._rows_of(np.array(list(attached), np.int64)), strict=True):
+            self.row_of[seq] = row
+            if row < 0:
+                del attached[seq]
+                self._at(seq, "I4", "evidence or hold events of a transfer that is not in the block")
         return attached
 
     def _attach_event(self, seq: int, event: Any, mine: Attached) -> None:
@@ -577,16 +581,16 @@ class _Transfers:
         block = max(bisect_right(firsts, seq, self.start, self.end) - 1, self.start)
         self.pending.setdefault(block, []).append((rule, seq, message))
 
-    def _row_of(self, seq: int) -> int | None:
-        """Position in the run; None if there is no such transfer."""
-        seqs = self.owner.seqs[self.first : self.last]
-        row = int(np.searchsorted(seqs, seq))
-        return row if row < self.count and seqs[row] == seq else None
+    def _rows_of(self, seqs: Int64s) -> list[int]:
+        """Positions in the run; -1 where there is no such transfer."""
+        mine = self.owner.seqs[self.first : self.last]
+        rows = np.searchsorted(mine, seqs)
+        is_there = rows < self.count
+        is_there[is_there] = mine[rows[is_there]] == seqs[is_there]
+        found: list[int] = np.where(is_there, rows, -1).tolist()
+        return found
 
-    def _id_at(self, seq: int) -> bytes | None:
-        row = self._row_of(seq)
-        if row is None:
-            return None
+    def _id_at(self, row: int) -> bytes:
         place = (self.first + row) * TRANSFER.itemsize
         return bytes(self.owner.raw[place + 8 : place + 24])
 
@@ -635,15 +639,16 @@ class _Transfers:
         payer_unsafe = paid > balance - totals[DEBITS_PENDING][payer]
         payee_unsafe: Bools = received > SUM_MAX - totals[CREDITS_POSTED][payee]
         if len(book.caps) > 1 or book.caps[0] != type(book.caps[0])():
-            caps = np.array(book.caps, np.int64)
-            payer_caps, payee_caps = caps[accounts.rule_class[payer]], caps[accounts.rule_class[payee]]
-            clear &= ~spends | (value <= payer_caps[:, 1])
-            payer_unsafe |= (paid > payer_caps[:, 2] - totals[SPENT_DAY][payer]) | (
-                paid > payer_caps[:, 3] - totals[SPENT_YEAR][payer]
+            balance_max, single_max, day_max, year_max = np.array(book.caps, np.int64).T.copy()
+            payer_class, payee_class = accounts.rule_class[payer], accounts.rule_class[payee]
+            clear &= ~spends | (value <= single_max[payer_class])
+            payer_unsafe |= (paid > day_max[payer_class] - totals[SPENT_DAY][payer]) | (
+                paid > year_max[payer_class] - totals[SPENT_YEAR][payer]
             )
             holding = totals[CREDITS_POSTED][payee] - totals[DEBITS_POSTED][payee] + totals[CREDITS_PENDING][payee]
-            payee_unsafe |= received > payee_caps[:, 0] - holding
+            payee_unsafe |= received > balance_max[payee_class] - holding
 
+        payee_unsafe |= accounts.capped[payee]
         # in order: whatever touches an account that is not safe
         exact: list[int] = []
         if not clear.all() or payer_unsafe.any() or payee_unsafe.any():
@@ -674,9 +679,7 @@ class _Transfers:
         """Which rows have an instruction and nothing else beside them; which have anything else."""
         signed, odd = np.zeros(self.count, np.bool_), np.zeros(self.count, np.bool_)
         for seq, mine in self.attached.items():
-            row = self._row_of(seq)
-            if row is None:
-                continue
+            row = self.row_of[seq]
             simple = mine.placed is None and mine.ended is None and mine.tombstone is None
             if simple and mine.evidence.keys() == {INSTRUCTION}:
                 signed[row] = True

@@ -22,7 +22,7 @@ import numpy as np
 
 from kernel.ids import show
 from kernel.transparency.notes import VerifierKey
-from ledger.export.layout import ExportUnreadable
+from ledger.export.layout import EVIDENCE, ExportUnreadable
 from ledger.verifier import identifiers
 from ledger.verifier.book import Book
 from ledger.verifier.closings import ClosingCheck
@@ -33,8 +33,11 @@ from ledger.verifier.replay import FINDINGS_MAX, Enough, Replay
 from ledger.verifier.report import Finding, Report
 from ledger.verifier.source import DirectorySource, Segment, Source, records
 
-ALONE_BYTES = 64 * 2**20
-"""Smaller journals are verified by this process alone: others would take longer to start."""
+_ALONE_SECONDS = 1.0
+"""Journals of less work are verified by this process alone: others would take longer to start."""
+_TRANSFER_SECONDS = 1e-6
+_EVIDENCE_SECONDS = 100e-6
+"""An instruction, with its signature. Both roughly: to tell a journal that is worth several processes."""
 _SIGNATURES = 256
 """Handed over at a time."""
 _LAST = 2**63
@@ -61,14 +64,16 @@ NOTHING_KNOWN = Known()
 def verify_export(
     path: Path, *, known: Known = NOTHING_KNOWN, progress: Progress | None = None, processes: int | None = None
 ) -> Report:
-    """Verify an export's directory. `processes` 0 = this one alone; None = by size, at most one a core.
+    """Verify an export's directory. `processes` 0 = this one alone; None = by the work, at most one a core.
 
     Raises ExportUnreadable if there is no export at all.
     """
     source = DirectorySource(path)
     if processes is None:
-        size = sum(file.bytes for entry in source.segments for file in entry.files.values())
-        processes = 0 if size < ALONE_BYTES else None
+        work = sum(entry.transfers for entry in source.segments) * _TRANSFER_SECONDS
+        listed = [entry.files["evidence"].bytes for entry in source.segments if "evidence" in entry.files]
+        work += sum(listed) // EVIDENCE.itemsize * _EVIDENCE_SECONDS
+        processes = 0 if work < _ALONE_SECONDS else None
     return verify_source(source, known=known, progress=progress, processes=processes)
 
 

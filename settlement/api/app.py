@@ -27,8 +27,10 @@ from kernel.http import create_app
 from kernel.money import Currency
 from ledger.client import LedgerClient
 from settlement.api.auth import Authenticator
+from settlement.api.breaks import router as breaks_router
 from settlement.api.calendars import router as calendars_router
 from settlement.api.compliance import router as compliance_router
+from settlement.api.control import router as control_router
 from settlement.api.liquidity import router as liquidity_router
 from settlement.api.market import router as market_router
 from settlement.api.messages import router as messages_router
@@ -39,6 +41,7 @@ from settlement.api.relay import connect_relay
 from settlement.api.relay import router as relay_router
 from settlement.api.routes import router
 from settlement.api.service import Service
+from settlement.api.sources import router as sources_router
 from settlement.contract import BATCH_BYTES_MAX, STATUS_BY_REFUSAL
 from settlement.contract.reconciliation import SOURCE_BYTES_MAX
 from settlement.domain.reconciliation.lifecycle import Officer
@@ -54,6 +57,7 @@ from settlement.store.decision_log import DecisionLog
 from settlement.store.islands import IslandMemory
 from settlement.store.tables import request_nonce
 from settlement.usecases.breaks import Officers
+from settlement.usecases.compliance import screen_anew
 from settlement.usecases.control import Control, ControlWatch
 from settlement.usecases.evidence import Books
 from settlement.usecases.keeper import Keeper
@@ -78,8 +82,10 @@ Amounts are strings of digits in minor units. Requests are signed (RFC 9421) by 
 
 _INSTITUTION_CALLS_MAX = 64
 """Calls to institutions at once; each ends within `call_timeout_seconds`."""
-_ENGINE_POOL_SIZE = 4
-"""The engine's thread has one transaction at a time; the rest is for what comes beside it."""
+_LOG_WRITES = 3
+"""Writes of the engine to its log at once: the next wave, decisions, ends."""
+_ENGINE_POOL_SIZE = 3 + _LOG_WRITES
+"""The engine's thread has one transaction at a time beside its writes; the rest is for what comes beside it."""
 
 
 class NotMigrated(RuntimeError):
@@ -132,7 +138,10 @@ def create(settings: SettlementSettings, *, connect: Connect | None = None, cloc
     app.include_router(messages_router)
     app.include_router(multileg_router)
     app.include_router(liquidity_router)
+    app.include_router(sources_router)
     app.include_router(reconciliation_router)
+    app.include_router(breaks_router)
+    app.include_router(control_router)
     app.include_router(relay_router)
     return app
 
@@ -159,6 +168,7 @@ class _Running:
         self._executor = ThreadPoolExecutor(3 * len(directory.ledgers), thread_name_prefix="settlement-ledger")
         calls = min(_INSTITUTION_CALLS_MAX, max(1, len(directory.institutions)))
         self._institution_executor = ThreadPoolExecutor(calls, thread_name_prefix="settlement-institution")
+        self._log_executor = ThreadPoolExecutor(_LOG_WRITES, thread_name_prefix="settlement-log")
         # Apart from the requests' pool: they cannot starve it, and an engine that stands still inside a transaction
         # does not keep the lease's row locked: its session is ended by the time a standby has waited for it.
         self._engine_database = Database(
@@ -176,7 +186,8 @@ class _Running:
             holder=f"{socket.gethostname()}/{os.getpid()}",
             executor=self._executor,
             institution_executor=self._institution_executor,
-            # A round waits thrice at most and renews the lease at its end: well within the time a standby waits.
+            log_executor=self._log_executor,
+            # Well within the time a standby waits.
             answer_wait_seconds=min(ANSWER_WAIT_SECONDS, settings.standby_seconds / 10),
             wave_settlements=settings.wave_settlements,
         )
@@ -199,6 +210,7 @@ class _Running:
             bridge=settings.participant,
             clock=clock,
             lock_time=timedelta(seconds=settings.fx_lock_seconds),
+            screen_anew=None if oversight.compliance is None else partial(screen_anew, compliance=oversight.compliance),
         )
         self._market_watch = MarketWatch(market)
         desk = Desk(
@@ -209,6 +221,7 @@ class _Running:
             oversight.officers,
             clock,
             may_overtake=settings.queue_overtaking,
+            calendars=oversight.calendars,
         )
         intake_checks = (*oversight.checks, *queue_checks(settings))
         streams = StreamContext(
@@ -236,7 +249,11 @@ class _Running:
             clock=clock,
             in_doubt_max=timedelta(minutes=settings.control_in_doubt_minutes),
         )
-        self._control_watch = ControlWatch(control, every_seconds=settings.control_seconds)
+        self._control_watch = ControlWatch(
+            control,
+            every_seconds=settings.control_seconds,
+            balances_every_seconds=settings.control_balances_seconds,
+        )
         self._relay = connect_relay(settings, directory, key, database=self._database, clock=clock)
         self._relay_watch = (
             None if self._relay is None else RelayWatch(self._relay, every_seconds=settings.relay_seconds)
@@ -281,6 +298,7 @@ class _Running:
         self._close_oversight()
         self._executor.shutdown(wait=False, cancel_futures=True)
         self._institution_executor.shutdown(wait=False, cancel_futures=True)
+        self._log_executor.shutdown(wait=False, cancel_futures=True)
         self._outside.close()
         self._engine_database.close()
         self._database.close()

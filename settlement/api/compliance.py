@@ -208,4 +208,5 @@ def _decision(row: store.DecisionRow) -> ComplianceDecisionView:
         versions=row.versions,
         reason=row.reason,
         decided_at=row.decided_at,
+        institutions=None if row.institutions is None else dict(row.institutions),
     )

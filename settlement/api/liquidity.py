@@ -274,7 +274,7 @@ def draw_run(run: RunPath, service: Services, caller: Operator) -> Response:
 @router.get(
     "/v1/liquidity/runs/{run}/instructions",
     operation_id="list_run_instructions",
-    summary="What a run saw, in queue order: taken, or left and why; an institution sees its own",
+    summary="What a run saw, in queue order: taken, or left and why; an institution sees its own once it has begun",
     responses=_responses(R.LIQUIDITY_RUN_NOT_FOUND),
 )
 def list_run_instructions(
@@ -286,6 +286,8 @@ def list_run_instructions(
     cursor: PageCursor = None,
 ) -> Page[RunItemView]:
     row = _run(service, run)
+    if not caller.is_operator and row.state == "previewed":
+        not_found(R.LIQUIDITY_RUN_NOT_FOUND)
     filters = {"run": run, "is_taken": None if is_taken is None else str(is_taken)}
     after = 0 if cursor is None else int(decode(cursor, filters, shape=(int,))[0])
     if not 0 <= after <= desk_work.QUEUE_RUN_MAX:
@@ -315,7 +317,15 @@ def approve_run(run: RunPath, body: ApprovalRequest, service: Services, caller: 
     status_code=202,
     summary="Settle what was previewed, all of it or nothing; harmless if it was started",
     responses=_responses(
-        R.LIQUIDITY_RUN_NOT_FOUND, R.LIQUIDITY_RUN_EMPTY, R.LIQUIDITY_RUN_STALE, R.LIQUIDITY_APPROVALS_MISSING
+        R.LIQUIDITY_RUN_NOT_FOUND,
+        R.LIQUIDITY_RUN_EMPTY,
+        R.LIQUIDITY_RUN_STALE,
+        R.LIQUIDITY_RUN_UNDER_WAY,
+        R.LIQUIDITY_RUN_OUT_OF_HOURS,
+        R.CALENDAR_UNKNOWN,
+        R.CALENDAR_NOT_COVERED,
+        R.NO_JOINT_BUSINESS_DAY,
+        R.LIQUIDITY_APPROVALS_MISSING,
     ),
 )
 def start_run(run: RunPath, service: Services, caller: Operator) -> RunView:

@@ -24,7 +24,7 @@ from settlement.settings import (
     read_clear_out,
     read_officers,
 )
-from settlement.usecases.calendars import CalendarCheck, CalendarRules, open_due_gates
+from settlement.usecases.calendars import CalendarCheck, CalendarRules, only_today, open_due_gates
 from settlement.usecases.compliance import Compliance, ComplianceCheck, ResidentHasher, end_refused
 from settlement.usecases.intake import IntakeCheck
 from settlement.usecases.keeper import Pass
@@ -54,7 +54,9 @@ def build_oversight(settings: SettlementSettings, directory: Directory, clock: C
     if compliance is not None:
         checks.append(ComplianceCheck(compliance))
         passes.append(end_refused)
-    if rules is not None:
+    if rules is None:
+        checks.append(only_today)
+    else:
         checks.append(CalendarCheck(rules))
         passes.append(_due(rules))
 

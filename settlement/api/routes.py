@@ -105,6 +105,7 @@ def _submit(
         database=service.database,
         directory=service.directory,
         clock=service.clock,
+        bridge=service.streams.bridge,
         run_on_submit=service.run_on_submit,
         checks=service.intake_checks,
         market=service.market,

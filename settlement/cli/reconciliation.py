@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,7 +54,7 @@ Reason = Annotated[
     str, typer.Option("--reason", "-r", help="Why, for whoever reads the history: 10 characters or more.")
 ]
 CounterpartyOption = Annotated[str | None, typer.Option(help="Who sends the statements; unset = the participant.")]
-_FORMATS = {".xml": "camt.053", ".csv": "csv", ".parquet": "parquet"}
+_FORMATS = {".xml": "camt.053", ".csv": "csv", ".parquet": "parquet", ".zip": "camt.053-pages"}
 _FAILURES = (ProblemResponse, ServiceUnreachable, KeyRefused, OSError, ValueError)
 
 
@@ -62,8 +63,13 @@ _FAILURES = (ProblemResponse, ServiceUnreachable, KeyRefused, OSError, ValueErro
 
 @app.command()
 def run(
-    file: Annotated[
-        Path, typer.Argument(help="The counterparty's file: .xml (camt.053), .csv or .parquet.", exists=True)
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="The counterparty's file: .xml (camt.052, .053, .054), .csv or .parquet; several .xml "
+            "are the pages of one statement.",
+            exists=True,
+        ),
     ],
     participant: Participant,
     currency: CurrencyOption,
@@ -76,14 +82,16 @@ def run(
     ours: Annotated[Path | None, typer.Option(help="Our own file instead of the bridge's record.", exists=True)] = None,
     mirror: Annotated[bool, typer.Option(help="Their own account: their debit is our credit.")] = False,
     rules: Annotated[Path | None, typer.Option(help="A JSON file of tolerances.", exists=True)] = None,
+    account: Annotated[str | None, typer.Option(help="Which of several accounts in the file, as it names it.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare a counterparty's file with the bridge's record. Exit code 1 if there are breaks."""
     other = counterparty or participant
     with connect(url, client_key) as client:
         try:
+            content, known = _content(files)
             theirs = client.add_source(
-                file.read_bytes(), source_format=_format(file), participant=participant, counterparty=other
+                content, source_format=known, participant=participant, counterparty=other, account=account
             )
             own = None
             if ours is not None:
@@ -531,10 +539,23 @@ def _signer(path: Path) -> RequestSigner:
 def _format(path: Path) -> str:
     known = _FORMATS.get(path.suffix.lower())
     if known is None:
-        raise ValueError(f"{path}: a source is .xml (camt.053 or camt.054), .csv or .parquet")
+        raise ValueError(f"{path}: a source is .xml (camt.052, .053 or .054), .csv, .parquet or .zip (pages)")
+    if known != "camt.053":
+        return known
     with path.open("rb") as file:
-        is_notification = known == "camt.053" and b"xsd:camt.054." in file.read(4_096)
-    return "camt.054" if is_notification else known
+        named = re.search(rb"camt\.05[234](?=\.001\.)", file.read(64 * 1024))
+    return known if named is None else named[0].decode()
+
+
+def _content(files: list[Path]) -> tuple[bytes, str]:
+    """One file as it is; several as the pages of one statement."""
+    if len(files) == 1:
+        return files[0].read_bytes(), _format(files[0])
+    if any(_format(path) != "camt.053" for path in files):
+        raise ValueError("several files are the pages of one statement: each is an .xml of camt.053")
+    from settlement.sources import zip_of_pages  # here: it loads what reads tables, which takes its time
+
+    return zip_of_pages([path.read_bytes() for path in files]), "camt.053-pages"
 
 
 def _json_of(path: Path) -> Any:

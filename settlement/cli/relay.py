@@ -44,12 +44,23 @@ def proofs(
 def verify(
     file: Annotated[Path, typer.Argument(help="A bundle that `relay proofs` wrote.", exists=True)],
     trust: Annotated[Path, typer.Option(help="What you believe beforehand: keys of logs, blocks.", exists=True)],
+    legs: Annotated[
+        int | None,
+        typer.Option(
+            "--legs",
+            min=1,
+            max=500,
+            metavar="N",
+            help="How many legs you know the settlement to have (from your own order or contract). Nothing that an "
+            "island signs says it: without --legs, that no leg was left out is the bundle's word.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a bundle offline, with public keys and trusted headers only: no network, no database.
 
-    Exit code 0 if every leg is PROVEN in the same direction, 1 if not (a split settlement is a PROVEN VIOLATION), 2 if
-    a file cannot be read.
+    Exit code 0 if every leg is PROVEN in the same direction and, with --legs, there are N of them; 1 if not (a split
+    settlement is a PROVEN VIOLATION), 2 if a file cannot be read.
     """
     from settlement.relay.bundle import BUNDLE_BYTES_MAX
     from settlement.relay.trie import ProofRefused
@@ -59,7 +70,7 @@ def verify(
     try:
         with open(file, "rb") as opened:
             bundle = read_bundle(opened.read(BUNDLE_BYTES_MAX + 1))
-        verdict = judge(bundle, read_trust(trust))
+        verdict = judge(bundle, read_trust(trust), legs_expected=legs)
     except ProofRefused as error:
         fail(ValueError(f"{file}: {error}"))
     except (OSError, ValueError) as error:

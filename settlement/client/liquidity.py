@@ -114,7 +114,8 @@ class LiquidityMixin:
         return RunView.model_validate(self._http.post(path, {"token": token}, idempotent=True))
 
     def start_run(self, run: UUID) -> RunView:
-        """Refuses: liquidity-run-empty, liquidity-run-stale, liquidity-approvals-missing."""
+        """Refuses: liquidity-run-empty, liquidity-run-under-way, liquidity-run-stale, liquidity-run-out-of-hours,
+        liquidity-approvals-missing."""
         path = f"/v1/liquidity/runs/{ids.show('lqr', run)}/start"
         return RunView.model_validate(self._http.post(path, {}, idempotent=True))
 

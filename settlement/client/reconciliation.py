@@ -24,7 +24,9 @@ from settlement.contract.reconciliation import (
 from settlement.domain.reconciliation.lifecycle import DecisionDocument, sign_decision
 
 _MEDIA_TYPE = {
+    "camt.052": "application/xml",
     "camt.053": "application/xml",
+    "camt.053-pages": "application/zip",
     "camt.054": "application/xml",
     "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet",
@@ -54,8 +56,9 @@ class ReconciliationMixin:
         counterparty: str,
         account: str | None = None,
     ) -> SourceView:
-        """A counterparty's file (camt.053, csv, parquet); the same file again is the same source. `account` is for
-        tables, which do not name theirs. Refuses: statement-invalid."""
+        """A counterparty's file (camt.052, .053, .054, csv, parquet); the same file again is the same source. `account`
+        is for tables, which do not name theirs, and says which of several statements is meant. Refuses:
+        statement-invalid."""
         query = {"participant": participant, "counterparty": counterparty, "format": source_format, "account": account}
         response = self._http.request(
             "POST",

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from settlement.conformance.stage import AMOUNT_MINOR, Case, Order, Stage
-from settlement.conformance.subject import Line
+from settlement.conformance.subject import Line, NotOffered
 from settlement.domain.escrow import Decision
 from settlement.islands.authorisers import Authorised
+from settlement.islands.balances import EscrowTotals, ShowsEscrow
 from settlement.islands.port import Contradiction, Ended, Held, HoldStanding, Refused, SignedHold, Unknown
 
 TEN_YEARS = 10 * 365 * 86_400
@@ -464,3 +465,28 @@ def statement(stage: Stage) -> None:
         lines = [line for line in stage.subject.lines(account) if line.hold_id in ours]
         wanted = [Line(first.hold.hold_id, sign * 3), Line(second.hold.hold_id, sign * 4)]
         stage.expect(lines == wanted, f"the lines are {lines}")
+
+
+@case("an escrow shows what it keeps: a hold adds its amount, a post or a void takes it away, and it counts no other")
+def escrow_totals(stage: Stage) -> None:
+    island = stage.island
+    if not isinstance(island, ShowsEscrow):
+        raise NotOffered("the ledger keeps held money in the accounts, in no escrow")
+
+    def totals() -> EscrowTotals:
+        found = island.escrow_totals()
+        stage.expect(found is not None, "the escrow's totals are not shown")
+        return found or EscrowTotals(0, 0)
+
+    def expect_kept(minor: int) -> None:
+        wanted, found = EscrowTotals(before.balance_minor + minor, before.held_minor + minor), totals()
+        stage.expect(found == wanted, f"the totals are {found}, not {wanted}")
+
+    before = totals()
+    posted, voided = stage.order(3), stage.order(4)
+    stage.expect(stage.prepare(posted, voided) == [Held()] * 2, "good holds were not held")
+    expect_kept(7)
+    stage.expect_ended(stage.fulfil(posted))
+    expect_kept(4)
+    stage.expect_ended(stage.cancel(voided))
+    expect_kept(0)

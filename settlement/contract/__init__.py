@@ -117,6 +117,8 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     SettlementRefusal.LIQUIDITY_RUN_NOT_FOUND: 404,
     SettlementRefusal.LIQUIDITY_RUN_EMPTY: 409,
     SettlementRefusal.LIQUIDITY_RUN_STALE: 409,
+    SettlementRefusal.LIQUIDITY_RUN_UNDER_WAY: 409,
+    SettlementRefusal.LIQUIDITY_RUN_OUT_OF_HOURS: 409,
     SettlementRefusal.LIQUIDITY_RUN_STARTED: 409,
     SettlementRefusal.LIQUIDITY_APPROVAL_INVALID: 422,
     SettlementRefusal.LIQUIDITY_APPROVALS_MISSING: 409,

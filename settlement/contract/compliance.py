@@ -28,6 +28,8 @@ class ComplianceDecisionView(Model):
     """Of the policy and of every list consulted, each with the start of its file's SHA-256."""
     reason: str
     decided_at: Moment
+    institutions: dict[str, str] | None
+    """A screen's verdict on each institution that pays or is paid; None of an officer's decision."""
 
 
 class ComplianceCaseView(Model):

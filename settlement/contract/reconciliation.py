@@ -15,7 +15,7 @@ from ledger.contract import Amount, CurrencyCode, Model, Moment, ParticipantRef,
 from settlement.contract import BatchRef, ReconciliationRef, SettlementRef, _parsed, _schema, _shown
 from settlement.domain.reconciliation import JOURNAL, AgeBucket, BreakType, MatchRule, Severity, Side, View
 from settlement.domain.reconciliation.lifecycle import BreakState, DecisionKind, EventKind, RepairKind
-from settlement.domain.reconciliation.mapping import COLUMNS, DateFormat, Sign
+from settlement.domain.reconciliation.mapping import COLUMNS, SKIPPED_LINES_MAX, DateFormat, Sign
 
 SOURCE_BYTES_MAX = 64 * 1024 * 1024
 """A million lines of CSV or a quarter of that of camt.053; larger ones come by period."""
@@ -63,6 +63,8 @@ class TableMappingBody(Model):
     date_format: DateFormat = DateFormat.ISO
     zone: Annotated[str, Field(max_length=64)] = "UTC"
     currency: CurrencyCode | None = None
+    skip_lines: Annotated[int, Field(ge=0, le=SKIPPED_LINES_MAX)] = 0
+    """Before the header."""
 
 
 class MappingRequest(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime
 from enum import StrEnum
@@ -116,6 +116,12 @@ class Subject:
     data: ComplianceData | None
     """None for a payment between institutions on their own account."""
 
+    @property
+    def institutions(self) -> tuple[str, ...]:
+        """Everybody who pays or is paid in it: debtor, creditor, providers, bridge agents; sorted."""
+        of_legs = {party for leg in self.legs for party in (leg.payer, leg.payee)}
+        return tuple(sorted(of_legs | {self.debtor, self.creditor}))
+
 
 @dataclass(frozen=True, slots=True)
 class Screening:
@@ -124,6 +130,9 @@ class Screening:
     verdict: Verdict
     reason: str = ""
     version: str = ""
+    institutions: Mapping[str, Verdict] | None = None
+    """Of each institution by itself, an ultimate party's verdict with its institution's; None: the screen judges the
+    payment as a whole, and its verdict is everybody's."""
 
 
 class Screen(Protocol):
@@ -147,6 +156,18 @@ def combine(answers: Sequence[Screening]) -> Screening:
     reasons = [answer.reason for answer in answers if answer.verdict is strongest and answer.reason]
     versions = [answer.version for answer in answers if answer.version]
     return Screening(strongest, "; ".join(reasons), ", ".join(versions))
+
+
+def verdicts_by_institution(subject: Subject, answers: Sequence[Screening]) -> dict[str, Verdict]:
+    """The strongest verdict on each institution of the payment."""
+    found = {}
+    for party in subject.institutions:
+        of_party = [
+            answer.verdict if answer.institutions is None else answer.institutions.get(party, Verdict.PASS)
+            for answer in answers
+        ]
+        found[party] = max(of_party, key=_STRENGTH.__getitem__, default=Verdict.PASS)
+    return found
 
 
 class _Data(BaseModel):
@@ -234,8 +255,11 @@ class ListScreen:
 
     def _one(self, subject: Subject, indexes: Sequence[_Index], versions: str) -> Screening:
         hits = [hit for index in indexes for hit in index.hits(subject)]
-        found = combine(hits) if hits else Screening(Verdict.PASS)
-        return Screening(found.verdict, found.reason, versions)
+        found = combine([hit for _, hit in hits]) if hits else Screening(Verdict.PASS)
+        institutions = {
+            party: combine([hit for of, hit in hits if of == party]).verdict for party in {of for of, _ in hits}
+        }
+        return Screening(found.verdict, found.reason, versions, institutions)
 
 
 class _Index:
@@ -254,7 +278,8 @@ class _Index:
                 if len(tokens) > 1:
                     self._by_word.setdefault(tokens[0], []).append((frozenset(tokens), entry))
 
-    def hits(self, subject: Subject) -> Iterator[Screening]:
+    def hits(self, subject: Subject) -> Iterator[tuple[str, Screening]]:
+        """With the institution that each concerns, by itself or by the ultimate party on its side."""
         data = subject.data or ComplianceData()
         for side, bic, country, lei, name in (
             ("debtor", subject.debtor, data.debtor_country, data.debtor_lei, data.debtor_name),
@@ -269,18 +294,16 @@ class _Index:
             ):
                 entry = self._codes.get((kind, value))
                 if entry is not None:
-                    yield self._hit(f"{side}'s {what}", entry, Verdict(entry.action))
+                    yield bic, self._hit(f"{side}'s {what}", entry, Verdict(entry.action))
             if name:
-                yield from self._name_hits(side, name)
-        others = {party for leg in subject.legs for party in (leg.payer, leg.payee)} - {
-            subject.debtor,
-            subject.creditor,
-        }
-        for party in sorted(others):
+                yield from ((bic, hit) for hit in self._name_hits(side, name))
+        for party in subject.institutions:
+            if party in (subject.debtor, subject.creditor):
+                continue
             for kind, value in ((ListedKind.BIC, party), (ListedKind.BIC, party[:8]), (ListedKind.COUNTRY, party[4:6])):
                 entry = self._codes.get((kind, value))
                 if entry is not None:
-                    yield self._hit("another party's institution", entry, Verdict(entry.action))
+                    yield party, self._hit("another party's institution", entry, Verdict(entry.action))
 
     def _name_hits(self, side: str, name: str) -> Iterator[Screening]:
         tokens = name_tokens(name)

@@ -123,6 +123,10 @@ class Leg:
     def hold_id(self) -> UUID:
         return _hold_id(self.settlement, self.number)
 
+    def in_state(self, state: LegState) -> Leg:
+        """The same leg, with what is known of it now."""
+        return Leg(self.settlement, self.number, self.terms, state)
+
     def end_id(self, decision: Decision, secret: bytes) -> UUID:
         """Of the post or void: the same in every retry, and unguessable until the secret is out.
 
@@ -161,13 +165,11 @@ def decide(legs: Sequence[LegState]) -> Decision | None:
 
     Raises ValueError for legs that are ended already, or none: asking would be a bug of the caller.
     """
-    if not legs or any(state in (LegState.POSTED, LegState.VOIDED) for state in legs):
+    if not legs or LegState.POSTED in legs or LegState.VOIDED in legs:
         raise ValueError("only undecided legs are decided on")
-    if any(state is LegState.REFUSED for state in legs):
+    if LegState.REFUSED in legs:
         return Decision.ABORT
-    if all(state is LegState.HELD for state in legs):
-        return Decision.COMMIT
-    return None
+    return Decision.COMMIT if legs.count(LegState.HELD) == len(legs) else None
 
 
 def state_after(decision: Decision, legs: Sequence[LegState]) -> SettlementState:

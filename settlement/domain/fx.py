@@ -82,12 +82,15 @@ def find_rate(
 
 def quote(amount: Money, rate: Rate, *, receiver: ParticipantId | None) -> Quote | SettlementRefusal:
     """What `receiver` (the first leg's debtor) gets for `amount` at `rate`. Refuses: counter-amount-out-of-range."""
-    exact = Fraction(amount.amount_minor) * rate.value * Fraction(10**rate.counter.exponent, 10**rate.base.exponent)
-    down = exact.numerator // exact.denominator
-    counter_minor = down + 1 if receiver == rate.provider and down != exact else down
+    # The exact amount is numerator / denominator: integers, since fractions reduce at every step.
+    numerator = amount.amount_minor * rate.value.numerator * 10**rate.counter.exponent
+    denominator = rate.value.denominator * 10**rate.base.exponent
+    down, rest = divmod(numerator, denominator)
+    counter_minor = down + 1 if receiver == rate.provider and rest else down
     if not 0 < counter_minor <= AMOUNT_MINOR_MAX:
         return SettlementRefusal.COUNTER_AMOUNT_OUT_OF_RANGE
-    return Quote(rate, amount, Money(counter_minor, rate.counter), exact - counter_minor)
+    remainder_minor = Fraction(numerator - counter_minor * denominator, denominator)
+    return Quote(rate, amount, Money(counter_minor, rate.counter), remainder_minor)
 
 
 def show_fraction(value: Fraction) -> str:

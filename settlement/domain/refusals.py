@@ -108,7 +108,21 @@ class SettlementRefusal(Refusal):
     )
     LIQUIDITY_RUN_NOT_FOUND = "liquidity-run-not-found", True, "There is no such run."
     LIQUIDITY_RUN_EMPTY = "liquidity-run-empty", False, "The run has nothing to settle, or nothing that moves money."
-    LIQUIDITY_RUN_STALE = "liquidity-run-stale", False, "What the preview chose is not queued any more; preview again."
+    LIQUIDITY_RUN_STALE = (
+        "liquidity-run-stale",
+        False,
+        "What the preview chose is not queued any more, or limits leave less than then; preview again.",
+    )
+    LIQUIDITY_RUN_UNDER_WAY = (
+        "liquidity-run-under-way",
+        True,
+        "Another run is under way: limits are counted when it is decided.",
+    )
+    LIQUIDITY_RUN_OUT_OF_HOURS = (
+        "liquidity-run-out-of-hours",
+        True,
+        "The ledgers of the run are not open together now; the detail says when.",
+    )
     LIQUIDITY_RUN_STARTED = "liquidity-run-started", False, "The run was started before."
     LIQUIDITY_APPROVAL_INVALID = "liquidity-approval-invalid", False, "The approval is not one; the detail says why."
     LIQUIDITY_APPROVALS_MISSING = (

@@ -7,7 +7,7 @@ negative; their direction says credit or debit of *this* account. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import StrEnum
@@ -18,7 +18,19 @@ from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
 
 NOT_PROVIDED = "NOTPROVIDED"
-"""What senders without an end-to-end id write; it identifies nothing."""
+NO_IDS = frozenset({"", NOT_PROVIDED, "NOT PROVIDED", "NONREF", "NONE", "N/A", "UNKNOWN"})
+"""What senders without an end-to-end id write, in whatever case (NONREF is the MT statements'); it identifies
+nothing: two payments that carry it are two payments."""
+
+
+def is_id(text: str | None) -> bool:
+    """Whether an end-to-end id tells a payment from others."""
+    return text is not None and (not text.isascii() or text.upper() not in NO_IDS)
+
+
+EARLIEST, LATEST = date(1900, 1, 1), date(2199, 12, 31)
+"""Value dates and booking times lie between these: what is beyond them is a mistake, and time zones, cut-offs and ages
+can be reckoned with everything within."""
 
 
 class StatementRefusal(Refusal):
@@ -36,13 +48,17 @@ class StatementRefusal(Refusal):
         "A part of the file is larger than any real one: an instruction, a header.",
     )
     TOO_MANY_ENTRIES = "too-many-entries", False, "The statement holds more entries than this service takes."
-    TOO_MANY_STATEMENTS = "too-many-statements", False, "The file holds more than one statement."
+    TOO_MANY_STATEMENTS = (
+        "too-many-statements",
+        False,
+        "The file holds more than one statement, and nothing says which is meant.",
+    )
     PAGES_INCOMPLETE = "pages-incomplete", False, "The file is one page of several; send the statement whole."
     FIELD_MISSING = "field-missing", False, "A field that reconciliation needs is absent."
     CURRENCY_UNKNOWN = "currency-unknown", False, "The currency is not one of ISO 4217 that can be booked."
     AMOUNT_INVALID = "amount-invalid", False, "An amount does not fit its currency."
     DATE_INVALID = "date-invalid", False, "A date or moment cannot be placed in time without a guess."
-    STATUS_UNKNOWN = "status-unknown", False, "An entry's status is neither BOOK nor PDNG."
+    STATUS_UNKNOWN = "status-unknown", False, "An entry's status is none of BOOK, PDNG, FUTR and INFO."
 
 
 class Direction(StrEnum):
@@ -61,6 +77,9 @@ class EntryStatus(StrEnum):
 
     BOOKED = "BOOK"
     PENDING = "PDNG"
+    """FUTR (booked in the future) is read as this."""
+    INFORMATION = "INFO"
+    """No booking at all: counted among a statement's entries, and none of its lines."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +104,10 @@ class StatementEntry:
     """The account that the line itself names, where a file mixes several."""
     instructed: Money | None = None
     """The amount before conversion, where the parties exchange it."""
+    is_reversal: bool = False
+    """It says of itself that it undoes an earlier booking (ISO 20022 RvslInd); its direction is its own."""
+    parts: tuple[StatementEntry, ...] = ()
+    """Of an entry that books several payments as one (batch booking): its payments. Only they are lines."""
 
     @property
     def signed_minor(self) -> int:
@@ -106,10 +129,11 @@ class StatementSummary:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One account, one currency, one period. `sequence_number` counts the account's statements without gaps."""
+    """One account, one currency, one period. `sequence_number` counts the account's statements without gaps; None of
+    a counterparty that does not count them."""
 
     statement_id: str
-    sequence_number: int
+    sequence_number: int | None
     account: str
     currency: Currency
     created_at: datetime
@@ -142,6 +166,13 @@ def transfer_id_of(reference: str) -> UUID:
     if len(reference) != 32 or reference != reference.lower():
         raise ValueError("expected 32 lower-case hexadecimal digits")
     return UUID(hex=reference)
+
+
+def lines_of(entries: Iterable[StatementEntry]) -> Iterator[StatementEntry]:
+    """What is compared with the other side's lines: payments for the entry that books several of them as one."""
+    for entry in entries:
+        if entry.status is not EntryStatus.INFORMATION:
+            yield from entry.parts or (entry,)
 
 
 def booked_net_minor(entries: Sequence[StatementEntry]) -> int:

@@ -88,6 +88,7 @@ CODE_BY_INSTRUCTION_REFUSAL: dict[InstructionRefusal, str] = {
     InstructionRefusal.CHARACTER_NOT_ALLOWED: NARRATIVE,
     InstructionRefusal.CUSTOMER_DATA_INVALID: NARRATIVE,
     InstructionRefusal.CHARGE_BEARER_INVALID: NARRATIVE,
+    InstructionRefusal.AGENT_UNSUPPORTED: "AGNT",
     InstructionRefusal.PARTICIPANTS_MUST_DIFFER: "AG01",
     InstructionRefusal.CURRENCY_UNKNOWN: "AM11",
     InstructionRefusal.AMOUNT_INVALID: "AM12",
@@ -105,7 +106,7 @@ CODE_BY_INSTRUCTION_REFUSAL: dict[InstructionRefusal, str] = {
     InstructionRefusal.CONTROL_SUM_MISMATCH: "AM10",
     InstructionRefusal.TOTAL_AMOUNT_MISMATCH: "AM10",
 }
-"""InvalidFileFormat, TransactionNotSupported, InvalidNumberOfTransactions, BankIdentifierIncorrect,
+"""InvalidFileFormat, TransactionNotSupported, InvalidNumberOfTransactions, BankIdentifierIncorrect, IncorrectAgent,
 TransactionForbidden, InvalidTransactionCurrency, InvalidAmount, ZeroAmount, NotAllowedAmount, NotAllowedCurrency,
 InvalidDate, Duplication, DuplicateMessageID, InvalidControlSum; the rest are narrative."""
 

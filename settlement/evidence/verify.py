@@ -201,7 +201,8 @@ def _listed(
 def _read(members: Mapping[str, bytes], manifest: Mapping[str, Any], side: str) -> SourceRead:
     what = manifest["inputs"][side]
     mapping = CANONICAL if what["mapping"] is None else TableMapping.of_json(what["mapping"])
-    return read_source(members[what["file"]], SourceFormat(what["format"]), mapping=mapping)
+    content = members[what["file"]]
+    return read_source(content, SourceFormat(what["format"]), mapping=mapping, account=what["account"])
 
 
 def selection_of(members: Mapping[str, bytes]) -> sessions.Selection:

@@ -8,13 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
+import msgspec
+
 from kernel.client import ProblemResponse, ServiceClient, ServiceUnreachable
+from kernel.crypto import jws
 from kernel.crypto.keys import PrivateKey
-from kernel.ids import ParticipantId, show, show_account
-from ledger.contract import InvalidInstruction, TransferKind, read_instruction, sign_instruction
+from kernel.ids import ParticipantId
+from ledger.contract import (
+    InvalidInstruction,
+    is_instruction_of,
+    read_instruction,
+    sign_instruction,
+    spell_hold_terms,
+)
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
 from settlement.islands.native import hold_terms
@@ -91,17 +101,9 @@ class HttpAuthoriser:
         return answers
 
     def _ask(self, client: ServiceClient, orders: Sequence[LegOrder]) -> list[AuthorisationOutcome]:
-        legs = [
-            {
-                "instruction_id": str(order.hold.reference),
-                **_on_wire(order.hold),
-                "other_legs": [_on_wire(other) for other in order.others],
-            }
-            for order in orders
-        ]
+        spelt = [_spelt(order.hold) for order in orders]
         try:
-            asked = {"legs": legs} | ({"nettings": nettings} if (nettings := _nettings(orders)) else {})
-            body: Any = client.post("/v1/leg-authorisations", asked, idempotent=True)
+            body: Any = client.post("/v1/leg-authorisations", _request(orders, spelt), idempotent=True)
         except (ServiceUnreachable, ProblemResponse) as error:
             # Nothing is held yet, and a problem of the whole request says nothing of a leg: ask again, visibly.
             return [Unknown(str(error)[:200])] * len(orders)
@@ -109,9 +111,12 @@ class HttpAuthoriser:
         if not isinstance(results, list) or len(results) != len(orders):
             return [Unknown("the institution's answer has another shape")] * len(orders)
         return [
-            _judged(order.hold, result, self._checks.get(order.hold.terms.ledger, check_authorisation))
-            for order, result in zip(orders, results, strict=True)
+            _judged(order.hold, result, self._check_of(order.hold, terms))
+            for order, result, terms in zip(orders, results, spelt, strict=True)
         ]
+
+    def _check_of(self, hold: HoldOrder, spelt: bytes) -> Check:
+        return self._checks.get(hold.terms.ledger) or partial(check_authorisation, spelt=spelt)
 
 
 def _chunks(orders: Sequence[LegOrder]) -> Iterator[list[LegOrder]]:
@@ -125,6 +130,19 @@ def _chunks(orders: Sequence[LegOrder]) -> Iterator[list[LegOrder]]:
         terms += 1 + len(order.others)
     if chunk:
         yield chunk
+
+
+def _request(orders: Sequence[LegOrder], spelt: Sequence[bytes]) -> bytes:
+    """The body of POST /v1/leg-authorisations. `spelt`: the terms of the orders' own holds."""
+    legs = [
+        {
+            "instruction_id": str(order.hold.reference),
+            **_on_wire(order.hold, terms),
+            "other_legs": [_on_wire(other, _spelt(other)) for other in order.others],
+        }
+        for order, terms in zip(orders, spelt, strict=True)
+    ]
+    return msgspec.json.encode({"legs": legs} | ({"nettings": nettings} if (nettings := _nettings(orders)) else {}))
 
 
 def _nettings(orders: Sequence[LegOrder]) -> list[dict[str, object]]:
@@ -148,23 +166,23 @@ def _nettings(orders: Sequence[LegOrder]) -> list[dict[str, object]]:
     ]
 
 
-def _on_wire(hold: HoldOrder) -> dict[str, object]:
-    """As `hold_terms(hold)` is written; there are two for each leg, so no model is made for it."""
+def _on_wire(hold: HoldOrder, spelt: bytes) -> dict[str, object]:
+    return {"ledger": hold.terms.ledger, "terms": msgspec.Raw(spelt)}
+
+
+def _spelt(hold: HoldOrder) -> bytes:
+    """The hold's terms, letter by letter as they will stand in the instruction."""
     terms = hold.terms
-    return {
-        "ledger": terms.ledger,
-        "terms": {
-            "id": show("trf", hold.hold_id),
-            "kind": TransferKind.HOLD.value,
-            "debit": show_account(terms.debit),
-            "credit": show_account(terms.credit),
-            "amount_minor": str(terms.amount.amount_minor),
-            "currency": terms.amount.currency.code,
-            "reference": str(hold.reference),
-            "commit_hash": hold.commit_hash.hex(),
-            "abort_hash": hold.abort_hash.hex(),
-        },
-    }
+    return spell_hold_terms(
+        hold=hold.hold_id,
+        debit=terms.debit,
+        credit=terms.credit,
+        amount_minor=terms.amount.amount_minor,
+        currency=terms.amount.currency.code,
+        reference=hold.reference,
+        commit_hash=hold.commit_hash,
+        abort_hash=hold.abort_hash,
+    )
 
 
 def _judged(order: HoldOrder, result: object, check: Check) -> AuthorisationOutcome:
@@ -178,14 +196,20 @@ def _judged(order: HoldOrder, result: object, check: Check) -> AuthorisationOutc
     return Unknown("the institution neither signed nor refused")
 
 
-def check_authorisation(order: HoldOrder, token: str) -> Authorised | Refused:
-    """Is this an instruction of exactly the ordered terms? The ledger verifies the signature; we read the content.
+def check_authorisation(order: HoldOrder, token: str, *, spelt: bytes | None = None) -> Authorised | Refused:
+    """Is this an instruction of exactly the ordered terms (`spelt`, if they are spelt already)? The ledger verifies the
+    signature; we read the content.
 
     Were it not read here, an institution could sign other hashes or a smaller amount, the ledger would hold that, and
     the engine would count it as the leg.
     """
     try:
+        # Nearly every one is spelt as we spell it; another is read, member by member.
+        if is_instruction_of(jws.read(token).payload, ledger=order.terms.ledger, terms=spelt or _spelt(order)):
+            return Authorised(token)
         read = read_instruction(token)
+    except jws.InvalidJws as error:
+        return Refused(AbortReason.AUTHORISATION_DIFFERS.value, f"unreadable: {error.reason}"[:200])
     except InvalidInstruction as error:
         return Refused(AbortReason.AUTHORISATION_DIFFERS.value, f"unreadable: {error.reason}"[:200])
     if read.ledger != order.terms.ledger or read.terms != hold_terms(order):

@@ -20,6 +20,7 @@ from kernel.errors import InvariantBroken
 from kernel.ids import AccountNumber
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
+from settlement.islands.balances import Totals
 from settlement.islands.port import (
     Contradiction,
     Ended,
@@ -128,6 +129,20 @@ class FakeIsland:
         if self.faults.down:
             return [None] * len(accounts)
         return [self.available(account) if account in self._balances else None for account in accounts]
+
+    def totals_of(self, accounts: Sequence[AccountNumber]) -> list[Totals | None]:
+        if self.faults.down:
+            return [None] * len(accounts)
+        return [
+            Totals(
+                self._balances[account] - self.available(account),
+                sum(amount for debit, _, amount, _ in self._lines if debit == account),
+                sum(amount for _, credit, amount, _ in self._lines if credit == account),
+            )
+            if account in self._balances
+            else None
+            for account in accounts
+        ]
 
     def available(self, account: int) -> int:
         reserved = sum(

@@ -8,12 +8,14 @@ from typing import TypeVar
 from uuid import UUID
 
 from kernel.client import ProblemResponse, ServiceUnreachable
-from kernel.ids import AccountNumber, HoldId, new_uuid7, show
+from kernel.ids import AccountNumber, HoldId, new_uuid7, show, show_account
 from ledger.client import LedgerClient
 from ledger.contract import (
+    LOOK_UPS_MAX,
+    AccountView,
     EndTerms,
+    HoldAnswer,
     HoldStatus,
-    HoldView,
     LedgerRefusal,
     StatementLine,
     TransferAnswer,
@@ -24,6 +26,7 @@ from ledger.contract import (
 )
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
+from settlement.islands.balances import Totals
 from settlement.islands.booked import Booked
 from settlement.islands.port import (
     Contradiction,
@@ -49,7 +52,8 @@ Item = TypeVar("Item")
 
 def hold_terms(order: HoldOrder) -> TransferTerms:
     """The hold as the payer's institution signs it and the ledger books it. No expiry: no clock decides anything."""
-    return TransferTerms(
+    # Two of each leg: from typed values, so nothing is validated again.
+    return TransferTerms.model_construct(
         id=order.hold_id,
         kind=TransferKind.HOLD,
         debit=order.terms.debit,
@@ -82,20 +86,47 @@ class NativeIsland:
         return self._end(orders, TransferKind.VOID)
 
     def look_up(self, orders: Sequence[HoldOrder]) -> list[HoldStanding]:
-        return [self._standing(order) for order in orders]
+        found: list[HoldStanding] = []
+        for start in range(0, len(orders), LOOK_UPS_MAX):
+            part = orders[start : start + LOOK_UPS_MAX]
+            try:
+                answers = self._client.look_up_hold_answers([order.hold_id for order in part])
+            except (ProblemResponse, ServiceUnreachable):
+                answers = []
+            if len(answers) != len(part):
+                return [HoldStanding.UNKNOWN] * len(orders)
+            found += [_standing_of(answer, order) for answer, order in zip(answers, part, strict=True)]
+        return found
 
     def statement(self, account: AccountNumber) -> list[StatementLine]:
         return list(self._client.statement_lines(account))
 
     def available_of(self, accounts: Sequence[AccountNumber]) -> list[int | None]:
-        """What each account has available as of the last block; None where the ledger does not say."""
-        found: list[int | None] = []
-        for account in accounts:
+        """What each account has available as of the last block; None where the ledger does not say. One that does not
+        answer is not asked about the rest: each question would wait as long as the first."""
+        return [None if view is None else view.available_minor for view in self._accounts(accounts)]
+
+    def totals_of(self, accounts: Sequence[AccountNumber]) -> list[Totals | None]:
+        """As `available_of`: reserved, ever debited and ever credited."""
+        return [
+            None
+            if view is None
+            else Totals(view.debits_pending_minor, view.debits_posted_minor, view.credits_posted_minor)
+            for view in self._accounts(accounts)
+        ]
+
+    def _accounts(self, accounts: Sequence[AccountNumber]) -> list[AccountView | None]:
+        found: list[AccountView | None] = []
+        for start in range(0, len(accounts), LOOK_UPS_MAX):
+            part = accounts[start : start + LOOK_UPS_MAX]
             try:
-                found.append(self._client.get_account(account).available_minor)
+                views = self._client.look_up_accounts(part)
             except (ServiceUnreachable, ProblemResponse, ValueError):
-                found.append(None)
-        return found
+                break
+            if len(views) != len(part):
+                break
+            found += views
+        return found + [None] * (len(accounts) - len(found))
 
     # --- evidence
 
@@ -196,15 +227,7 @@ class NativeIsland:
                 return Contradiction("an aborted leg stands posted")
 
     def _standing(self, order: HoldOrder) -> HoldStanding:
-        try:
-            view = self._client.get_hold(HoldId(order.hold_id))
-        except ProblemResponse as problem:
-            if problem.refusal == TransferRefusal.HOLD_NOT_FOUND.value:
-                return HoldStanding.ABSENT
-            return HoldStanding.UNKNOWN
-        except (ServiceUnreachable, ValueError):
-            return HoldStanding.UNKNOWN
-        return standing_of(view, order)
+        return self.look_up([order])[0]
 
     # --- transport
 
@@ -238,28 +261,31 @@ class NativeIsland:
         return list(results)
 
 
-def standing_of(view: HoldView, order: HoldOrder) -> HoldStanding:
+_STANDING = {
+    HoldStatus.HELD.value: HoldStanding.HELD,
+    HoldStatus.POSTED.value: HoldStanding.POSTED,
+    HoldStatus.VOIDED.value: HoldStanding.VOIDED,
+    HoldStatus.EXPIRED.value: HoldStanding.VOIDED,
+}
+
+
+def _standing_of(answer: HoldAnswer | None, order: HoldOrder) -> HoldStanding:
     """Where a hold stands, seen from an order: anything with other terms is OTHER."""
-    if view.status is HoldStatus.TOMBSTONED:
+    if answer is None:
+        return HoldStanding.ABSENT
+    if answer.status == HoldStatus.TOMBSTONED.value:
         return HoldStanding.VOIDED
+    terms = order.terms
     is_ours = (
-        view.commit_hash == order.commit_hash
-        and view.abort_hash == order.abort_hash
-        and view.debit == order.terms.debit
-        and view.credit == order.terms.credit
-        and view.amount_minor == order.terms.amount.amount_minor
-        and view.currency == order.terms.amount.currency.code
-        and view.expires_at is None
+        answer.commit_hash == order.commit_hash.hex()
+        and answer.abort_hash == order.abort_hash.hex()
+        and answer.debit == show_account(terms.debit)
+        and answer.credit == show_account(terms.credit)
+        and answer.amount_minor == str(terms.amount.amount_minor)
+        and answer.currency == terms.amount.currency.code
+        and answer.expires_at is None
     )
-    if not is_ours:
-        return HoldStanding.OTHER
-    match view.status:
-        case HoldStatus.HELD:
-            return HoldStanding.HELD
-        case HoldStatus.POSTED:
-            return HoldStanding.POSTED
-        case HoldStatus.VOIDED | HoldStatus.EXPIRED:
-            return HoldStanding.VOIDED
+    return _STANDING.get(answer.status, HoldStanding.UNKNOWN) if is_ours else HoldStanding.OTHER
 
 
 def _end_terms(order: EndOrder, kind: TransferKind, *, end_id: UUID | None = None) -> EndTerms:

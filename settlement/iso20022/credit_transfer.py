@@ -10,7 +10,9 @@ Where each term of an instruction travels:
 | value date | IntrBkSttlmDt, of the transaction or else of the group header |
 | priority | SttlmPrty (default NORM) |
 | counter currency, counter amount | InstrForNxtAgt/InstrInf, the code word `/PVP/AED` or `/PVP/AED/3650.00` |
-| pacs.008: whose money it is | UltmtDbtr or Dbtr, UltmtCdtr or Cdtr: Nm, country, Id; Purp/Cd |
+| whose money it is | UltmtDbtr or Dbtr, UltmtCdtr or Cdtr: Nm, country, Id; Purp/Cd (*) |
+
+(*) Of a pacs.008; of a pacs.009 that covers one, the parties within UndrlygCstmrCdtTrf.
 
 A credit transfer has no field for a second currency: it moves one. The bridge is the *next agent*, so what it alone has
 to do (exchange against another currency, both or neither) is an instruction for the next agent, in the slash-coded form
@@ -44,6 +46,8 @@ from settlement.domain.instructions import (
     RawInstruction,
     ReadResult,
     decide_instruction,
+    is_lei,
+    is_reference,
 )
 from settlement.iso20022.chunks import Chunk, FileProblem, GroupHeader, Line
 from settlement.iso20022.head001 import HeaderRefused, check_header, read_header
@@ -55,6 +59,13 @@ INSTRUCTIONS_MAX = 100_000
 BYTES_MAX = 160 * 1024 * 1024
 """About 1,600 bytes for each of INSTRUCTIONS_MAX; our own writer needs some 800."""
 
+_HEAD_OFFICE = "XXX"
+"""Branch code of a BIC of 11 characters that names the same office as its first eight."""
+_TEXTS = (
+    *("Nm", "Ustrd", "AddtlRmtInf", "AdrLine", "Dept", "SubDept", "StrtNm", "BldgNb", "BldgNm", "Flr", "PstBx"),
+    *("Room", "PstCd", "TwnNm", "TwnLctnNm", "DstrctNm", "CtrySubDvsn"),
+)
+"""Names, addresses and remittance lines: what CBPR+ holds to its character set."""
 _REFUSAL_BY_CODE = {refusal.value: refusal for refusal in InstructionRefusal}
 _PVP = re.compile(r"/PVP/([A-Z]{3})(?:/([0-9.]{1,40}))?", re.ASCII)
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)", re.ASCII)
@@ -137,6 +148,9 @@ def _group_header(segment: Segment) -> GroupHeader:
     def text(*path: str) -> str:
         return element.findtext("/".join(prefix + name for name in path)) or ""
 
+    if not is_reference(text("MsgId")):
+        reason = f"MsgId {text('MsgId')[:40]!r}"
+        raise FileProblem(InstructionProblem(InstructionRefusal.REFERENCE_INVALID, 0, line, reason))
     sender = receiver = None
     if segment.header is not None:
         try:
@@ -150,6 +164,9 @@ def _group_header(segment: Segment) -> GroupHeader:
             raise FileProblem(problem) from None
         sender, receiver = header.sender, header.receiver
     total = element.find(f"{prefix}TtlIntrBkSttlmAmt")
+    for lei in element.iter(f"{prefix}LEI"):
+        if not is_lei(lei.text or ""):
+            raise FileProblem(InstructionProblem(InstructionRefusal.LEI_INVALID, 0, line, f"{(lei.text or '')[:40]!r}"))
     found = GroupHeader(
         segment.message,
         text("MsgId"),
@@ -181,6 +198,10 @@ def _decimal(text: str) -> Fraction | None:
     return Fraction(trimmed) if len(trimmed) <= 60 and _DECIMAL.fullmatch(trimmed) else None
 
 
+def _text(element: etree._Element | None) -> str:
+    return "" if element is None else element.text or ""
+
+
 def _total(element: etree._Element | None) -> tuple[str, Fraction] | None:
     if element is None:
         return None
@@ -196,21 +217,31 @@ class _Transactions:
         self._is_customer = kind_of(message) == "pacs.008"
         self._prefix = prefix = f"{{{namespace_of(message)}}}"
         self._payment_id = f"{prefix}PmtId"
+        self._other_ids = tuple((name, prefix + name) for name in ("TxId", "ClrSysRef"))
+        self._instruction_id = f"{prefix}InstrId"
+        self._end_to_end_id = f"{prefix}EndToEndId"
+        self._uetr = f"{prefix}UETR"
         self._amount = f"{prefix}IntrBkSttlmAmt"
+        self._value_date = f"{prefix}IntrBkSttlmDt"
+        self._priority = f"{prefix}SttlmPrty"
+        self._charge_bearer = f"{prefix}ChrgBr"
+        self._charges = f"{prefix}ChrgsInf"
         self._next_agent = f"{prefix}InstrForNxtAgt"
         self._instruction_text = f"{prefix}InstrInf"
         self._institution = f"{prefix}FinInstnId"
         self._bic = f"{prefix}BICFI"
         self._lei = f"{prefix}LEI"
-        self._name = f"{prefix}Nm"
+        self._checked = tuple(prefix + name for name in ("LEI", *_TEXTS))
+        self._intermediaries = tuple(f"{prefix}IntrmyAgt{number}" for number in (1, 2, 3))
+        self._underlying = f"{prefix}UndrlygCstmrCdtTrf"
         self._debtor = f"{prefix}{'DbtrAgt' if self._is_customer else 'Dbtr'}"
         self._creditor = f"{prefix}{'CdtrAgt' if self._is_customer else 'Cdtr'}"
 
     def line(self, part: Part) -> Line:
-        children: dict[str, etree._Element] = {}
+        children: dict[str | bytes, etree._Element] = {}
         terms: list[str] = []
         for child in part.element:
-            tag = str(child.tag)
+            tag = child.tag
             if tag == self._next_agent:
                 terms += [item.text or "" for item in child if item.tag == self._instruction_text]
             else:
@@ -223,7 +254,7 @@ class _Transactions:
         return Line(part.index, part.line, decided, amount, currency)
 
     def _decide(
-        self, part: Part, children: dict[str, etree._Element], terms: list[str], amount: str, currency: str
+        self, part: Part, children: dict[str | bytes, etree._Element], terms: list[str], amount: str, currency: str
     ) -> Instruction | InstructionProblem:
         def refuse(refusal: InstructionRefusal, reason: str) -> InstructionProblem:
             return InstructionProblem(refusal, part.index, part.line, reason)
@@ -235,52 +266,77 @@ class _Transactions:
         if len(pvp) > 1 or (pvp and match is None):
             reason = f"expected one /PVP/CCY or /PVP/CCY/AMOUNT, found {'; '.join(pvp)[:80]!r}"
             return refuse(InstructionRefusal.COUNTER_TERMS_INVALID, reason)
-        own_date, group_date = self._text(children, "IntrBkSttlmDt"), self._header.value_date
+        own_date, group_date = _text(children.get(self._value_date)), self._header.value_date
         if own_date and group_date and own_date.strip() != group_date:
             reason = f"the transaction says {own_date[:30]!r}, the group header {group_date[:30]!r}"
             return refuse(InstructionRefusal.VALUE_DATE_INVALID, reason)
-        ids = {str(child.tag): child.text or "" for child in children.get(self._payment_id, ())}
+        checked = list(part.element.iter(*self._checked))
+        agents = self._agents_fault(children)
+        if agents:
+            return refuse(InstructionRefusal.AGENT_UNSUPPORTED, agents)
+        ids = {child.tag: child.text or "" for child in children.get(self._payment_id, ())}
         raw = RawInstruction(
-            line=part.line,
-            instruction_id=ids.get(f"{self._prefix}InstrId", ""),
-            end_to_end_id=ids.get(f"{self._prefix}EndToEndId", ""),
-            uetr=ids.get(f"{self._prefix}UETR", ""),
-            debtor=self._bic_of(children.get(self._debtor)),
-            creditor=self._bic_of(children.get(self._creditor)),
-            currency=currency,
-            amount=amount,
-            counter_currency=match[1] if match else "",
-            counter_amount=(match[2] or "") if match else "",
-            value_date=(own_date or group_date).strip(),
-            priority=self._text(children, "SttlmPrty"),
-            compliance=self._customers(children) if self._is_customer else None,
-            charge_bearer=self._text(children, "ChrgBr"),
-            charges_stated=f"{self._prefix}ChrgsInf" in children,
-            leis=tuple(item.text or "" for item in part.element.iter(self._lei)),
-            texts=tuple(self._texts(part.element)),
+            part.line,
+            ids.get(self._instruction_id, ""),
+            ids.get(self._end_to_end_id, ""),
+            ids.get(self._uetr, ""),
+            self._bic_of(children.get(self._debtor)),
+            self._bic_of(children.get(self._creditor)),
+            currency,
+            amount,
+            match[1] if match else "",
+            (match[2] or "") if match else "",
+            (own_date or group_date).strip(),
+            _text(children.get(self._priority)),
+            self._whose_money(children),
+            _text(children.get(self._charge_bearer)),
+            self._charges in children,
+            tuple(item.text or "" for item in checked if item.tag == self._lei),
+            tuple(_named(item) for item in checked if item.tag != self._lei),
+            tuple((name, ids[tag]) for name, tag in self._other_ids if tag in ids),
         )
         return decide_instruction(raw, index=part.index)
 
-    def _text(self, children: dict[str, etree._Element], name: str) -> str:
-        child = children.get(self._prefix + name)
-        return "" if child is None else child.text or ""
-
     def _bic_of(self, party: etree._Element | None) -> str:
-        """FinInstnId/BICFI of a party, or "" (the party may be named by LEI or name only)."""
-        for institution in () if party is None else party:
-            if institution.tag == self._institution:
-                for child in institution:
-                    if child.tag == self._bic:
-                        return child.text or ""
+        """FinInstnId/BICFI of a party, or "" (the party may be named by LEI or name only).
+
+        The transaction is as its schema says, so each of the two is the first of its siblings.
+        """
+        if party is None or not len(party):
+            return ""
+        institution = party[0]
+        if institution.tag != self._institution or not len(institution):
+            return ""
+        first = institution[0]
+        return (first.text or "") if first.tag == self._bic else ""
+
+    def _agents_fault(self, children: dict[str | bytes, etree._Element]) -> str:
+        """Who else than the two that settle here would have to pass the money on; "" if nobody."""
+        for tag in self._intermediaries:
+            if tag in children:
+                return f"{local_name(children[tag])} is given: debtor and creditor settle here between themselves"
+        for role in () if self._is_customer else ("Dbtr", "Cdtr"):
+            named = children.get(f"{self._prefix}{role}Agt")
+            if named is None:
+                continue
+            agent = self._bic_of(named)
+            party = self._bic_of(children.get(self._prefix + role))
+            if agent and agent.removesuffix(_HEAD_OFFICE) != party.removesuffix(_HEAD_OFFICE):
+                return f"{role}Agt is {agent[:11]!r}, {role} is {party[:11]!r}, whose own account is the one here"
         return ""
 
-    def _texts(self, element: etree._Element) -> Iterator[tuple[str, str]]:
-        """Names and remittance lines: what CBPR+ holds to its character set."""
-        for found in element.iter(self._name, f"{self._prefix}Ustrd", f"{self._prefix}AdrLine"):
-            parent = found.getparent()
-            yield f"{local_name(parent) if parent is not None else ''}/{local_name(found)}", found.text or ""
+    def _whose_money(self, children: dict[str | bytes, etree._Element]) -> ComplianceData | None:
+        """None of what institutions pay on their own account. A cover payment is its customers', as what it covers."""
+        if self._is_customer:
+            return self._customers(children)
+        underlying = children.get(self._underlying)
+        if underlying is None:
+            return None
+        parties: dict[str | bytes, etree._Element] = {child.tag: child for child in underlying}
+        purpose = children.get(f"{self._prefix}Purp")
+        return self._customers(parties if purpose is None else parties | {purpose.tag: purpose})
 
-    def _customers(self, children: dict[str, etree._Element]) -> ComplianceData:
+    def _customers(self, children: dict[str | bytes, etree._Element]) -> ComplianceData:
         """Whose money it is. Personal data: what compliance asks for and no more."""
         debtor = self._party(children, "UltmtDbtr", "Dbtr")
         creditor = self._party(children, "UltmtCdtr", "Cdtr")
@@ -299,7 +355,7 @@ class _Transactions:
             purpose=code,
         )
 
-    def _party(self, children: dict[str, etree._Element], *roles: str) -> _Party:
+    def _party(self, children: dict[str | bytes, etree._Element], *roles: str) -> _Party:
         prefix = self._prefix
         element = next((children[prefix + role] for role in roles if prefix + role in children), None)
         if element is None:
@@ -317,6 +373,11 @@ class _Transactions:
             kind = PartyKind.ORGANISATION
         country = text("CtryOfRes") or text("PstlAdr/Ctry")
         return _Party(kind, text("Nm"), country, text("Id/PrvtId/Othr/Id"), text("Id/OrgId/LEI"))
+
+
+def _named(found: etree._Element) -> tuple[str, str]:
+    parent = found.getparent()
+    return f"{local_name(parent) if parent is not None else ''}/{local_name(found)}", found.text or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@
 | message | MsgDefIdr | the message and version of the Document |
 
 There is no standard envelope: any element is taken that holds an AppHdr and a Document and nothing else. A signature
-(Sgntr) in the header is not checked: requests are signed as such (RFC 9421).
+(Sgntr) in the header is not checked: requests are signed as such (RFC 9421). An instruction or recall whose header
+says that it is a copy (CpyDplct COPY or CODU) is for information, so it is refused; a duplicate (DUPL) is what
+idempotency is for.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ class ApplicationHeader:
     message: str
     created_at: str
     """As written: CreDt is for people and not relied upon."""
+    copy: str = ""
+    """CpyDplct."""
 
 
 def read_header(element: etree._Element) -> ApplicationHeader:
@@ -60,13 +64,18 @@ def read_header(element: etree._Element) -> ApplicationHeader:
             parties.append(parse_participant(bic))
         except ValueError:
             raise HeaderRefused(f"AppHdr/{role} must name an institution by its BIC") from None
-    return ApplicationHeader(version, parties[0], parties[1], text("BizMsgIdr"), text("MsgDefIdr"), text("CreDt"))
+    return ApplicationHeader(
+        version, parties[0], parties[1], text("BizMsgIdr"), text("MsgDefIdr"), text("CreDt"), text("CpyDplct")
+    )
 
 
 def check_header(
     header: ApplicationHeader, *, message: str, message_id: str, sender: str = "", receiver: str = ""
 ) -> None:
-    """Raises HeaderRefused unless the header agrees with its document; "" is a party that the document leaves out."""
+    """Of what is to be acted upon. Raises HeaderRefused unless the header agrees with its document; "" is a party that
+    the document leaves out."""
+    if header.copy in ("COPY", "CODU"):
+        raise HeaderRefused(f"AppHdr/CpyDplct says {header.copy}: a copy is no instruction")
     for name, says, holds in (
         ("MsgDefIdr", header.message, message),
         ("BizMsgIdr", header.business_message_id, message_id),

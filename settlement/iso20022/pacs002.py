@@ -20,9 +20,15 @@ from uuid import UUID
 from settlement.domain.statuses import PaymentStatus, StatusReport, TransactionStatus
 from settlement.iso20022.small_messages import Node, read_message
 from settlement.iso20022.versions import DEFAULT, VERSIONS, require
-from settlement.iso20022.xml_writer import XmlWriter, datetime_text, document_writer
+from settlement.iso20022.xml_writer import XmlWriter, datetime_text, document_writer, is_identifier
 
 REFERENCE_LENGTH_MAX = 35
+
+
+def _original_message_id(kept: str) -> str:
+    """As the sender wrote it, without the place of a stream's segment behind it ("#1-30", which no MsgId can have)."""
+    sent = kept.partition("#")[0][:REFERENCE_LENGTH_MAX]
+    return sent if is_identifier(sent) else "NOTPROVIDED"  # a CSV file's name may be anything
 
 
 def write_pacs002(report: StatusReport, version: str = DEFAULT["pacs.002"]) -> bytes:
@@ -33,7 +39,7 @@ def write_pacs002(report: StatusReport, version: str = DEFAULT["pacs.002"]) -> b
             xml.text("MsgId", report.message_id)
             xml.text("CreDtTm", datetime_text(report.created_at))
         with xml.element("OrgnlGrpInfAndSts"):
-            xml.text("OrgnlMsgId", report.original_message_id[:REFERENCE_LENGTH_MAX])
+            xml.text("OrgnlMsgId", _original_message_id(report.original_message_id))
             xml.text("OrgnlMsgNmId", report.original_message)
             if report.original_count is not None:
                 xml.text("OrgnlNbOfTxs", str(report.original_count), length_max=15)

@@ -8,24 +8,28 @@
 | a payment | Undrlyg/TxInf | CxlDtls/TxInfAndSts with TxCxlSts and CxlStsRsnInf |
 | the answer as a whole | | Sts/Conf |
 
-A payment is found by OrgnlUETR, which is required here. OrgnlGrpInfAndCxl with GrpCxl (a whole file at once) is
-refused: name the payments.
+A payment is found by OrgnlUETR, which is required here; whatever else the recall says of it (ids, amount, date) must be
+so of the payment found, or that one is not given up. OrgnlGrpInfAndCxl with GrpCxl (a whole file at once) is refused:
+name the payments.
 """
 
 from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
+from fractions import Fraction
 from uuid import UUID
 
 from kernel.ids import ParticipantId, parse_participant
+from kernel.money import Money
+from settlement.domain.instructions import is_reference, parse_amount, parse_date, show_sum
 from settlement.domain.statuses import CancellationStatus, Confirmation
 from settlement.iso20022.head001 import HeaderRefused, check_header, read_header
 from settlement.iso20022.small_messages import MessageRefused, Node, read_message
 from settlement.iso20022.versions import DEFAULT, VERSIONS, require
 from settlement.iso20022.xml_reader import XmlRefusal
-from settlement.iso20022.xml_writer import XmlWriter, datetime_text, document_writer
+from settlement.iso20022.xml_writer import XmlWriter, amount_text, datetime_text, document_writer
 
 RECALL_ITEMS_MAX = 1_000
 RECALL_BYTES_MAX = 2 * 1024 * 1024
@@ -43,6 +47,8 @@ class RecallItem:
     end_to_end_id: str | None = None
     reason: str | None = None
     """Of the asker: a code such as DUPL, CUST or FRAD."""
+    amount: Money | None = None
+    value_date: date | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,7 @@ def read_recall(content: bytes) -> Recall:
     """Raises MessageRefused."""
     version, root, header = read_message(content, VERSIONS["camt.056"], bytes_max=RECALL_BYTES_MAX)
     assigner, assignee = _agent(root, "Assgnmt/Assgnr"), _agent(root, "Assgnmt/Assgne")
+    _check_references(root, "Assgnmt/Id", "Case/Id")
     sender = None
     if header is not None:
         try:
@@ -105,18 +112,19 @@ def read_recall(content: bytes) -> Recall:
         sender = found.sender
     items: list[RecallItem] = []
     for underlying in root.all("Undrlyg"):
-        if underlying.text("OrgnlGrpInfAndCxl/GrpCxl") in ("true", "1"):
+        # xs:boolean lets white space surround it.
+        if (underlying.text("OrgnlGrpInfAndCxl/GrpCxl") or "").strip() in ("true", "1"):
             raise MessageRefused(XmlRefusal.SCHEMA_INVALID, "a whole file is not recalled: name the payments (TxInf)")
-        items += [_item(found, underlying.find("OrgnlGrpInfAndCxl")) for found in underlying.all("TxInf")]
+        named = [_item(found, underlying.find("OrgnlGrpInfAndCxl")) for found in underlying.all("TxInf")]
+        _check_count(underlying.text("OrgnlGrpInfAndCxl/NbOfTxs"), named)
+        items += named
         if len(items) > RECALL_ITEMS_MAX:
             raise MessageRefused(XmlRefusal.PART_TOO_LARGE, f"a recall names at most {RECALL_ITEMS_MAX:,} payments")
     if not items:
         raise MessageRefused(XmlRefusal.SCHEMA_INVALID, "the recall names no payment (TxInf)")
     if len({item.uetr for item in items}) != len(items):
         raise MessageRefused(XmlRefusal.SCHEMA_INVALID, "the recall names a payment twice")
-    count = root.text("CtrlData/NbOfTxs")
-    if count is not None and int(count) != len(items):
-        raise MessageRefused(XmlRefusal.SCHEMA_INVALID, f"NbOfTxs says {count}, the recall names {len(items)} payments")
+    _check_totals(root, items)
     try:
         created_at = datetime.fromisoformat(root.required("Assgnmt/CreDtTm"))
     except ValueError:
@@ -133,11 +141,36 @@ def read_recall(content: bytes) -> Recall:
     )
 
 
+def _check_count(count: str | None, items: list[RecallItem]) -> None:
+    if count is not None and int(count) != len(items):
+        raise MessageRefused(XmlRefusal.SCHEMA_INVALID, f"NbOfTxs says {count}, the recall names {len(items)} payments")
+
+
+def _check_totals(root: Node, items: list[RecallItem]) -> None:
+    _check_count(root.text("CtrlData/NbOfTxs"), items)
+    declared = root.text("CtrlData/CtrlSum")
+    if declared is None:
+        return
+    amounts = [item.amount for item in items if item.amount is not None]
+    holds = sum((Fraction(money.amount_minor, 10**money.currency.exponent) for money in amounts), Fraction(0))
+    if len(amounts) != len(items) or Fraction(declared.strip()) != holds:
+        reason = f"CtrlSum says {declared.strip()[:40]}, the amounts (OrgnlIntrBkSttlmAmt) add up to {show_sum(holds)}"
+        raise MessageRefused(XmlRefusal.SCHEMA_INVALID, reason)
+
+
 def _agent(root: Node, path: str) -> ParticipantId:
     try:
         return parse_participant(root.text(f"{path}/Agt/FinInstnId/BICFI") or "")
     except ValueError:
         raise MessageRefused(XmlRefusal.SCHEMA_INVALID, f"{path} must name an agent by its BIC") from None
+
+
+def _check_references(node: Node, *paths: str) -> None:
+    """The answer repeats them: what no message of ours may carry is refused."""
+    for path in paths:
+        text = node.text(path)
+        if text is not None and not is_reference(text):
+            raise MessageRefused(XmlRefusal.SCHEMA_INVALID, f"{path} {text[:40]!r}: 1 to 35 characters of FIN X")
 
 
 def _item(node: Node, group: Node | None) -> RecallItem:
@@ -146,6 +179,19 @@ def _item(node: Node, group: Node | None) -> RecallItem:
         raise MessageRefused(XmlRefusal.SCHEMA_INVALID, "every payment is named by its UETR (OrgnlUETR)")
     own = node.find("OrgnlGrpInf")
     original = own if own is not None else group
+    _check_references(node, "CxlId", "OrgnlInstrId", "OrgnlEndToEndId")
+    if original is not None:
+        _check_references(original, "OrgnlMsgId", "OrgnlMsgNmId")
+    amount, day = node.find("OrgnlIntrBkSttlmAmt"), node.text("OrgnlIntrBkSttlmDt")
+    money = None
+    if amount is not None:
+        read = parse_amount((amount.element.text or "").strip(), str(amount.element.get("Ccy", "")))
+        if not isinstance(read, Money):
+            raise MessageRefused(XmlRefusal.SCHEMA_INVALID, f"OrgnlIntrBkSttlmAmt: {read[0].value}: {read[1]}")
+        money = read
+    value_date = None if day is None else parse_date(day.strip())
+    if day is not None and value_date is None:
+        raise MessageRefused(XmlRefusal.SCHEMA_INVALID, f"OrgnlIntrBkSttlmDt {day[:30]!r} is no date without a zone")
     reasons = [found.text("Rsn/Cd") for found in node.all("CxlRsnInf")]
     return RecallItem(
         uetr=UUID(uetr),
@@ -155,6 +201,8 @@ def _item(node: Node, group: Node | None) -> RecallItem:
         instruction_id=node.text("OrgnlInstrId"),
         end_to_end_id=node.text("OrgnlEndToEndId"),
         reason=reasons[0] if reasons else None,
+        amount=money,
+        value_date=value_date,
     )
 
 
@@ -172,6 +220,10 @@ def write_recall(recall: Recall, version: str = DEFAULT["camt.056"]) -> bytes:
                 with xml.element("TxInf"):
                     _write_ids(xml, "CxlId", item)
                     xml.text("OrgnlUETR", str(item.uetr), length_max=36)
+                    if item.amount is not None:
+                        xml.text("OrgnlIntrBkSttlmAmt", amount_text(item.amount), Ccy=item.amount.currency.code)
+                    if item.value_date is not None:
+                        xml.text("OrgnlIntrBkSttlmDt", item.value_date.isoformat())
                     if item.reason is not None:
                         with xml.element("CxlRsnInf"), xml.element("Rsn"):
                             xml.text("Cd", item.reason, length_max=4)

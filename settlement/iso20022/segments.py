@@ -51,6 +51,7 @@ TAIL_BYTES_MAX = 256 * 1024
 
 _FORBIDDEN = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 _OVERLAP_BYTES = 8  # one less than the longest forbidden mark, so that none hides across two reads
+_OPENED = b"<opened>"
 _XSD = "{http://www.w3.org/2001/XMLSchema}"
 
 
@@ -194,7 +195,7 @@ class SegmentReader:
             if found is not None or not block or len(content) > HEAD_BYTES_MAX:
                 break
         head = content if found is None else content[: found.start()]
-        stack, message = self._probe(head)
+        stack, message = self._probe(head, is_whole=found is None)
         if found is None and block:
             reason = f"no {self._repeated} within the first {HEAD_BYTES_MAX:,} bytes"
             raise FileRefused(XmlRefusal.SCHEMA_INVALID, reason)
@@ -204,8 +205,13 @@ class SegmentReader:
             return _Head(b"", 1, message, b"", f"</{self._repeated}".encode())
         return _Head(head, 1 + head.count(b"\n"), message, closing, end_tag)
 
-    def _probe(self, head: bytes) -> tuple[list[bytes], str]:
-        """The names of the elements open at the head's end, and the message that the Document is."""
+    def _probe(self, head: bytes, *, is_whole: bool) -> tuple[list[bytes], str]:
+        """The names of the elements open at the head's end, and the message that the Document is.
+
+        Unless the head is the whole file, an element has to be able to open behind it. If the first transaction's tag
+        is in a comment or CDATA, every segment would begin in the middle of that, and would not mean what its bytes
+        mean in the whole file.
+        """
         parser = etree.XMLPullParser(
             events=("start", "end"),
             encoding="utf-8",
@@ -219,6 +225,8 @@ class SegmentReader:
         fault = ""
         try:
             parser.feed(head)
+            if not is_whole:
+                parser.feed(_OPENED)
         except etree.XMLSyntaxError as error:
             fault = error.msg or "not well-formed"
         stack: list[bytes] = []
@@ -246,6 +254,9 @@ class SegmentReader:
             raise FileRefused(XmlRefusal.WRONG_NAMESPACE, reason)
         if fault:
             raise FileRefused(XmlRefusal.NOT_XML, fault)
+        if not is_whole and stack.pop() != _OPENED[1:-1]:
+            reason = f"a tag of {self._repeated} is in a comment or CDATA, where it opens nothing"
+            raise FileRefused(XmlRefusal.NOT_XML, reason)
         return stack, message
 
     def _segment(self, head: _Head, body: bytes, cursor: Cursor, *, is_last: bool) -> Segment:
@@ -259,7 +270,7 @@ class SegmentReader:
             line = max(1, (error.lineno or 1) - lines_before)
             raise FileRefused(XmlRefusal.NOT_XML, error.msg or "not well-formed", line=line) from None
         document, header = self._root(root, head.message)
-        elements = [element for element in document.iterfind("*/*") if local_name(element) == self._repeated]
+        elements = list(document.iterfind(f"*/{{{namespace_of(head.message)}}}{self._repeated}"))
         # Behind the last transaction the rest may stand alone.
         is_rest = is_last and not elements and cursor.index > 0
         schema = _schema_without(head.message, self._repeated) if is_rest else schema_of(head.message)

@@ -81,7 +81,7 @@ def schema_of(message: str) -> etree.XMLSchema:
 def schema_fault(schema: etree.XMLSchema) -> str:
     """What the last validation found first, without the namespace in front of every name."""
     for entry in list(schema.error_log):  # type: ignore[call-overload]  # lxml-stubs do not know it is iterable
-        return re.sub(r"\{[^}]*\}", "", str(entry.message))[:REASON_LENGTH_MAX]
+        return re.sub(r"\{[a-z]+:[^}]*\}", "", str(entry.message))[:REASON_LENGTH_MAX]  # a pattern's {8} stays
     return "not as the schema says"
 
 
@@ -104,7 +104,7 @@ def check_encoding(head: bytes) -> str:
         return "the file looks like UTF-16 or UTF-32"
     declared = _DECLARED_ENCODING.match(head.removeprefix(b"\xef\xbb\xbf"))
     if declared is not None and declared[1].lower() not in (b"utf-8", b"us-ascii"):
-        return f"the file declares the encoding {declared[1][:20]!r}"
+        return f"the file declares the encoding {declared[1][:20].decode('ascii', 'replace')!r}"
     return ""
 
 

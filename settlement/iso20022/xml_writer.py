@@ -6,6 +6,7 @@ written, so that a wrong message never leaves with a right-looking name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
@@ -16,8 +17,20 @@ from lxml import etree
 from kernel.money import Currency, Money, format_minor
 from settlement.iso20022.xml_reader import namespace_of
 
+_IDENTIFIERS = frozenset(
+    {
+        *("MsgId", "BizMsgIdr", "InstrId", "EndToEndId", "TxId", "CxlId"),
+        *("OrgnlMsgId", "OrgnlInstrId", "OrgnlEndToEndId", "OrgnlTxId"),
+    }
+)
+_FIN_X = re.compile(r"[A-Za-z0-9/?:().,'+ -]+", re.ASCII)
 AMOUNT_MINOR_MAX = 10**18 - 1
 """totalDigits 18 of ISO 20022 amounts and sums."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether CBPR+ lets an identifier be so: characters of FIN X."""
+    return _FIN_X.fullmatch(text) is not None
 
 
 class XmlWriter:
@@ -32,9 +45,12 @@ class XmlWriter:
         return context
 
     def text(self, name: str, text: str, *, length_max: int = 35, **attributes: str) -> None:
-        """A leaf. Raises ValueError if the text is empty, too long, or holds characters that XML cannot."""
+        """A leaf. Raises ValueError if the text is empty, too long, or holds characters that XML cannot, or that CBPR+
+        does not let an identifier have."""
         if not 0 < len(text) <= length_max:
             raise ValueError(f"{name} must have 1 to {length_max} characters, it has {len(text)}")
+        if name in _IDENTIFIERS and not is_identifier(text):
+            raise ValueError(f"{name} {text!r} has a character outside of FIN X")
         with self._xml.element(name, attributes):
             self._xml.write(text)
 

@@ -60,8 +60,11 @@ def read_bundle(content: bytes) -> ProofBundle:
         raise ProofRefused(f"{'/'.join(str(part)[:64] for part in first['loc'])}: {first['msg']}") from None
 
 
-def judge(bundle: ProofBundle, trust: Trust) -> Verdict:
-    """Nothing in the bundle is believed; whatever does not hold is a leg that is not proven."""
+def judge(bundle: ProofBundle, trust: Trust, *, legs_expected: int | None = None) -> Verdict:
+    """Nothing in the bundle is believed; whatever does not hold is a leg that is not proven.
+
+    `legs_expected`: how many legs the reader knows the settlement to have. A split that is proved stays one.
+    """
     if bundle.commit_hash == bundle.abort_hash:
         return Verdict(Outcome.NOT_PROVEN, (), "the two hashes are one")
     if [leg.statement.number for leg in bundle.legs] != list(range(len(bundle.legs))):
@@ -82,8 +85,12 @@ def judge(bundle: ProofBundle, trust: Trust) -> Verdict:
         return Verdict(Outcome.VIOLATION, legs, "one leg is posted and another voided: the settlement is split (I5)")
     if not all(leg.is_proven for leg in legs) or len(standings) != 1:
         return Verdict(Outcome.NOT_PROVEN, legs, "not every leg is proven to have ended")
+    if legs_expected is not None and len(legs) != legs_expected:
+        return Verdict(Outcome.NOT_PROVEN, legs, f"it shows {len(legs)} legs, and there are to be {legs_expected}")
     outcome = Outcome.POSTED if LegStanding.POSTED in standings else Outcome.VOIDED
-    shown = f"all {len(legs)} legs shown are proven, in the same direction; that there are no more is the bundle's word"
+    shown = f"all {len(legs)} legs shown are proven, in the same direction"
+    if legs_expected is None:
+        shown += "; that there are no more is the bundle's word"
     return Verdict(outcome, legs, shown)
 
 

@@ -133,7 +133,7 @@ class MemoryLog:
 
     # --- step 3
 
-    def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None:
+    def decide(self, verdicts: Sequence[Verdict], legs: Sequence[LegUpdate] = (), *, epoch: int, now: datetime) -> None:
         if not verdicts:
             return
         self._fence(epoch)
@@ -144,6 +144,7 @@ class MemoryLog:
                 raise InvariantBroken(
                     "I5", f"a {verdict.decision.value} was to be written for a settlement that is not prepared"
                 )
+        self.record_legs([update for update in legs if update.settlement in fresh], epoch=epoch, now=now)
         for key, verdict in fresh.items():
             row = self.rows[key]
             reason = None if verdict.reason is None else verdict.reason.value
@@ -167,17 +168,22 @@ class MemoryLog:
             row.id for row in self.rows.values() if row.state is SettlementState.PREPARED and row.epoch < epoch
         )
 
-    def unfinished(self, ids: Sequence[UUID] | None = None, *, limit: int = 10_000) -> list[Decided]:
-        wanted = self.rows.values() if ids is None else [self.rows[key] for key in set(ids)]
-        found = sorted((row for row in wanted if row.state in _UNFINISHED), key=_by_priority_and_id)
-        decided = []
-        for row in found[:limit]:
-            record = self.records[row.id]
-            secret = row.commit_secret if record.decision is Decision.COMMIT else row.abort_secret
-            if secret is None:
-                raise InvariantBroken("I5", f"settlement {row.id} is decided and lacks its decision or secret")
-            decided.append(Decided(row.settlement(), record.decision, secret))
-        return decided
+    def published(self, ids: Sequence[UUID]) -> dict[UUID, tuple[Decision, bytes]]:
+        found: dict[UUID, tuple[Decision, bytes]] = {}
+        for key in ids:
+            row, record = self.rows[key], self.records.get(key)
+            is_commit = record is not None and record.decision is Decision.COMMIT
+            secret = row.commit_secret if is_commit else row.abort_secret
+            if record is None or secret is None:
+                raise InvariantBroken("I5", f"settlement {key} is decided and lacks its decision or secret")
+            found[key] = record.decision, secret
+        return found
+
+    def unfinished(self, *, limit: int = 10_000) -> list[Decided]:
+        unfinished = (row for row in self.rows.values() if row.state in _UNFINISHED)
+        found = sorted(unfinished, key=_by_priority_and_id)[:limit]
+        published = self.published([row.id for row in found])
+        return [Decided(row.settlement(), *published[row.id]) for row in found]
 
     def record_ends(
         self, ends: Mapping[UUID, tuple[Decision, Mapping[int, datetime]]], *, epoch: int, now: datetime

@@ -642,9 +642,11 @@ class _Log:
                 self._engine, "record_waits", epoch, lambda: self._log.record_waits(waits, epoch=epoch, now=now)
             )
 
-    def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None:
+    def decide(self, verdicts: Sequence[Verdict], legs: Sequence[LegUpdate] = (), *, epoch: int, now: datetime) -> None:
         if verdicts:
-            self._world.write(self._engine, "decide", epoch, lambda: self._log.decide(verdicts, epoch=epoch, now=now))
+            self._world.write(
+                self._engine, "decide", epoch, lambda: self._log.decide(verdicts, legs, epoch=epoch, now=now)
+            )
 
     def abort_requests(self) -> Collection[UUID]:
         return self._log.abort_requests()
@@ -652,8 +654,11 @@ class _Log:
     def undecided_of_others(self, *, epoch: int) -> list[UUID]:
         return self._log.undecided_of_others(epoch=epoch)
 
-    def unfinished(self, ids: Sequence[UUID] | None = None, *, limit: int = 10_000) -> list[Decided]:
-        return self._log.unfinished(ids, limit=limit)
+    def published(self, ids: Sequence[UUID]) -> Mapping[UUID, tuple[Decision, bytes]]:
+        return self._log.published(ids)
+
+    def unfinished(self, *, limit: int = 10_000) -> list[Decided]:
+        return self._log.unfinished(limit=limit)
 
     def record_ends(
         self, ends: Mapping[UUID, tuple[Decision, Mapping[int, datetime]]], *, epoch: int, now: datetime

@@ -9,18 +9,49 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from kernel.arrays import is_one_of
 from kernel.ids import ParticipantId
 from settlement.domain.escrow import IN_DOUBT, Decision, Leg, LegState, LegTerms, SettlementState
 from settlement.domain.multileg import parties
 from settlement.store import tables as t
-from settlement.store.copying import copy_rows
+from settlement.store.copying import copy_tuples
 from settlement.store.decision_log import leg_of
 
 PRIORITY_RANK = {"URGT": 0, "HIGH": 1, "NORM": 2}
+_SETTLEMENT_COLUMNS = (
+    "id",
+    "batch_id",
+    "position",
+    "instruction_id",
+    "end_to_end_id",
+    "uetr",
+    "debtor",
+    "creditor",
+    "value_date",
+    "priority",
+    "rate",
+    "rate_provider",
+    "remainder_minor",
+    "state",
+)
+_LEG_COLUMNS = (
+    "settlement_id",
+    "number",
+    "ledger",
+    "payer",
+    "payee",
+    "debit",
+    "credit",
+    "amount_minor",
+    "currency",
+    "state",
+)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewSettlement:
+    """What is stored of an instruction. Not frozen: it is made once a line, and a frozen one takes much longer."""
+
     id: UUID
     position: int
     instruction_id: str
@@ -104,9 +135,7 @@ def find(connection: sa.Connection, batch: UUID) -> BatchRow | None:
 
 
 def used_uetrs(connection: sa.Connection, uetrs: Sequence[UUID]) -> set[UUID]:
-    statement = sa.select(t.settlement.c.uetr).where(
-        t.settlement.c.uetr == sa.func.any(sa.cast(list(uetrs), sa.ARRAY(sa.Uuid)))
-    )
+    statement = sa.select(t.settlement.c.uetr).where(is_one_of(t.settlement.c.uetr, uetrs))
     return set(connection.execute(statement).scalars())
 
 
@@ -150,48 +179,50 @@ def insert_batch(
         )
     )
     received, pending = SettlementState.RECEIVED.value, LegState.PENDING.value
-    copy_rows(
+    copy_tuples(
         connection,
         t.settlement,
-        [
-            {
-                "id": item.id,
-                "batch_id": batch,
-                "position": item.position,
-                "instruction_id": item.instruction_id,
-                "end_to_end_id": item.end_to_end_id,
-                "uetr": item.uetr,
-                "debtor": item.debtor,
-                "creditor": item.creditor,
-                "value_date": item.value_date,
-                "priority": PRIORITY_RANK[item.priority],
-                "rate": item.rate,
-                "rate_provider": item.rate_provider,
-                "remainder_minor": item.remainder_minor,
-                "state": received,
-            }
+        _SETTLEMENT_COLUMNS,
+        (
+            (
+                item.id,
+                batch,
+                item.position,
+                item.instruction_id,
+                item.end_to_end_id,
+                item.uetr,
+                item.debtor,
+                item.creditor,
+                item.value_date,
+                PRIORITY_RANK[item.priority],
+                item.rate,
+                item.rate_provider,
+                item.remainder_minor,
+                received,
+            )
             for item in settlements
-        ],
+        ),
     )
-    copy_rows(
+    copy_tuples(
         connection,
         t.leg,
-        [
-            {
-                "settlement_id": item.id,
-                "number": number,
-                "ledger": terms.ledger,
-                "payer": terms.payer,
-                "payee": terms.payee,
-                "debit": terms.debit,
-                "credit": terms.credit,
-                "amount_minor": terms.amount.amount_minor,
-                "currency": terms.amount.currency.code,
-                "state": pending,
-            }
+        _LEG_COLUMNS,
+        (
+            (
+                item.id,
+                number,
+                terms.ledger,
+                terms.payer,
+                terms.payee,
+                terms.debit,
+                terms.credit,
+                terms.amount.amount_minor,
+                terms.amount.currency.code,
+                pending,
+            )
             for item in settlements
             for number, terms in enumerate(item.legs)
-        ],
+        ),
     )
 
 

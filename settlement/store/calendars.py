@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from uuid import UUID
@@ -81,6 +81,17 @@ def find_plan(connection: sa.Connection, settlement: UUID) -> PlanRow | None:
         sa.select(c.calendar_plan).where(c.calendar_plan.c.settlement_id == settlement)
     ).one_or_none()
     return None if row is None else _plan(row)
+
+
+def find_plans(connection: sa.Connection, settlements: Collection[UUID]) -> list[PlanRow]:
+    """In the order of their settlements' ids; a settlement of before the calendars has none."""
+    wanted = sa.cast(list(settlements), sa.ARRAY(sa.Uuid))
+    rows = connection.execute(
+        sa.select(c.calendar_plan)
+        .where(c.calendar_plan.c.settlement_id == sa.any_(wanted))
+        .order_by(c.calendar_plan.c.settlement_id)
+    )
+    return [_plan(row) for row in rows]
 
 
 def events(connection: sa.Connection, settlement: UUID, *, limit: int) -> list[PlanEvent]:

@@ -39,6 +39,8 @@ class DecisionRow:
     versions: str
     reason: str
     decided_at: datetime
+    institutions: Mapping[str, str] | None = None
+    """A screen's verdict on each institution of the legs; None of an officer's decision, which is of the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def insert_decisions(connection: sa.Connection, rows: Sequence[DecisionRow]) -> 
                     "versions": row.versions[:VERSIONS_LENGTH_MAX],
                     "reason": row.reason[:REASON_LENGTH_MAX],
                     "decided_at": row.decided_at,
+                    "institutions": None if row.institutions is None else dict(row.institutions),
                 }
                 for row in rows
             ],
@@ -180,6 +183,18 @@ def decisions_page(
     if after is not None:
         statement = statement.where(c.compliance_decision.c.id > after)
     return [_decision(row) for row in connection.execute(statement.order_by(c.compliance_decision.c.id).limit(limit))]
+
+
+def screened_institutions(connection: sa.Connection, settlement: UUID) -> frozenset[str]:
+    """Who passed the screens of this settlement, or is in a review of it, which officers judge as a whole."""
+    found: set[str] = set()
+    for row in decisions_of(connection, [settlement])[settlement]:
+        found.update(
+            party
+            for party, verdict in (row.institutions or {}).items()
+            if verdict == "pass" or (verdict == "review" and row.verdict == "review")
+        )
+    return frozenset(found)
 
 
 def is_gate_closed(connection: sa.Connection, settlement: UUID) -> bool:
@@ -325,10 +340,18 @@ def _decision(row: sa.Row[tuple[Any, ...]]) -> DecisionRow:
         row.versions,
         row.reason,
         row.decided_at,
+        row.institutions,
     )
 
 
 def screen_decision(
-    settlement: UUID, *, verdict: str, by: str, versions: str, reason: str, now: datetime
+    settlement: UUID,
+    *,
+    verdict: str,
+    by: str,
+    versions: str,
+    reason: str,
+    institutions: Mapping[str, str],
+    now: datetime,
 ) -> DecisionRow:
-    return DecisionRow(new_uuid7(), settlement, verdict, by, False, None, versions, reason, now)
+    return DecisionRow(new_uuid7(), settlement, verdict, by, False, None, versions, reason, now, institutions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import JSONB
 
 from settlement.store.tables import metadata
 
@@ -46,6 +47,8 @@ compliance_decision = sa.Table(
     sa.Column("versions", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("decided_at", _MOMENT, nullable=False),
+    sa.Column("institutions", JSONB(none_as_null=True)),
+    sa.CheckConstraint("is_officer = (institutions IS NULL)", name="compliance_decision_institutions"),
     sa.CheckConstraint(
         "verdict IN ('pass', 'review', 'refuse') AND NOT is_officer OR verdict IN ('approve', 'reject') AND is_officer",
         name="compliance_decision_verdict",
@@ -68,7 +71,8 @@ compliance_decision = sa.Table(
     ),
     sa.Index("compliance_decision_of_settlement", "settlement_id", "id"),
 )
-"""Append-only: who decided what, by which versions, why, when."""
+"""Append-only: who decided what, by which versions, why, when; a screen on each institution that pays or is paid. A
+trigger lets a settlement be quoted anew with nobody whom the screens have not passed."""
 
 quota_year = sa.Table(
     "quota_year",

@@ -1,7 +1,7 @@
 """What the engine writes and reads: secrets, legs, the decision log, and the lease that fences it.
 
 Every write first compares the engine's epoch with the lease row, in the same transaction, and locks that row: a deposed
-engine can write nothing, and whoever takes the lease waits until a write under way has committed or failed.
+engine can write nothing, and whoever takes the lease waits until the writes under way have committed or failed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from kernel.arrays import is_one_of, rows_of
 from kernel.database import Database, is_retriable
 from kernel.errors import InvariantBroken
-from kernel.ids import AccountNumber, ParticipantId
 from kernel.money import Currency, Money
 from settlement.domain.escrow import (
     Decision,
@@ -37,6 +37,8 @@ from settlement.store import tables as t
 from settlement.store.liquidity import follow_decisions
 
 LEASE_NAME = "engine"
+LEASE_LOCK = 0x6A69_616F_7A69_0005
+"""Of PostgreSQL's advisory locks, which are numbers."""
 DEADLOCK_RETRIES = 5
 
 
@@ -57,6 +59,9 @@ class Settlement:
     @property
     def hold_orders(self) -> tuple[HoldOrder, ...]:
         return tuple(self.hold_order(leg) for leg in self.legs)
+
+    def with_legs(self, legs: Sequence[Leg]) -> Settlement:
+        return Settlement(self.id, self.uetr, self.commit_hash, self.abort_hash, tuple(legs))
 
     def hold_order(self, leg: Leg) -> HoldOrder:
         return HoldOrder(leg.hold_id, leg.terms, self.uetr, self.commit_hash, self.abort_hash)
@@ -135,12 +140,15 @@ class DecisionLog:
             },
         ).returning(t.lease.c.epoch)
         with self._database.transaction(isolation="READ COMMITTED") as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LEASE_LOCK)))
             return int(connection.execute(statement).scalar_one())
 
     def renew_lease(self, *, epoch: int, now: datetime) -> None:
         """Raises: Deposed."""
+        ours = t.lease.update().where(t.lease.c.name == LEASE_NAME, t.lease.c.epoch == epoch).values(renewed_at=now)
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            _fence(connection, epoch, now)
+            if connection.execute(ours).rowcount != 1:
+                raise Deposed(f"epoch {epoch} no longer holds the lease")
 
     def lease(self) -> tuple[int, str, datetime] | None:
         """(epoch, holder, renewed at), for a standby that waits."""
@@ -167,7 +175,8 @@ class DecisionLog:
         statement = (
             sa.select(t.settlement.c.id)
             .join(t.batch)
-            .where(t.settlement.c.state == SettlementState.RECEIVED.value, t.settlement.c.netted_by.is_(None))
+            # Spelt out, not a parameter: else the plan of a prepared statement cannot use the queue's index.
+            .where(t.settlement.c.state == sa.literal_column("'received'"), t.settlement.c.netted_by.is_(None))
             .where(is_free | t.settlement.c.abort_requested_at.is_not(None))
             .order_by(t.settlement.c.priority, t.settlement.c.batch_id, t.settlement.c.position)
             .limit(limit)
@@ -183,11 +192,11 @@ class DecisionLog:
         """
         ids = sorted(secrets)
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            _fence(connection, epoch, now)
+            _fence(connection, epoch)
             open_ids = set(
                 connection.execute(
                     sa.select(t.settlement.c.id)
-                    .where(_is_one_of(t.settlement.c.id, ids), t.settlement.c.state == SettlementState.RECEIVED.value)
+                    .where(is_one_of(t.settlement.c.id, ids), t.settlement.c.state == SettlementState.RECEIVED.value)
                     .where(t.settlement.c.netted_by.is_(None))
                     .order_by(t.settlement.c.id)
                     .with_for_update()
@@ -198,14 +207,14 @@ class DecisionLog:
             if not open_ids:
                 return []
             taken = [key for key in ids if key in open_ids]
-            given = _given(
+            given = rows_of(
                 settlement_id=(sa.Uuid(), taken),
                 commit_secret=(sa.LargeBinary(), [secrets[key].commit for key in taken]),
                 abort_secret=(sa.LargeBinary(), [secrets[key].abort for key in taken]),
             )
             names = ["settlement_id", "commit_secret", "abort_secret"]
             connection.execute(t.secret.insert().from_select(names, sa.select(*(given.c[name] for name in names))))
-            given = _given(
+            given = rows_of(
                 key=(sa.Uuid(), taken),
                 commit_hash=(sa.LargeBinary(), [secrets[key].commit_hash for key in taken]),
                 abort_hash=(sa.LargeBinary(), [secrets[key].abort_hash for key in taken]),
@@ -221,7 +230,7 @@ class DecisionLog:
                     abort_hash=given.c.abort_hash,
                 )
             )
-            return _load(connection, _is_one_of(t.settlement.c.id, taken))
+            return _load(connection, is_one_of(t.settlement.c.id, taken))
 
     # --- step 2
 
@@ -231,31 +240,8 @@ class DecisionLog:
         if not updates:
             return
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            _fence(connection, epoch, now)
-            # The newest of each leg: one statement writes a row once.
-            newest: dict[tuple[UUID, int], LegUpdate] = {}
-            for update in updates:
-                key = update.settlement, update.number
-                signed = update.authorisation or (newest[key].authorisation if key in newest else None)
-                newest[key] = replace(update, authorisation=signed)
-            latest = [newest[key] for key in sorted(newest)]
-            given = _given(
-                key=(sa.Uuid(), [update.settlement for update in latest]),
-                number=(sa.SmallInteger(), [update.number for update in latest]),
-                state=(sa.Text(), [update.state.value for update in latest]),
-                detail=(sa.Text(), [update.detail[:300] for update in latest]),
-                authorisation=(sa.Text(), [update.authorisation for update in latest]),
-            )
-            connection.execute(
-                t.leg.update()
-                .where(t.leg.c.settlement_id == given.c.key, t.leg.c.number == given.c.number)
-                .where(t.leg.c.decision.is_(None))
-                .values(
-                    state=given.c.state,
-                    detail=given.c.detail,
-                    authorisation=sa.func.coalesce(given.c.authorisation, t.leg.c.authorisation),
-                )
-            )
+            _fence(connection, epoch)
+            _update_legs(connection, updates)
 
     @_again_after_deadlock
     def record_waits(self, waits: Mapping[UUID, str], *, epoch: int, now: datetime) -> None:
@@ -263,9 +249,9 @@ class DecisionLog:
         if not waits:
             return
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            _fence(connection, epoch, now)
+            _fence(connection, epoch)
             keys = sorted(waits)
-            given = _given(key=(sa.Uuid(), keys), waits_for=(sa.Text(), [waits[key][:300] for key in keys]))
+            given = rows_of(key=(sa.Uuid(), keys), waits_for=(sa.Text(), [waits[key][:300] for key in keys]))
             connection.execute(
                 t.settlement.update().where(t.settlement.c.id == given.c.key).values(waits_for=given.c.waits_for)
             )
@@ -273,8 +259,9 @@ class DecisionLog:
     # --- step 3
 
     @_again_after_deadlock
-    def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None:
-        """Step 3: the decisions, durable and final when this returns. Undecided secrets are erased with it.
+    def decide(self, verdicts: Sequence[Verdict], legs: Sequence[LegUpdate] = (), *, epoch: int, now: datetime) -> None:
+        """Step 3: the decisions, durable and final when this returns. Undecided secrets are erased with it, and what
+        is new of the settlements' `legs` is stored.
 
         A settlement that is decided already keeps its decision. `kernel.database.OutcomeUnknown` says what it says:
         read the log back. Raises: Deposed, InvariantBroken.
@@ -283,9 +270,9 @@ class DecisionLog:
             return
         by_id = {verdict.settlement: verdict for verdict in sorted(verdicts, key=lambda verdict: verdict.settlement)}
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            _fence(connection, epoch, now)
+            _fence(connection, epoch)
             verdicts = list(by_id.values())
-            given = _given(
+            given = rows_of(
                 settlement_id=(sa.Uuid(), [verdict.settlement for verdict in verdicts]),
                 decision=(sa.Text(), [verdict.decision.value for verdict in verdicts]),
                 reason=(
@@ -303,6 +290,7 @@ class DecisionLog:
                     .returning(t.decision.c.settlement_id)
                 ).scalars()
             )
+            _update_legs(connection, [update for update in legs if update.settlement in written], decided=by_id)
             for decision in Decision:
                 ids = [key for key in by_id if key in written and by_id[key].decision is decision]
                 if ids:
@@ -344,32 +332,18 @@ class DecisionLog:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
             return list(connection.execute(statement).scalars())
 
-    def unfinished(self, ids: Sequence[UUID] | None = None, *, limit: int = 10_000) -> list[Decided]:
+    def published(self, ids: Sequence[UUID]) -> dict[UUID, tuple[Decision, bytes]]:
+        """Step 4: of decided settlements their decision and the one secret that it names. Raises: InvariantBroken."""
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            return _published(connection, ids)
+
+    def unfinished(self, *, limit: int = 10_000) -> list[Decided]:
         """Step 4: decided settlements with a leg that is not ended, each with the one secret its decision names."""
-        where: sa.ColumnElement[bool] = t.settlement.c.state.in_(
-            [SettlementState.COMMITTED.value, SettlementState.ABORTED.value]
-        )
-        if ids is not None:
-            where = where & t.settlement.c.id.in_(ids)
+        is_unfinished = t.settlement.c.state.in_([SettlementState.COMMITTED.value, SettlementState.ABORTED.value])
         with self._database.transaction(isolation="REPEATABLE READ") as connection:
-            found = _load(connection, where, limit=limit)
-            keys = [item.id for item in found]
-            # The join is the rule: a secret is read only under the decision that publishes it.
-            of_commit, of_abort = t.decision.c.decision == "commit", t.decision.c.decision == "abort"
-            published = sa.case((of_commit, t.secret.c.commit_secret), (of_abort, t.secret.c.abort_secret))
-            rows = connection.execute(
-                sa.select(t.decision.c.settlement_id, t.decision.c.decision, published.label("secret"))
-                .join(t.secret, t.secret.c.settlement_id == t.decision.c.settlement_id)
-                .where(_is_one_of(t.decision.c.settlement_id, keys))
-            ).all()
-        by_id = {row.settlement_id: row for row in rows}
-        decided = []
-        for item in found:
-            row = by_id.get(item.id)
-            if row is None or row.secret is None:
-                raise InvariantBroken("I5", f"settlement {item.id} is decided and lacks its decision or secret")
-            decided.append(Decided(item, Decision(row.decision), bytes(row.secret)))
-        return decided
+            found = _load(connection, is_unfinished, limit=limit)
+            published = _published(connection, [item.id for item in found])
+        return [Decided(item, *published[item.id]) for item in found]
 
     @_again_after_deadlock
     def record_ends(
@@ -388,9 +362,9 @@ class DecisionLog:
             for number, ended_at in sorted(ended.items())
         ]
         with self._database.transaction(isolation="READ COMMITTED") as connection:
-            _fence(connection, epoch, now)
+            _fence(connection, epoch)
             if rows:
-                given = _given(
+                given = rows_of(
                     key=(sa.Uuid(), [row[0] for row in rows]),
                     number=(sa.SmallInteger(), [row[1] for row in rows]),
                     state=(sa.Text(), [row[2] for row in rows]),
@@ -404,7 +378,7 @@ class DecisionLog:
                 )
             states: dict[UUID, list[LegState]] = {}
             found = connection.execute(
-                sa.select(t.leg.c.settlement_id, t.leg.c.state).where(_is_one_of(t.leg.c.settlement_id, list(ends)))
+                sa.select(t.leg.c.settlement_id, t.leg.c.state).where(is_one_of(t.leg.c.settlement_id, list(ends)))
             )
             for row in found:
                 states.setdefault(row.settlement_id, []).append(LegState(row.state))
@@ -414,7 +388,7 @@ class DecisionLog:
                 if done:
                     connection.execute(
                         t.settlement.update()
-                        .where(_is_one_of(t.settlement.c.id, done), t.settlement.c.ended_at.is_(None))
+                        .where(is_one_of(t.settlement.c.id, done), t.settlement.c.ended_at.is_(None))
                         .values(state=state.value, ended_at=now, waits_for="")
                     )
             return after
@@ -426,15 +400,58 @@ def find_lease(connection: sa.Connection) -> tuple[int, str, datetime] | None:
     return None if row is None else (row.epoch, row.holder, row.renewed_at)
 
 
-def _given(**columns: tuple[sa.types.TypeEngine[Any], Sequence[object]]) -> sa.TableValuedAlias:
-    """Rows as a table `given`, an array parameter for each column: one statement for a wave instead of one a row."""
-    arrays = [sa.literal(list(values), sa.ARRAY(kind)) for kind, values in columns.values()]
-    names = [sa.column(name, kind) for name, (kind, _) in columns.items()]
-    return sa.func.unnest(*arrays).table_valued(*names).render_derived(name="given")
+def _update_legs(
+    connection: sa.Connection, updates: Sequence[LegUpdate], *, decided: Mapping[UUID, Verdict] | None = None
+) -> None:
+    """What is new of undecided legs, and with `decided` their decision in the same write."""
+    if not updates:
+        return
+    # The newest of each leg: one statement writes a row once.
+    newest: dict[tuple[UUID, int], LegUpdate] = {}
+    for update in updates:
+        before = newest.get((update.settlement, update.number))
+        if before is not None and update.authorisation is None:
+            update = replace(update, authorisation=before.authorisation)
+        newest[update.settlement, update.number] = update
+    latest = [newest[key] for key in sorted(newest, key=lambda key: (key[0].int, key[1]))]
+    given = rows_of(
+        key=(sa.Uuid(), [update.settlement for update in latest]),
+        number=(sa.SmallInteger(), [update.number for update in latest]),
+        state=(sa.Text(), [update.state.value for update in latest]),
+        detail=(sa.Text(), [update.detail[:300] for update in latest]),
+        authorisation=(sa.Text(), [update.authorisation for update in latest]),
+        decision=(
+            sa.Text(),
+            [None if decided is None else decided[update.settlement].decision.value for update in latest],
+        ),
+    )
+    connection.execute(
+        t.leg.update()
+        .where(t.leg.c.settlement_id == given.c.key, t.leg.c.number == given.c.number)
+        .where(t.leg.c.decision.is_(None))
+        .values(
+            state=given.c.state,
+            detail=given.c.detail,
+            authorisation=sa.func.coalesce(given.c.authorisation, t.leg.c.authorisation),
+            decision=given.c.decision,
+        )
+    )
 
 
-def _is_one_of(column: sa.ColumnElement[UUID], ids: Sequence[UUID]) -> sa.ColumnElement[bool]:
-    return column == sa.func.any(sa.literal(list(ids), sa.ARRAY(sa.Uuid())))
+def _published(connection: sa.Connection, ids: Sequence[UUID]) -> dict[UUID, tuple[Decision, bytes]]:
+    # The join is the rule: a secret is read only under the decision that publishes it.
+    of_commit, of_abort = t.decision.c.decision == "commit", t.decision.c.decision == "abort"
+    published = sa.case((of_commit, t.secret.c.commit_secret), (of_abort, t.secret.c.abort_secret))
+    rows = connection.execute(
+        sa.select(t.decision.c.settlement_id, t.decision.c.decision, published.label("secret"))
+        .join(t.secret, t.secret.c.settlement_id == t.decision.c.settlement_id)
+        .where(is_one_of(t.decision.c.settlement_id, ids))
+    )
+    found = {row.settlement_id: (Decision(row.decision), bytes(row.secret)) for row in rows if row.secret is not None}
+    for key in ids:
+        if key not in found:
+            raise InvariantBroken("I5", f"settlement {key} is decided and lacks its decision or secret")
+    return found
 
 
 def _gated(connection: sa.Connection, ids: Collection[UUID]) -> set[UUID]:
@@ -442,17 +459,18 @@ def _gated(connection: sa.Connection, ids: Collection[UUID]) -> set[UUID]:
     statement = (
         sa.select(t.gate.c.settlement_id)
         .join(t.settlement, t.settlement.c.id == t.gate.c.settlement_id)
-        .where(_is_one_of(t.gate.c.settlement_id, sorted(ids)), t.gate.c.opened_at.is_(None))
+        .where(is_one_of(t.gate.c.settlement_id, sorted(ids)), t.gate.c.opened_at.is_(None))
         .where(t.settlement.c.abort_requested_at.is_(None))
     )
     return set(connection.execute(statement).scalars()) if ids else set()
 
 
-def _fence(connection: sa.Connection, epoch: int, now: datetime) -> None:
-    held = connection.execute(
-        t.lease.update().where(t.lease.c.name == LEASE_NAME, t.lease.c.epoch == epoch).values(renewed_at=now)
-    )
-    if held.rowcount != 1:
+def _fence(connection: sa.Connection, epoch: int) -> None:
+    """Locks the lease's row against who would take it, not against this engine's other writes. Who waits to take it is
+    next, however many writes overlap: for that alone the second lock, whose queue is fair."""
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(LEASE_LOCK)))
+    held = sa.select(t.lease.c.epoch).where(t.lease.c.name == LEASE_NAME, t.lease.c.epoch == epoch)
+    if connection.execute(held.with_for_update(read=True)).one_or_none() is None:
         raise Deposed(f"epoch {epoch} no longer holds the lease")
 
 
@@ -465,15 +483,19 @@ def _settle_decision(connection: sa.Connection, decision: Decision, ids: list[UU
     )
     changed = connection.execute(
         t.settlement.update()
-        .where(_is_one_of(t.settlement.c.id, ids), t.settlement.c.state == SettlementState.PREPARED.value)
+        .where(is_one_of(t.settlement.c.id, ids), t.settlement.c.state == SettlementState.PREPARED.value)
         # An engine commits only what it prepared itself: only then does it know that every leg is held.
         .where(sa.true() if decision is Decision.ABORT else t.settlement.c.epoch == epoch)
         .values(state=state.value, waits_for="")
     )
     if changed.rowcount != len(ids):
         raise InvariantBroken("I5", f"a {decision.value} was to be written for a settlement that is not prepared")
-    connection.execute(t.leg.update().where(_is_one_of(t.leg.c.settlement_id, ids)).values(decision=decision.value))
-    connection.execute(t.secret.update().where(_is_one_of(t.secret.c.settlement_id, ids)).values({erased: None}))
+    connection.execute(
+        t.leg.update()
+        .where(is_one_of(t.leg.c.settlement_id, ids), t.leg.c.decision.is_(None))
+        .values(decision=decision.value)
+    )
+    connection.execute(t.secret.update().where(is_one_of(t.secret.c.settlement_id, ids)).values({erased: None}))
 
 
 def _load(connection: sa.Connection, where: sa.ColumnElement[bool], *, limit: int | None = None) -> list[Settlement]:
@@ -481,26 +503,24 @@ def _load(connection: sa.Connection, where: sa.ColumnElement[bool], *, limit: in
     statement = sa.select(*columns).where(where).order_by(t.settlement.c.priority, t.settlement.c.id).limit(limit)
     rows = connection.execute(statement).all()
     by_id: dict[UUID, list[Leg]] = {row.id: [] for row in rows}
-    legs = (
-        sa.select(t.leg)
-        .where(_is_one_of(t.leg.c.settlement_id, list(by_id)))
-        .order_by(t.leg.c.settlement_id, t.leg.c.number)
-    )
-    for found in connection.execute(legs):
-        by_id[found.settlement_id].append(leg_of(found))
+    legs = sa.select(*LEG_COLUMNS).where(is_one_of(t.leg.c.settlement_id, list(by_id)))
+    for found in connection.execute(legs.order_by(t.leg.c.settlement_id, t.leg.c.number)):
+        by_id[found[0]].append(leg_of(found))
     return [
         Settlement(row.id, row.uetr, bytes(row.commit_hash), bytes(row.abort_hash), tuple(by_id[row.id]))
         for row in rows
     ]
 
 
-def leg_of(row: sa.Row[tuple[object, ...]]) -> Leg:
-    terms = LegTerms(
-        ledger=row.ledger,
-        payer=ParticipantId(row.payer),
-        payee=ParticipantId(row.payee),
-        debit=AccountNumber(row.debit),
-        credit=AccountNumber(row.credit),
-        amount=Money(row.amount_minor, Currency.of(row.currency)),
-    )
-    return Leg(row.settlement_id, row.number, terms, LegState(row.state))
+_LEG = t.leg.c
+LEG_COLUMNS = (
+    *(_LEG.settlement_id, _LEG.number, _LEG.ledger, _LEG.payer, _LEG.payee, _LEG.debit, _LEG.credit),
+    *(_LEG.amount_minor, _LEG.currency, _LEG.state),
+)
+"""What `leg_of` wants, in its order; more may follow."""
+
+
+def leg_of(row: Sequence[Any]) -> Leg:
+    key, number, ledger, payer, payee, debit, credit, amount_minor, currency, state = row[:10]
+    terms = LegTerms(ledger, payer, payee, debit, credit, Money(amount_minor, Currency.of(currency)))
+    return Leg(key, number, terms, LegState(state))

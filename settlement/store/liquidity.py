@@ -13,6 +13,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from kernel.arrays import array_of
 from kernel.ids import ParticipantId
 from settlement.domain.escrow import Decision, LegState, SettlementState
 from settlement.domain.liquidity.limits import Limit
@@ -389,6 +390,11 @@ def run_items(
     ]
 
 
+def lock_runs(connection: sa.Connection) -> None:
+    """One run starts at a time: whoever comes second sees what the first has started."""
+    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended("liquidity run", 7))))
+
+
 def insert_approval(connection: sa.Connection, run: UUID, *, person: str, token: str, now: datetime) -> None:
     connection.execute(lt.liquidity_approval.insert().values(run_id=run, person=person, token=token, approved_at=now))
 
@@ -422,6 +428,17 @@ def states_of(connection: sa.Connection, settlements: Collection[UUID]) -> dict[
     return {row.id: SettlementState(row.state) for row in rows}
 
 
+def first_decided(connection: sa.Connection, settlements: Collection[UUID]) -> tuple[UUID, datetime]:
+    """Which of these, all decided, was decided first, and when."""
+    row = connection.execute(
+        sa.select(t.decision.c.settlement_id, t.decision.c.decided_at)
+        .where(t.decision.c.settlement_id == sa.any_(_array(settlements)))
+        .order_by(t.decision.c.decided_at, t.decision.c.settlement_id)
+        .limit(1)
+    ).one()
+    return row.settlement_id, row.decided_at
+
+
 # --- netting settlements
 
 
@@ -440,17 +457,17 @@ def netted_of(
     connection: sa.Connection, uetrs: Collection[UUID], participant: ParticipantId
 ) -> dict[UUID, list[tuple[UUID, tuple[Flow, ...]]]]:
     """Of those UETRs that are netting settlements': each instruction of `participant` (its UETR) and its flows."""
+    keys = connection.execute(
+        sa.select(t.settlement.c.uetr).where(t.settlement.c.uetr == sa.any_(_array(uetrs)), t.settlement.c.nets)
+    ).scalars()
+    found: dict[UUID, dict[UUID, list[Flow]]] = {key: {} for key in keys}
+    if not found:
+        return {}
     netting = t.settlement.alias("netting")
     own = t.settlement.alias("own")
     concerned = sa.exists().where(
         t.leg.c.settlement_id == own.c.id, sa.or_(t.leg.c.payer == participant, t.leg.c.payee == participant)
     )
-    keys = connection.execute(
-        sa.select(netting.c.uetr).where(netting.c.uetr == sa.any_(_array(uetrs)), netting.c.nets)
-    ).scalars()
-    found: dict[UUID, dict[UUID, list[Flow]]] = {key: {} for key in keys}
-    if not found:
-        return {}
     legs = t.leg.alias("gross")
     rows = connection.execute(
         sa.select(
@@ -531,8 +548,8 @@ def _end_netting_run(connection: sa.Connection, netting: UUID, state: str, reaso
     )
 
 
-def _array(keys: Collection[UUID]) -> sa.Cast[Any]:
-    return sa.cast(list(keys), sa.ARRAY(sa.Uuid))
+def _array(keys: Collection[UUID]) -> sa.BindParameter[Any]:
+    return array_of(sa.Uuid(), keys)
 
 
 def flows_of(connection: sa.Connection, settlements: Collection[UUID]) -> dict[UUID, tuple[Flow, ...]]:

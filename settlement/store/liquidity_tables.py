@@ -68,7 +68,7 @@ liquidity_run = sa.Table(
     sa.CheckConstraint(
         "state = 'previewed' OR (settle_as = 'net') = (netting_id IS NOT NULL)", name="liquidity_run_netting"
     ),
-    sa.Index("liquidity_run_open", "id", postgresql_where=sa.text("state = 'running'")),
+    sa.Index("liquidity_run_one_at_a_time", "state", unique=True, postgresql_where=sa.text("state = 'running'")),
 )
 
 liquidity_run_item = sa.Table(

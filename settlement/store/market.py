@@ -419,20 +419,33 @@ def return_released(connection: sa.Connection, *, limit: int = 1_000) -> int:
     return len(keys)
 
 
-def expired_locks(connection: sa.Connection, *, now: datetime, limit: int) -> list[UUID]:
-    """Undecided executions whose lock has expired and which nobody has given up yet."""
+def expired_locks(
+    connection: sa.Connection,
+    *,
+    now: datetime,
+    limit: int,
+    after: tuple[datetime, UUID] | None = None,
+    settlement: UUID | None = None,
+) -> list[tuple[datetime, UUID]]:
+    """Undecided executions whose lock has expired and which nobody has given up yet: since when, and which; in this
+    order, after that one. Of `settlement` alone, if it is given."""
+    order = (m.fx_execution.c.lock_expires_at, m.fx_execution.c.settlement_id)
     statement = (
-        sa.select(m.fx_execution.c.settlement_id)
+        sa.select(*order)
         .join(t.settlement, t.settlement.c.id == m.fx_execution.c.settlement_id)
         .where(m.fx_execution.c.is_locked, m.fx_execution.c.lock_expires_at <= now)
         .where(t.settlement.c.abort_requested_at.is_(None))
         # A netting under way stands for it as it is: its price ends with that netting, one way or the other.
         .where(t.settlement.c.netted_by.is_(None))
         .where(t.settlement.c.state.in_([SettlementState.RECEIVED.value, SettlementState.PREPARED.value]))
-        .order_by(m.fx_execution.c.lock_expires_at)
+        .order_by(*order)
         .limit(limit)
     )
-    return list(connection.execute(statement).scalars())
+    if after is not None:
+        statement = statement.where(sa.tuple_(*order) > sa.tuple_(*(sa.literal(value) for value in after)))
+    if settlement is not None:
+        statement = statement.where(m.fx_execution.c.settlement_id == settlement)
+    return [(row.lock_expires_at, row.settlement_id) for row in connection.execute(statement)]
 
 
 def lock_settlement(connection: sa.Connection, settlement: UUID) -> SettlementState | None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
-from settlement.domain.compliance import ComplianceData, PartyKind
+from settlement.domain.compliance import ComplianceData
 from settlement.domain.instructions import Instruction, Priority
 from settlement.store import messages_tables as m
 from settlement.store import tables as t
@@ -86,6 +86,7 @@ class RecallItemRow:
     uetr: UUID | None
     settlement_id: UUID | None
     was_open: bool
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +202,19 @@ def stage(connection: sa.Connection, stream: UUID, rows: Sequence[StagedRow]) ->
     )
 
 
+_STAGED_PAGE = sa.text("""
+    SELECT json_agg(json_build_array(number, line, instruction_id, uetr, terms::json) ORDER BY number)::text
+    FROM (
+        SELECT number, line, instruction_id, uetr, terms FROM stream_staged
+        WHERE stream_id = :stream AND number > :after ORDER BY number LIMIT :limit
+    ) page
+""")
+
+
 def staged(connection: sa.Connection, stream: UUID, *, after: int, limit: int) -> list[StagedRow]:
-    rows = connection.execute(
-        sa.select(m.stream_staged)
-        .where(m.stream_staged.c.stream_id == stream, m.stream_staged.c.number > after)
-        .order_by(m.stream_staged.c.number)
-        .limit(limit)
-    )
-    return [StagedRow(row.number, row.line, _instruction(row.instruction_id, row.uetr, row.terms)) for row in rows]
+    """In the order of the file. As one value: rows one by one take the driver four times as long."""
+    page = connection.execute(_STAGED_PAGE, {"stream": stream, "after": after, "limit": limit}).scalar_one()
+    return [] if page is None else [StagedRow(row.number, row.line, _instruction(row)) for row in _PAGE.decode(page)]
 
 
 def drop_staged(connection: sa.Connection, stream: UUID, *, up_to: int | None = None) -> None:
@@ -305,46 +311,67 @@ def _stream(row: sa.Row[Any]) -> StreamRow:
     return StreamRow(**(values | {"content_sha256": bytes(row.content_sha256)}))
 
 
+class _Terms(msgspec.Struct, array_like=True):
+    """An instruction but for what has a column of its own."""
+
+    end_to_end_id: str
+    debtor: str
+    creditor: str
+    currency: str
+    amount_minor: int
+    counter_currency: str | None
+    counter_minor: int | None
+    value_date: date
+    priority: Priority
+    compliance: ComplianceData | None
+
+
+class _StagedItem(msgspec.Struct, array_like=True):
+    number: int
+    line: int
+    instruction_id: str
+    uetr: UUID
+    terms: _Terms
+
+
+_PAGE = msgspec.json.Decoder(list[_StagedItem])
+_ENCODER = msgspec.json.Encoder()
+
+
 def _terms(item: Instruction) -> str:
     counter = item.counter_amount
-    return msgspec.json.encode(
-        [
-            item.end_to_end_id,
-            item.debtor,
-            item.creditor,
-            item.amount.currency.code,
-            item.amount.amount_minor,
-            None if item.counter_currency is None else item.counter_currency.code,
-            None if counter is None else counter.amount_minor,
-            item.value_date.isoformat(),
-            item.priority.value,
-            None if item.compliance is None else asdict(item.compliance),
-        ]
-    ).decode()
-
-
-def _instruction(instruction_id: str, uetr: UUID, terms: str) -> Instruction:
-    """Raises ValueError, KeyError for a row that `_terms` did not write."""
-    end_to_end, debtor, creditor, code, minor, counter, counter_minor, day, priority, customers = msgspec.json.decode(
-        terms
+    terms = _Terms(
+        item.end_to_end_id,
+        item.debtor,
+        item.creditor,
+        item.amount.currency.code,
+        item.amount.amount_minor,
+        None if item.counter_currency is None else item.counter_currency.code,
+        None if counter is None else counter.amount_minor,
+        item.value_date,
+        item.priority,
+        item.compliance,
     )
-    against = None if counter is None else Currency.of(counter)
-    compliance = None
-    if customers is not None:
-        kinds = {name: PartyKind(customers[name]) for name in ("debtor_kind", "creditor_kind")}
-        compliance = ComplianceData(**(customers | kinds))
+    return _ENCODER.encode(terms).decode()
+
+
+def _instruction(row: _StagedItem) -> Instruction:
+    """Raises ValueError for a currency that `_terms` did not write."""
+    terms = row.terms
+    against = None if terms.counter_currency is None else Currency.of(terms.counter_currency)
+    counter_minor = terms.counter_minor
     return Instruction(
-        instruction_id=instruction_id,
-        end_to_end_id=end_to_end,
-        uetr=uetr,
-        debtor=ParticipantId(debtor),
-        creditor=ParticipantId(creditor),
-        amount=Money(minor, Currency.of(code)),
-        counter_currency=against,
-        counter_amount=None if counter_minor is None or against is None else Money(counter_minor, against),
-        value_date=date.fromisoformat(day),
-        priority=Priority(priority),
-        compliance=compliance,
+        row.instruction_id,
+        terms.end_to_end_id,
+        row.uetr,
+        ParticipantId(terms.debtor),
+        ParticipantId(terms.creditor),
+        Money(terms.amount_minor, Currency.of(terms.currency)),
+        against,
+        None if counter_minor is None or against is None else Money(counter_minor, against),
+        terms.value_date,
+        terms.priority,
+        terms.compliance,
     )
 
 

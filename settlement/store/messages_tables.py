@@ -151,8 +151,11 @@ recall_item = sa.Table(
     sa.Column("uetr", sa.Uuid),
     sa.Column("settlement_id", sa.Uuid, sa.ForeignKey("settlement.id")),
     sa.Column("was_open", sa.Boolean, nullable=False),
+    sa.Column("fault", sa.Text, nullable=False),
     sa.PrimaryKeyConstraint("recall_id", "number", name="recall_item_pk"),
     sa.CheckConstraint("settlement_id IS NOT NULL OR NOT was_open", name="recall_item_open_one_exists"),
+    sa.CheckConstraint("fault = '' OR settlement_id IS NULL", name="recall_item_unlike_is_not_given_up"),
 )
 """One payment asked back. `was_open`: it was undecided when asked, so the engine was told to give it up; whether it
-did, the settlement says."""
+did, the settlement says. `fault`: what the recall says of the payment that is not so; it is none of its payments
+then."""

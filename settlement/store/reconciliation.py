@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import sqlalchemy as sa
 from psycopg import sql
+from sqlalchemy.dialects.postgresql import distinct_on
 
 from kernel.ids import ParticipantId
 from settlement.domain.reconciliation.lifecycle import BreakState, Event, EventKind
@@ -231,7 +232,7 @@ def find_mapping(
 
 def mappings(connection: sa.Connection, participant: ParticipantId | None, *, limit: int) -> list[MappingRow]:
     """The newest of each counterparty."""
-    statement = sa.select(t.mapping).distinct(t.mapping.c.participant, t.mapping.c.counterparty)
+    statement = sa.select(t.mapping).ext(distinct_on(t.mapping.c.participant, t.mapping.c.counterparty))
     if participant is not None:
         statement = statement.where(t.mapping.c.participant == participant)
     order = (t.mapping.c.participant, t.mapping.c.counterparty, t.mapping.c.version.desc())
@@ -259,7 +260,10 @@ def find_same_source(
     source_format: str,
     mapping_version: int,
     sha256: bytes,
+    *,
+    accounts: Sequence[str | None] | None = None,
 ) -> SourceRow | None:
+    """The source of this file, of one of these accounts. Of any, if the file has been taken for one only."""
     where = sa.and_(
         t.source.c.participant == participant,
         t.source.c.counterparty == counterparty,
@@ -267,22 +271,34 @@ def find_same_source(
         t.source.c.mapping_version == mapping_version,
         t.source.c.sha256 == sha256,
     )
-    row = connection.execute(sa.select(t.source).where(where)).one_or_none()
-    return None if row is None else _row(SourceRow, row)
+    if accounts is not None:
+        where &= sa.or_(*(t.source.c.account.is_not_distinct_from(account) for account in accounts))
+    rows = connection.execute(sa.select(t.source).where(where).limit(2)).all()
+    return _row(SourceRow, rows[0]) if len(rows) == 1 else None
 
 
 def source_before(connection: sa.Connection, source: SourceRow) -> SourceRow | None:
-    """The statement of the same account with the highest lower number."""
-    if source.sequence_number is None:
+    """The statement of the same account that ends last before this one does; of several that end together, the one with
+    the highest lower number. (Numbers alone would not do: many servicers begin anew with every year.)"""
+    if source.statement_id is None:
         return None
     where = sa.and_(
         t.source.c.participant == source.participant,
         t.source.c.counterparty == source.counterparty,
         t.source.c.account == source.account,
         t.source.c.currency == source.currency,
-        t.source.c.sequence_number < source.sequence_number,
     )
-    order = (t.source.c.sequence_number.desc(), t.source.c.id.desc())
+    numbered = t.source.c.sequence_number
+    ends_before = t.source.c.to_at < source.to_at
+    is_other = t.source.c.statement_id != source.statement_id  # not the same one again, with another end
+    if source.sequence_number is None:
+        where &= numbered.is_(None) & ends_before & is_other
+    else:
+        where &= is_other | (numbered != source.sequence_number)  # some give all their statements one id
+        where &= numbered.is_not(None) & (
+            ends_before | ((t.source.c.to_at == source.to_at) & (numbered < source.sequence_number))
+        )
+    order = (t.source.c.to_at.desc(), numbered.desc(), t.source.c.id.desc())
     row = connection.execute(sa.select(t.source).where(where).order_by(*order).limit(1)).one_or_none()
     return None if row is None else _row(SourceRow, row)
 
@@ -472,6 +488,48 @@ def find_open_keys(connection: sa.Connection, keys: Sequence[bytes]) -> dict[byt
         t.status.c.key == sa.func.any(sa.cast(list(keys), sa.ARRAY(sa.LargeBinary))), t.status.c.state.in_(_OPEN)
     )
     return {bytes(row.key): row.break_id for row in connection.execute(statement)}
+
+
+def find_decided_keys(connection: sa.Connection, keys: Sequence[bytes]) -> dict[bytes, BreakRow]:
+    """The newest closed break of each key, if officers' word or a booking closed it."""
+    if not keys:
+        return {}
+    last = (t.event.c.break_id == t.status.c.break_id) & (t.event.c.sequence == t.status.c.sequence)
+    decided = (
+        sa.select(t.status.c.break_id)
+        .join(t.event, last)
+        .where(
+            t.status.c.key == sa.func.any(sa.cast(list(keys), sa.ARRAY(sa.LargeBinary))),
+            t.status.c.state == BreakState.CLOSED.value,
+            t.event.c.kind.in_([kind.value for kind in _DECIDED]),
+        )
+    )
+    rows = _breaks(connection, t.brk.c.id.in_(decided), order=(t.brk.c.id,), limit=None)
+    return {row.key: row for row in rows}
+
+
+_DECIDED = (EventKind.BOOKED, EventKind.EXPLAINED, EventKind.REMATCHED)
+
+
+def opened_by_officers(connection: sa.Connection, breaks: Sequence[UUID]) -> set[UUID]:
+    """Of these breaks, those that are a match taken back, and those whose late side an officer has refused."""
+    if not breaks:
+        return set()
+    rows = connection.execute(
+        sa.select(t.event.c.break_id, t.event.c.kind, t.event.c.token)
+        .where(t.event.c.break_id == sa.func.any(sa.cast(list(breaks), sa.ARRAY(sa.Uuid))))
+        .where(t.event.c.kind.in_([kind.value for kind in (EventKind.OPENED, EventKind.LATE_SIDE, EventKind.REOPENED)]))
+        .order_by(t.event.c.break_id, t.event.c.sequence)
+    )
+    found: set[UUID] = set()
+    before: tuple[UUID, str] | None = None
+    for row in rows:
+        is_taken_back = row.kind == EventKind.OPENED.value and row.token is not None
+        is_refused = row.kind == EventKind.REOPENED.value and before == (row.break_id, EventKind.LATE_SIDE.value)
+        if is_taken_back or is_refused:
+            found.add(row.break_id)
+        before = (row.break_id, row.kind)
+    return found
 
 
 def breaks_page(connection: sa.Connection, wanted: BreakFilter, *, after: UUID | None, limit: int) -> list[BreakRow]:

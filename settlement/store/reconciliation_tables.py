@@ -53,10 +53,15 @@ source = sa.Table(
     sa.Column("created_by", sa.Text, nullable=False),
     sa.Column("created_at", _MOMENT, nullable=False),
     sa.UniqueConstraint(
-        "participant", "counterparty", "format", "mapping_version", "sha256", name="reconciliation_source_once"
+        *("participant", "counterparty", "format", "mapping_version", "sha256", "account"),
+        name="reconciliation_source_once",
+        postgresql_nulls_not_distinct=True,
     ),
     sa.CheckConstraint("octet_length(sha256) = 32", name="reconciliation_source_digest"),
-    sa.CheckConstraint("format IN ('camt.053', 'camt.054', 'csv', 'parquet')", name="reconciliation_source_format"),
+    sa.CheckConstraint(
+        "format IN ('camt.052', 'camt.053', 'camt.053-pages', 'camt.054', 'csv', 'parquet')",
+        name="reconciliation_source_format",
+    ),
     sa.CheckConstraint("mapping_version >= 0", name="reconciliation_source_mapping"),
 )
 """A file that was taken, by its digest; its bytes are in the files directory. Version 0 of a mapping is our own."""
@@ -302,6 +307,7 @@ status = sa.Table(
         name="reconciliation_status_is_an_event",
     ),
     sa.Index("reconciliation_status_open", "key", unique=True, postgresql_where=sa.text("state <> 'closed'")),
+    sa.Index("reconciliation_status_closed", "key", postgresql_where=sa.text("state = 'closed'")),
     sa.Index("reconciliation_status_work", "participant", "break_id", postgresql_where=sa.text("state <> 'closed'")),
 )
 """Where each break stands: its last event. One open break of one key."""
@@ -341,6 +347,9 @@ control_balance = sa.Table(
     sa.Column("bridge_minor", sa.Numeric(38, 0), nullable=False),
     sa.Column("island_minor", sa.Numeric(38, 0), nullable=False),
     sa.Column("legs", sa.BigInteger, nullable=False),
+    sa.Column("debits_minor", sa.Numeric(38, 0), nullable=False),
+    sa.Column("credits_minor", sa.Numeric(38, 0), nullable=False),
     sa.PrimaryKeyConstraint("ledger", "account", "participant", "currency", name="control_balance_pk"),
 )
-"""Nostro and vostro: what the bridge's posted legs add up to on each account, and what the islands say of the same."""
+"""Nostro and vostro: what the bridge's posted legs add up to on each account, and what the islands say of the same.
+`debits_minor` and `credits_minor` are the bridge's own, gross: no island may ever have moved less."""

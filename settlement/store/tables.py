@@ -79,6 +79,7 @@ settlement = sa.Table(
     ),
     sa.Index("settlement_netted", "netted_by", postgresql_where=sa.text("netted_by IS NOT NULL")),
     sa.Index("settlement_queue", "priority", "batch_id", "position", postgresql_where=sa.text("state = 'received'")),
+    sa.Index("settlement_ended", "ended_at", "id", postgresql_where=sa.text("ended_at IS NOT NULL")),
     sa.Index("settlement_open", "state", postgresql_where=sa.text("state IN ('prepared', 'committed', 'aborted')")),
     sa.Index(
         "settlement_abort_requested",

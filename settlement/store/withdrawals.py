@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from settlement.domain.escrow import Decision, LegState, SettlementState
 from settlement.domain.refusals import AbortReason
 from settlement.store import tables as t
+from settlement.store.liquidity import follow_decisions
 
 NO_EPOCH = 0
 """Decisions of no engine; epochs count from 1."""
@@ -27,7 +28,8 @@ def withdraw(
     """Cancel those that are still received; returns them. The others stay as they are: the engine has them, as a
     settlement of their own or as part of a netting settlement.
 
-    Each is decided ABORT at `now`, with its reason and detail, in the caller's transaction.
+    Each is decided ABORT at `now`, with its reason and detail, in the caller's transaction; what a netting settlement
+    stands for goes back to the queue with it.
     """
     taken = list(
         connection.execute(
@@ -64,4 +66,5 @@ def withdraw(
         .where(t.settlement.c.id.in_(taken))
         .values(state=SettlementState.CANCELLED.value, ended_at=now, waits_for="")
     )
+    follow_decisions(connection, dict.fromkeys(taken, Decision.ABORT), epoch=NO_EPOCH, now=now)
     return set(taken)

@@ -36,8 +36,8 @@ from settlement.torture.world import BACK_SECONDS_MAX, BEYOND_FUNDS_MINOR, World
 
 RUN, PRESUMED, DECIDED = "run", "presumed", "decided"
 SCENARIOS = (RUN, PRESUMED, DECIDED)
-KILLED_AT = {PRESUMED: "decide:commit", DECIDED: "decide:after"}
-"""Where the first engine of a recovery scenario is killed: all legs held and nothing decided, or all decided."""
+KILLED_AT = {PRESUMED: "decide:commit", DECIDED: "fulfil@cny-ledger:before"}
+"""Where the first engine of a recovery scenario is killed: legs held and undecided, or committed and not posted."""
 LINES_GOOD = 4
 CYCLES = 3
 """Settlements of three legs, with three ledgers; the first is refused by one of them."""

@@ -421,7 +421,7 @@ class _Decision:
         made = batches.NewSettlement(
             id=derive_uuid7(repair.id, "settlement"),
             position=1,
-            instruction_id=f"RPR{repair.id.hex}"[:35],
+            instruction_id=f"RPR{repair.id.hex[-13:]}",
             end_to_end_id=f"BRK{self.row.id.hex}"[:35],
             uetr=UUID(bytes=digest[:16], version=4),
             debtor=repair.payer,
@@ -488,8 +488,8 @@ class _Decision:
         differences = [row.difference_minor for row in rows]
         if any(difference is None for difference in differences) or sum(x or 0 for x in differences) != 0:
             raise ProblemError(R.LINES_DO_NOT_BALANCE, "explain or repair the difference instead")
-        if self.row.run_id is None:
-            raise ProblemError(R.BREAK_STATE_WRONG, "a break of the control has no lines to match")
+        if self.row.run_id is None or any(not row.our_positions and not row.their_positions for row in rows):
+            raise ProblemError(R.BREAK_STATE_WRONG, "a break of the control, or of a statement, has no lines to match")
         number = store.add_match(
             self.connection,
             self.row.run_id,

@@ -1,5 +1,7 @@
 """The calendar at work: it holds a settlement back until its window, lets it go then, and rolls what was held up.
 
+Without calendars there is nothing to wait for: whoever asks for another day than today is told so (`only_today`).
+
 Three doors: an intake check plans every settlement and closes its gate if its time has not come; `open_due_gates` runs
 every moment; and `when` answers without storing anything. All three use the one pure function `plan`.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -18,6 +20,7 @@ from settlement.domain.calendars import (
     CalendarSet,
     DayRule,
     Declined,
+    JointDay,
     MissedCutOff,
     PaymentKind,
     Plan,
@@ -25,13 +28,15 @@ from settlement.domain.calendars import (
     next_window,
     plan,
 )
-from settlement.domain.refusals import AbortReason
+from settlement.domain.refusals import AbortReason, SettlementRefusal
 from settlement.store import calendars as store
 from settlement.store import gates
 from settlement.store.gates import Gate, GateKind
 from settlement.store.withdrawals import withdraw
 from settlement.usecases.intake import Candidate, Fault
 
+TIME_ZONE_DAYS = 1
+"""How far a date may be from today's in UTC and still be somebody's today."""
 PASS_MAX = 500
 """Settlements in one transaction of `open_due_gates`; the caller repeats while it returns as many."""
 OPENED_BY = "calendar"
@@ -47,6 +52,20 @@ class CalendarRules:
 
     def terms(self, kind: PaymentKind, *, lag_days: int = 0) -> Terms:
         return Terms(self.rule, self.missed, kind, lag_days)
+
+
+def only_today(connection: sa.Connection, candidates: Sequence[Candidate], *, now: datetime) -> Sequence[Fault | Gate]:
+    """The intake check of a bridge without calendars: it settles at once, so a value date that is over, or is to come,
+    is refused and not passed over."""
+    today = now.astimezone(UTC).date()
+    faults: list[Fault] = []
+    for candidate in candidates:
+        day = candidate.settlement.value_date
+        if abs((day - today).days) > TIME_ZONE_DAYS:
+            refusal = SettlementRefusal.VALUE_DATE_PAST if day < today else SettlementRefusal.VALUE_DATE_TOO_FAR
+            reason = f"value date {day}, today is {today}: this bridge has no calendars and settles at once"
+            faults.append(Fault(refusal.value, candidate.index, f"instruction {candidate.index}: {reason}"))
+    return faults
 
 
 class CalendarCheck:
@@ -153,6 +172,38 @@ def open_due_gates(connection: sa.Connection, rules: CalendarRules, *, now: date
         events.append(store.PlanEvent(key, "refused", dates[key], ended[key], now))
     store.record_events(connection, events)
     return closed + len(events)
+
+
+def open_together(rules: CalendarRules, currencies: Sequence[str], *, now: datetime) -> JointDay | Declined:
+    """The joint day whose window is open now, or why there is none, and when the next one opens."""
+    calendars = rules.calendars.of(currencies)
+    if isinstance(calendars, Declined):
+        return calendars
+    before = min(calendar.local_day(now) for calendar in calendars) - timedelta(days=1)
+    found = next_window(calendars, after=before, at=now)
+    if isinstance(found, Declined) or found.window_from <= now:
+        return found
+    codes = ", ".join(calendar.currency for calendar in calendars)
+    reason = f"{codes} are not open together now; next from {found.window_from:%Y-%m-%d %H:%MZ}"
+    return Declined(SettlementRefusal.LIQUIDITY_RUN_OUT_OF_HOURS, reason)
+
+
+def netting_plan(
+    rules: CalendarRules, joint: JointDay, settlement: UUID, currencies: Sequence[str], of: Sequence[store.PlanRow]
+) -> store.PlanRow:
+    """A netting settlement goes while all that it stands for may go, or ends, and its instructions are queued again."""
+    return store.PlanRow(
+        settlement,
+        PaymentKind.BANK,
+        MissedCutOff.REFUSE,
+        tuple(sorted(set(currencies))),
+        joint.day,
+        joint.day,
+        max([joint.window_from, *(plan.window_from for plan in of)]),
+        min([joint.window_until, *(plan.window_until for plan in of)]),
+        bytes.fromhex(rules.calendars.sha256),
+        joint.is_assumed or any(plan.is_assumed for plan in of),
+    )
 
 
 def when(

@@ -139,6 +139,7 @@ class ClearOuts:
                 database=database,
                 directory=directory,
                 clock=clock,
+                bridge=by,
                 run_on_submit=True,
                 checks=checks,
                 render=_only_the_id,
@@ -161,7 +162,7 @@ class ClearOuts:
 
 def _instruction(row: store.ClearOutRow, line: store.ClearOutLine) -> Instruction:
     return Instruction(
-        instruction_id=f"CLR{row.id.hex[-12:]}-{line.number}",
+        instruction_id=f"CLR{row.id.hex[-8:]}-{line.number}",
         end_to_end_id=f"CLR{row.id.hex[-12:]}-{line.number}",
         uetr=line.uetr,
         debtor=line.participant,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -37,6 +37,7 @@ from settlement.domain.compliance import (
     decide_quota,
     normalise_resident_id,
     quota_claim,
+    verdicts_by_institution,
 )
 from settlement.domain.refusals import AbortReason, SettlementRefusal
 from settlement.store import compliance as store
@@ -143,21 +144,9 @@ class ComplianceCheck:
         return faults
 
     def _screen(self, connection: sa.Connection, subjects: Sequence[Subject], now: datetime) -> list[Gate]:
-        answers = self._answers(subjects, now)
         decisions, cases, closed = [], [], []
-        for subject, found in zip(subjects, answers, strict=True):
-            versions = f"{self._compliance.version}; {found.version}" if found.version else self._compliance.version
-            by = ", ".join(screen.name for screen in self._compliance.screens) or "policy"
-            decisions.append(
-                store.screen_decision(
-                    subject.settlement,
-                    verdict=found.verdict.value,
-                    by=by,
-                    versions=versions,
-                    reason=found.reason,
-                    now=now,
-                )
-            )
+        for subject, (found, institutions) in zip(subjects, _answers(self._compliance, subjects, now), strict=True):
+            decisions.append(_decision(self._compliance, subject, found, institutions, now=now))
             if found.verdict is Verdict.PASS:
                 continue
             state = "review" if found.verdict is Verdict.REVIEW else "refused"
@@ -170,9 +159,73 @@ class ComplianceCheck:
         store.insert_cases(connection, cases)
         return closed
 
-    def _answers(self, subjects: Sequence[Subject], now: datetime) -> list[Screening]:
-        by_screen = [_asked(screen, subjects, now) for screen in self._compliance.screens]
-        return [combine([answers[number] for answers in by_screen]) for number in range(len(subjects))]
+
+@dataclass(frozen=True, slots=True)
+class NewScreening:
+    """Who may not be in the new legs (`stopped`), and what is to be recorded of it, whatever becomes of the legs."""
+
+    stopped: frozenset[str]
+    decisions: tuple[store.DecisionRow, ...] = ()
+
+    def record(self, connection: sa.Connection) -> None:
+        store.insert_decisions(connection, self.decisions)
+
+
+def screen_anew(connection: sa.Connection, subject: Subject, *, compliance: Compliance, now: datetime) -> NewScreening:
+    """A settlement is to have other legs than those that were screened: the institutions that it did not have before.
+
+    Who passed, or was in the legs that officers judge, is not asked about again. The record has a verdict on each new
+    one; its own is of what may go on, so that a provider that is left out holds up nothing.
+    """
+    screened = store.screened_institutions(connection, subject.settlement)
+    new = [party for party in subject.institutions if party not in screened]
+    if not new:
+        return NewScreening(frozenset())
+    ((found, verdicts),) = _answers(compliance, [subject], now)
+    of_new = {party: verdicts[party] for party in new}
+    stopped = frozenset(party for party, verdict in of_new.items() if verdict is not Verdict.PASS)
+    reason = f"quoted anew; {found.reason}" if stopped else "quoted anew"
+    record = Screening(Verdict.PASS, reason, found.version)
+    return NewScreening(stopped, (_decision(compliance, subject, record, of_new, now=now),))
+
+
+def keep_to_screened(connection: sa.Connection, subject: Subject, *, now: datetime) -> NewScreening:
+    """Where nobody can be screened any more, as after a restart without a policy: of a settlement that was screened,
+    nobody new may be in the legs. `now` is not needed; the shape is that of `screen_anew`."""
+    if not store.decisions_of(connection, [subject.settlement])[subject.settlement]:
+        return NewScreening(frozenset())
+    screened = store.screened_institutions(connection, subject.settlement)
+    return NewScreening(frozenset(party for party in subject.institutions if party not in screened))
+
+
+def _decision(
+    compliance: Compliance,
+    subject: Subject,
+    found: Screening,
+    institutions: Mapping[str, Verdict],
+    *,
+    now: datetime,
+) -> store.DecisionRow:
+    return store.screen_decision(
+        subject.settlement,
+        verdict=found.verdict.value,
+        by=", ".join(screen.name for screen in compliance.screens) or "policy",
+        versions=f"{compliance.version}; {found.version}" if found.version else compliance.version,
+        reason=found.reason,
+        institutions={party: verdict.value for party, verdict in institutions.items()},
+        now=now,
+    )
+
+
+def _answers(
+    compliance: Compliance, subjects: Sequence[Subject], now: datetime
+) -> list[tuple[Screening, dict[str, Verdict]]]:
+    by_screen = [_asked(screen, subjects, now) for screen in compliance.screens]
+    found = []
+    for number, subject in enumerate(subjects):
+        answers = [of_screen[number] for of_screen in by_screen]
+        found.append((combine(answers), verdicts_by_institution(subject, answers)))
+    return found
 
 
 def end_refused(connection: sa.Connection, now: datetime) -> int:

@@ -5,6 +5,7 @@ For each settlement that ended since the last point, in order and a bounded numb
    cancelled leg that still holds money, or a settlement in doubt for too long, is `escrow-stuck`;
 2. what the bridge's posted legs add up to on each account (nostro), and what the island says of the same legs
    (vostro), go into two running sums. They must be equal: `movement`.
+3. at a period of its own, whole balances: `balance_control`.
 An island that does not answer stops the round: the point stays, and nothing is believed that was not asked.
 A break of the control lives as any other does, and its alarm is over when an officer has closed it.
 """
@@ -13,39 +14,41 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
 from kernel import ids
+from kernel.arrays import is_one_of
 from kernel.clock import Clock
 from kernel.database import Database
 from kernel.ids import ParticipantId
 from kernel.money import Currency
-from settlement.domain.escrow import HoldOrder, Leg, LegState, SettlementState
+from settlement.domain.escrow import HoldOrder, Leg, LegState
 from settlement.domain.reconciliation import AgeBucket, Break, BreakType
 from settlement.islands.port import HoldStanding, Island
 from settlement.store import reconciliation as store
 from settlement.store import reconciliation_tables as rt
 from settlement.store import tables as t
-from settlement.store.decision_log import leg_of
+from settlement.store.decision_log import LEG_COLUMNS, leg_of
 from settlement.store.reconciliation import BreakRow, Relation
+from settlement.usecases.balance_control import COUNTERPARTY, Place, find_contradictions
 from settlement.usecases.breaks import follow_repairs
 from settlement.usecases.reconcile import break_keys, new_break
 
 SETTLEMENTS_MAX = 500
 """Of one round."""
 ALARMS_SHOWN_MAX = 100
-COUNTERPARTY = "control"
 IN_DOUBT_MAX = timedelta(minutes=15)
 _log = logging.getLogger(__name__)
-_ENDED = (SettlementState.SETTLED.value, SettlementState.CANCELLED.value)
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,7 @@ class Control:
         self._bridge = bridge
         self._clock = clock
         self._in_doubt_max = in_doubt_max
+        self._compared_to: Place | None = None
 
     def run(self) -> Round:
         """One bounded round. Raises nothing for an island that does not answer."""
@@ -105,6 +109,24 @@ class Control:
         for alarm in found.alarms:
             _log.error("control: alarm %s: the books of the bridge and of an island disagree", ids.show("brk", alarm))
         return found
+
+    def compare_balances(self) -> tuple[UUID, ...]:
+        """Whole balances instead of legs (`balance_control`); the new alarms. Of many accounts a part each time, in
+        turn. An island that does not answer is left out: it is asked again when its turn comes."""
+        found, place = find_contradictions(
+            self._database,
+            self._islands,
+            bridge=self._bridge,
+            today=self._clock().date(),
+            behind=self._compared_to,
+        )
+        self._compared_to = place
+        with self._database.transaction(isolation="READ COMMITTED") as connection:
+            store.lock_name(connection, "control")
+            alarms = self._alarm(connection, found, self._clock())
+        for alarm in alarms:
+            _log.error("control: alarm %s: an island has less than the bridge's legs on it", ids.show("brk", alarm))
+        return alarms
 
     def report(self) -> Report:
         with self._database.transaction(isolation="READ COMMITTED") as connection:
@@ -150,7 +172,7 @@ class Control:
         breaks: list[tuple[Relation, Break]] = list(self._stuck(connection, now))
         if standings is None:
             return Round(0, 0, self._alarm(connection, breaks, now), is_whole=False)
-        sums: dict[tuple[str, int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        sums: dict[tuple[str, int, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
         for row in rows:
             for leg in legs[row.id]:
                 standing, terms = standings[leg.hold_id], leg.terms
@@ -163,6 +185,8 @@ class Control:
                     found[0] += signed if leg.state is LegState.POSTED else 0
                     found[1] += signed if standing is HoldStanding.POSTED else 0
                     found[2] += 1
+                    if leg.state is LegState.POSTED:
+                        found[3 if sign < 0 else 4] += terms.amount.amount_minor
         breaks += [_movement(key, found, now) for key, found in sums.items() if found[0] != found[1]]
         _add_balances(connection, sums)
         alarms = self._alarm(connection, breaks, now)
@@ -209,17 +233,44 @@ class Control:
             .limit(SETTLEMENTS_MAX)
         ).all()
         legs = _legs(connection, [row.id for row in rows])
-        return [
-            _break(BreakType.ESCROW_STUCK, row, leg, HoldStanding.HELD, now)
+        # The log may say `pending` of a leg that its island holds: the engine died before it was stored, or the leg was
+        # decided while its answer was on the way. Only the island knows, and its silence is no better.
+        pending = [
+            (row, leg)
             for row in rows
             for leg in legs[row.id]
-            if leg.state is LegState.HELD
+            if leg.state is LegState.PENDING and row.commit_hash is not None and row.abort_hash is not None
         ]
+        standings = self._standings(pending)
+        found: list[tuple[Relation, Break]] = []
+        for row in rows:
+            for leg in legs[row.id]:
+                standing = HoldStanding.HELD if leg.state is LegState.HELD else standings.get(leg.hold_id)
+                if standing in (HoldStanding.HELD, HoldStanding.UNKNOWN):
+                    found.append(_break(BreakType.ESCROW_STUCK, row, leg, standing, now))
+        return found
+
+    def _standings(self, asked: Sequence[tuple[sa.Row[Any], Leg]]) -> dict[UUID, HoldStanding]:
+        """By hold. Each island for itself: one that does not answer leaves its own unknown; one that is configured no
+        more is not asked."""
+        by_island: dict[str, list[HoldOrder]] = defaultdict(list)
+        for row, leg in asked:
+            order = HoldOrder(leg.hold_id, leg.terms, row.uetr, bytes(row.commit_hash), bytes(row.abort_hash))
+            by_island[leg.terms.ledger].append(order)
+        found: dict[UUID, HoldStanding] = {}
+        for name, orders in by_island.items():
+            island = self._islands.get(name)
+            if island is not None:
+                answers = island.look_up(orders)
+                found |= {order.hold_id: answer for order, answer in zip(orders, answers, strict=True)}
+        return found
 
     def _alarm(
         self, connection: sa.Connection, breaks: Sequence[tuple[Relation, Break]], now: datetime
     ) -> tuple[UUID, ...]:
         """New breaks; one that is open already is not opened again."""
+        if not breaks:
+            return ()
         new = [
             new_break(found, relation, break_keys(relation, [found])[0], run=None, lines=None, now=now)
             for relation, found in breaks
@@ -233,9 +284,10 @@ class Control:
 class ControlWatch:
     """Runs the control in a thread of its own: again at once while there is more, else after a pause."""
 
-    def __init__(self, control: Control, *, every_seconds: float) -> None:
+    def __init__(self, control: Control, *, every_seconds: float, balances_every_seconds: float) -> None:
         self._control = control
         self._every_seconds = every_seconds
+        self._balances_every_seconds = balances_every_seconds
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="settlement-control", daemon=True)
 
@@ -248,19 +300,27 @@ class ControlWatch:
             self._thread.join(10)
 
     def _watch(self) -> None:
+        balances_due = time.monotonic() + self._balances_every_seconds
         while not self._stopped.is_set():
-            pause = self._every_seconds
-            try:
-                found = self._control.run()
-                pause = 0.0 if found.settlements and not found.is_whole else pause
-            except Exception as error:  # the next round asks again; a control that ended silently would be worse
-                _log.warning("control: the round failed and is repeated: %s", type(error).__name__)
-            self._stopped.wait(pause)
+            found = self._attempt(self._control.run)
+            has_more = found is not None and found.settlements > 0 and not found.is_whole
+            if time.monotonic() >= balances_due:
+                self._attempt(self._control.compare_balances)
+                balances_due = time.monotonic() + self._balances_every_seconds
+            self._stopped.wait(0.0 if has_more else min(self._every_seconds, self._balances_every_seconds))
+
+    def _attempt(self, work: Callable[[], _Found]) -> _Found | None:
+        try:
+            return work()
+        except Exception as error:  # the next round asks again; a control that ended silently would be worse
+            _log.warning("control: the round failed and is repeated: %s", type(error).__name__)
+            return None
 
 
 def _ended_since(connection: sa.Connection, after: tuple[datetime, UUID] | None) -> list[sa.Row[Any]]:
     table = t.settlement
-    statement = sa.select(table).where(table.c.state.in_(_ENDED), table.c.ended_at.is_not(None))
+    columns = (table.c.id, table.c.uetr, table.c.commit_hash, table.c.abort_hash, table.c.prepared_at, table.c.ended_at)
+    statement = sa.select(*columns).where(table.c.ended_at.is_not(None))
     if after is not None:
         statement = statement.where(sa.tuple_(table.c.ended_at, table.c.id) > sa.tuple_(*map(sa.literal, after)))
     return list(connection.execute(statement.order_by(table.c.ended_at, table.c.id).limit(SETTLEMENTS_MAX)))
@@ -323,8 +383,8 @@ def _legs(connection: sa.Connection, settlements: Sequence[UUID]) -> dict[UUID, 
     found: dict[UUID, list[Leg]] = {key: [] for key in settlements}
     if settlements:
         rows = connection.execute(
-            sa.select(t.leg)
-            .where(t.leg.c.settlement_id == sa.func.any(sa.cast(list(settlements), sa.ARRAY(sa.Uuid))))
+            sa.select(*LEG_COLUMNS)
+            .where(is_one_of(t.leg.c.settlement_id, settlements))
             .order_by(t.leg.c.settlement_id, t.leg.c.number)
         )
         for row in rows:
@@ -334,7 +394,7 @@ def _legs(connection: sa.Connection, settlements: Sequence[UUID]) -> dict[UUID, 
 
 def _add_balances(connection: sa.Connection, sums: Mapping[tuple[str, int, str, str], Sequence[int]]) -> None:
     table = rt.control_balance
-    for (ledger, account, participant, currency), (bridge, island, legs) in sorted(sums.items()):
+    for (ledger, account, participant, currency), (bridge, island, legs, debits, credits) in sorted(sums.items()):
         added = insert(table).values(
             ledger=ledger,
             account=account,
@@ -343,6 +403,8 @@ def _add_balances(connection: sa.Connection, sums: Mapping[tuple[str, int, str, 
             bridge_minor=bridge,
             island_minor=island,
             legs=legs,
+            debits_minor=debits,
+            credits_minor=credits,
         )
         connection.execute(
             added.on_conflict_do_update(
@@ -351,6 +413,8 @@ def _add_balances(connection: sa.Connection, sums: Mapping[tuple[str, int, str, 
                     "bridge_minor": table.c.bridge_minor + bridge,
                     "island_minor": table.c.island_minor + island,
                     "legs": table.c.legs + legs,
+                    "debits_minor": table.c.debits_minor + debits,
+                    "credits_minor": table.c.credits_minor + credits,
                 },
             )
         )

@@ -80,6 +80,7 @@ def make_evidence(run: RunRow, *, books: Books, database: Database, files_direct
             "file": name,
             "format": source.format,
             "mapping": mappings[side],
+            "account": source.account,
             "counterparty": source.counterparty,
             "is_bridge_record": source.counterparty == JOURNAL,
         }
@@ -100,7 +101,14 @@ def make_evidence(run: RunRow, *, books: Books, database: Database, files_direct
     return write_archive(members)
 
 
-_SUFFIX = {"camt.053": "xml", "camt.054": "xml", "csv": "csv", "parquet": "parquet"}
+_SUFFIX = {
+    "camt.052": "xml",
+    "camt.053": "xml",
+    "camt.053-pages": "zip",
+    "camt.054": "xml",
+    "csv": "csv",
+    "parquet": "parquet",
+}
 
 
 def _manifest(

@@ -13,12 +13,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+import psycopg
 import sqlalchemy as sa
 
 from kernel import ids, strict_json
@@ -29,8 +32,9 @@ from kernel.database import Database
 from kernel.errors import InvariantBroken, ProblemError
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency, Money
+from settlement.domain.calendars import Declined
 from settlement.domain.escrow import LegTerms, SettlementState
-from settlement.domain.instructions import Priority
+from settlement.domain.instructions import INSTRUCTION_ID_LENGTH_MAX, Priority
 from settlement.domain.liquidity import explain as explaining
 from settlement.domain.liquidity import gross, limits, netting, optimise
 from settlement.domain.liquidity.gridlock import run as run_queue
@@ -41,8 +45,10 @@ from settlement.islands.balances import read_available
 from settlement.islands.port import Island
 from settlement.settings import Directory, SettlementSettings
 from settlement.store import batches, gates
+from settlement.store import calendars as calendar_store
 from settlement.store import liquidity as store
 from settlement.store.gates import Gate, GateKind
+from settlement.usecases.calendars import CalendarRules, netting_plan, open_together
 from settlement.usecases.intake import Candidate
 from settlement.usecases.multileg import NewMultileg, store_settlement
 
@@ -51,8 +57,13 @@ QUEUE_RUN_MAX = 10_000
 NET_LEGS_MAX = 500
 """Legs of one netting settlement: 50 participants in 5 currencies need 245 at most. CHECK `leg_number` keeps it too."""
 LIMIT_MINOR_MAX = 10**18 - 1
+ENDLESS_MINOR = 10**24
+"""More than any queue can ask for: what others are taken to have where nobody is told of it."""
 APPROVAL_TYP = "jiaozi-liquidity-approval+jws"
 APPROVALS_MIN = 2
+UNPOSTED_MAX = timedelta(minutes=10)
+"""How long the next round of a gross run waits for legs that are committed and not posted; as long as the engine waits
+with a decision."""
 _APPROVAL_BYTES_MAX = 4_096
 NOBODY_BEGINS = "Nobody can begin; a net run settles it with what pays for it."
 
@@ -72,6 +83,8 @@ class Desk:
     clock: Clock
     may_overtake: bool = False
     """The scheme's rules let instructions overtake others to other institutions: such runs need no approval then."""
+    calendars: CalendarRules | None = None
+    """A run starts while all its ledgers are open. None: at all hours."""
 
 
 # --- the queue
@@ -279,24 +292,33 @@ def preview(desk: Desk, request: RunRequest, *, by: str) -> store.RunRow:
         return _found(store.find_run(connection, run))
 
 
-def _read(desk: Desk) -> _Read:
+def _read(desk: Desk, *, only: ParticipantId | None = None) -> _Read:
+    """The queue, positions and limits. With `only`, of the positions and limits that participant's alone, and everybody
+    else can pay whatever is asked: no answer worked out from it says anything of what others have."""
     now = desk.clock()
     with desk.database.transaction(isolation="REPEATABLE READ") as connection:
         queue = tuple(store.read_queue(connection, limit=QUEUE_RUN_MAX))
         rooms = _rooms(connection, now)
     wanted: defaultdict[str, dict[AccountNumber, Position]] = defaultdict(dict)
+    balances: dict[Position, int] = {}
     for item in queue:
         for flow in item.flows:
             for participant in (flow.payer, flow.payee):
                 ledger, account = _account(desk, participant, flow.currency)
-                wanted[ledger][account] = (participant, flow.currency)
+                if only in (None, participant):
+                    wanted[ledger][account] = (participant, flow.currency)
+                else:
+                    balances[participant, flow.currency] = ENDLESS_MINOR
     read_at = desk.clock()
     available = read_available(desk.islands, {ledger: sorted(accounts) for ledger, accounts in wanted.items()})
     unknown = sorted({ledger for (ledger, _), amount in available.items() if amount is None})
     if unknown:
         raise ProblemError(R.LIQUIDITY_POSITIONS_UNKNOWN, f"ledger {', '.join(unknown)}")
-    balances = {wanted[ledger][account]: max(0, amount or 0) for (ledger, account), amount in sorted(available.items())}
-    return _Read(Snapshot(queue, balances, rooms), read_at)
+    balances |= {
+        wanted[ledger][account]: max(0, amount or 0) for (ledger, account), amount in sorted(available.items())
+    }
+    seen = tuple(room for room in rooms if only in (None, room.participant))
+    return _Read(Snapshot(queue, balances, seen), read_at)
 
 
 def _rooms(connection: sa.Connection, now: datetime) -> tuple[Room, ...]:
@@ -337,7 +359,13 @@ def _explained(snapshot: Snapshot, outcome: Outcome) -> list[explaining.Why]:
 
 def _check(snapshot: Snapshot, chosen: Sequence[UUID], net: Sequence[Flow] | None, *, is_strict: bool) -> None:
     """Raises: InvariantBroken if the independent check finds a fault. Nothing is stored or booked then."""
-    faults = find_faults(
+    faults = _faults(snapshot, chosen, net, is_strict=is_strict)
+    if faults:
+        raise InvariantBroken("I3", f"a liquidity run failed its check: {'; '.join(faults[:3])}")
+
+
+def _faults(snapshot: Snapshot, chosen: Sequence[UUID], net: Sequence[Flow] | None, *, is_strict: bool) -> list[str]:
+    return find_faults(
         queue=[(str(item.id), [_plain(flow) for flow in item.flows]) for item in snapshot.queue],
         balances={(str(who), currency): amount for (who, currency), amount in snapshot.balances.items()},
         limits=[
@@ -348,8 +376,6 @@ def _check(snapshot: Snapshot, chosen: Sequence[UUID], net: Sequence[Flow] | Non
         net=None if net is None else [_plain(flow) for flow in net],
         in_queue_order=is_strict,
     )
-    if faults:
-        raise InvariantBroken("I3", f"a liquidity run failed its check: {'; '.join(faults[:3])}")
 
 
 def _plain(flow: Flow) -> tuple[str, str, str, int]:
@@ -475,11 +501,14 @@ def _verified(desk: Desk, token: str) -> tuple[str, object]:
 def start(desk: Desk, run: UUID, *, by: str) -> store.RunRow:
     """Book what was previewed, all of it or nothing. Started before: the run as it is. Wake the engine afterwards.
 
+    One run at a time: limits count what is decided, so what an undecided run takes must not be taken again. They are
+    counted once more here, since another run may have been decided after the preview.
     Raises: ProblemError(liquidity-run-not-found, liquidity-approvals-missing, liquidity-run-empty,
-    liquidity-run-stale).
+    liquidity-run-under-way, liquidity-run-stale, liquidity-run-out-of-hours).
     """
-    now = desk.clock()
     with desk.database.transaction(isolation="READ COMMITTED") as connection:
+        store.lock_runs(connection)
+        now = desk.clock()
         row = _found(store.find_run(connection, run, lock=True))
         if row.state != "previewed":
             return row
@@ -495,36 +524,95 @@ def start(desk: Desk, run: UUID, *, by: str) -> store.RunRow:
             raise ProblemError(
                 R.LIQUIDITY_RUN_EMPTY, "nothing can settle" if not chosen else "the chosen instructions net to nothing"
             )
+        under_way = store.running(connection)
+        if under_way:
+            raise ProblemError(R.LIQUIDITY_RUN_UNDER_WAY, f"{ids.show('lqr', under_way[0].id)} is not decided yet")
         locked = store.lock_received(connection, chosen)
         gone = [key for key in chosen if not locked.get(key, False)]
         if gone:
             raise ProblemError(
                 R.LIQUIDITY_RUN_STALE, f"{len(gone)} are not queued any more, {ids.show('stl', gone[0])} first"
             )
-        _check_stored(connection, row, items, net)
+        _check_stored(connection, row, items, net, rooms=_rooms(connection, now))
+        hours = _hours(desk, connection, chosen, now=now)
         if row.settle_as == "net":
             settlement = _store_netting(desk, connection, row, net, now=now)
+            if hours is not None:
+                calendar_store.insert_plans(connection, [hours(settlement)], now=now)
             if store.attach(connection, settlement, chosen) != len(chosen):
                 raise InvariantBroken("I5", f"netting {settlement} does not stand for all that was chosen")
-            store.start_run(connection, run, by=by, netting=settlement, round_=None, now=now)
+            with _database_refusals():
+                store.start_run(connection, run, by=by, netting=settlement, round_=None, now=now)
         else:
             first = [item.settlement for item in items if item.round == 0]
             gates.open_gates(connection, GateKind.LIQUIDITY, first, by=f"run lqr_{run}", now=now)
-            store.start_run(connection, run, by=by, netting=None, round_=0, now=now)
+            with _database_refusals():
+                store.start_run(connection, run, by=by, netting=None, round_=0, now=now)
         return _found(store.find_run(connection, run))
 
 
+_REFUSED_BY: dict[str | None, tuple[R, str]] = {
+    "run_within_hours": (R.LIQUIDITY_RUN_OUT_OF_HOURS, "an instruction is not within its window"),
+    "run_within_limits": (R.LIQUIDITY_RUN_STALE, "a limit that was set meanwhile leaves less"),
+    "liquidity_run_one_at_a_time": (R.LIQUIDITY_RUN_UNDER_WAY, "another run has just begun"),
+}
+"""What the database's own checks of a start (migration 0007) find, which may be later than what was read before."""
+
+
+@contextmanager
+def _database_refusals() -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.IntegrityError as error:
+        name = error.orig.diag.constraint_name if isinstance(error.orig, psycopg.Error) else None
+        if name not in _REFUSED_BY:
+            raise
+        refusal, detail = _REFUSED_BY[name]
+        raise ProblemError(refusal, detail) from error
+
+
+def _hours(
+    desk: Desk, connection: sa.Connection, chosen: Sequence[UUID], *, now: datetime
+) -> Callable[[UUID], calendar_store.PlanRow] | None:
+    """How a netting settlement of these is planned; None without calendars, but windows that were planned with them
+    stand. Raises: liquidity-run-out-of-hours, or a calendar's own refusal."""
+    plans = calendar_store.find_plans(connection, chosen)
+    if desk.calendars is None:
+        _check_windows(plans, now=now)
+        return None
+    flows = store.flows_of(connection, chosen)
+    currencies = sorted({flow.currency for found in flows.values() for flow in found})
+    joint = open_together(desk.calendars, currencies, now=now)
+    if isinstance(joint, Declined):
+        raise ProblemError(joint.refusal, joint.reason)
+    _check_windows(plans, now=now)
+    return partial(netting_plan, desk.calendars, joint, currencies=currencies, of=plans)
+
+
+def _check_windows(plans: Sequence[calendar_store.PlanRow], *, now: datetime) -> None:
+    for plan in plans:
+        if not plan.window_from <= now < plan.window_until:
+            detail = f"{ids.show('stl', plan.settlement)} is to go by {plan.window_until:%Y-%m-%d %H:%MZ}"
+            raise ProblemError(R.LIQUIDITY_RUN_OUT_OF_HOURS, f"{detail}, on {plan.value_date}")
+
+
 def _check_stored(
-    connection: sa.Connection, row: store.RunRow, items: Sequence[store.RunItem], net: tuple[Flow, ...]
+    connection: sa.Connection,
+    row: store.RunRow,
+    items: Sequence[store.RunItem],
+    net: tuple[Flow, ...],
+    *,
+    rooms: tuple[Room, ...],
 ) -> None:
-    """The independent check once more, of what the database says now and what was stored with the preview."""
+    """The independent check once more, of what the database says now and what was stored with the preview; and
+    whether the limits leave room for it now (`rooms`). Raises: liquidity-run-stale if not."""
     flows = store.flows_of(connection, [item.settlement for item in items])
     summary = row.summary
     balances = {
         (ParticipantId(item["participant"]), item["currency"]): int(item["before_minor"])
         for item in summary["positions"]
     }
-    rooms = tuple(
+    previewed = tuple(
         Room(
             LimitKind(item["kind"]),
             ParticipantId(item["participant"]),
@@ -539,7 +627,10 @@ def _check_stored(
     if taken_digest(chosen, net) != row.taken_sha256:
         raise InvariantBroken("I5", "what a run chose is not what was stored of it")
     is_strict = row.settle_as == "gross" or row.method == "strict"
-    _check(Snapshot(queue, balances, rooms), chosen, net if row.settle_as == "net" else None, is_strict=is_strict)
+    _check(Snapshot(queue, balances, previewed), chosen, net if row.settle_as == "net" else None, is_strict=is_strict)
+    passed = _faults(Snapshot(queue, balances, rooms), chosen, None, is_strict=False)
+    if passed:
+        raise ProblemError(R.LIQUIDITY_RUN_STALE, f"the limits leave less than when it was previewed: {passed[0]}")
 
 
 def _store_netting(
@@ -556,7 +647,7 @@ def _store_netting(
         tuple(legs),
         now.astimezone(UTC).date(),
         Priority.URGENT,
-        instruction_id=row.id.hex,
+        instruction_id=row.id.hex[-INSTRUCTION_ID_LENGTH_MAX:],
         end_to_end_id=row.id.hex,
     )
     stored = store_settlement(
@@ -571,7 +662,10 @@ def _store_netting(
 def advance(connection: sa.Connection, now: datetime) -> int:
     """A pass of the keeper: the next round of each gross run whose round has ended. Returns how many moved.
 
-    An instruction of a round that was cancelled ends the run: what came after counted on it, and stays queued.
+    An instruction of a round that was aborted, that is held back by another gate, or whose ledger has not posted it
+    UNPOSTED_MAX after its decision, ends the run: what came after counted on it, and stays queued. What is undecided
+    the engine decides within its own bound, and after the last round the decisions are enough, since limits count
+    them. So a run never waits for another day, nor for a ledger that stays away, and none keeps the next from starting.
     """
     waiting = [row.id for row in store.running(connection) if row.settle_as == "gross"]
     return sum(_advance(connection, run, now) for run in sorted(waiting))
@@ -583,20 +677,40 @@ def _advance(connection: sa.Connection, run: UUID, now: datetime) -> bool:
         return False
     items = [item for item in store.run_items(connection, run, after=0, limit=None) if item.round is not None]
     states = store.states_of(connection, [item.settlement for item in items if item.round == row.round])
-    if any(state not in (SettlementState.SETTLED, SettlementState.CANCELLED) for state in states.values()):
-        return False
-    cancelled = [key for key, state in states.items() if state is SettlementState.CANCELLED]
-    following = [item.settlement for item in items if item.round == row.round + 1]
-    if cancelled:
-        first = ids.show("stl", cancelled[0])
-        reason = f"{first} of round {row.round + 1} was cancelled; what came after stays queued"
+    received = [key for key, state in states.items() if state is SettlementState.RECEIVED]
+    held_back = gates.closed(connection, received) if received else {}
+    if any(
+        state is SettlementState.PREPARED or (state is SettlementState.RECEIVED and key not in held_back)
+        for key, state in states.items()
+    ):
+        return False  # undecided: the limits of another run would not count it
+    of_round = f"of round {row.round + 1}"
+    left = "what came after stays queued"
+    if held_back:
+        key, reason = next((key, found[0].reason) for key, found in sorted(held_back.items()))
+        reason = f"{ids.show('stl', key)} {of_round} is held back: {reason}; {left}"
         store.end_run(connection, run, state="aborted", reason=reason, now=now)
-    elif not following:
+        return True
+    aborted = [key for key, state in states.items() if state in (SettlementState.ABORTED, SettlementState.CANCELLED)]
+    if aborted:
+        reason = f"{ids.show('stl', aborted[0])} {of_round} was cancelled; {left}"
+        store.end_run(connection, run, state="aborted", reason=reason, now=now)
+        return True
+    following = [item.settlement for item in items if item.round == row.round + 1]
+    if not following:
         store.end_run(connection, run, state="settled", reason="", now=now)
-    else:
-        queued = [key for key, is_queued in store.lock_received(connection, following).items() if is_queued]
-        gates.open_gates(connection, GateKind.LIQUIDITY, queued, by=f"run lqr_{run}", now=now)
-        store.set_round(connection, run, row.round + 1)
+        return True
+    unposted = [key for key, state in states.items() if state is SettlementState.COMMITTED]
+    if unposted:
+        key, decided_at = store.first_decided(connection, unposted)
+        if now - decided_at < UNPOSTED_MAX:
+            return False
+        reason = f"{ids.show('stl', key)} {of_round} is committed, and a ledger has not posted it yet; {left}"
+        store.end_run(connection, run, state="aborted", reason=reason, now=now)
+        return True
+    queued = [key for key, is_queued in store.lock_received(connection, following).items() if is_queued]
+    gates.open_gates(connection, GateKind.LIQUIDITY, queued, by=f"run lqr_{run}", now=now)
+    store.set_round(connection, run, row.round + 1)
     return True
 
 
@@ -604,8 +718,10 @@ def _advance(connection: sa.Connection, run: UUID, now: datetime) -> bool:
 
 
 def why(desk: Desk, settlement: UUID, *, may_overtake: bool, viewer: ParticipantId | None = None) -> explaining.Why:
-    """Why one instruction waits now, and the smallest amount that frees it; of it what `viewer` may see (None: all).
+    """Why one instruction waits now, and the smallest amount that frees it. None as viewer: the operator.
 
+    A viewer's answer is worked out from its own positions and limits alone: with the others' in it, amounts tried one
+    after another would find what the others have.
     Raises: ProblemError(liquidity-not-queued, liquidity-positions-unknown).
     """
     with desk.database.transaction(isolation="READ COMMITTED") as connection:
@@ -620,7 +736,7 @@ def why(desk: Desk, settlement: UUID, *, may_overtake: bool, viewer: Participant
     if not row.is_started:
         return explaining.Why(settlement, "Its batch has not been started.", ())
     try:
-        snapshot = _read(desk).snapshot
+        snapshot = _read(desk, only=viewer).snapshot
     except ProblemError as error:
         if viewer is None:
             raise
@@ -628,9 +744,9 @@ def why(desk: Desk, settlement: UUID, *, may_overtake: bool, viewer: Participant
     if settlement not in {item.id for item in snapshot.queue}:
         return explaining.Why(settlement, f"More than {QUEUE_RUN_MAX} instructions are before it.", (), False)
     answer = explaining.why(snapshot, settlement, may_overtake=may_overtake)
-    if answer is None:
-        return explaining.Why(settlement, "Nothing: a run would settle it now.", ())
-    return answer if viewer is None else explaining.seen_by(answer, viewer)
+    if viewer is not None:
+        return explaining.own_side(settlement, answer, viewer)
+    return answer or explaining.Why(settlement, "Nothing: a run would settle it now.", ())
 
 
 def item_seen_by(item: store.RunItem, viewer: ParticipantId) -> store.RunItem:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -27,6 +27,7 @@ from kernel.errors import ProblemError
 from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
 from settlement.contract.market import InvalidQuote, QuoteDocument, read_quote
+from settlement.domain.compliance import Subject
 from settlement.domain.escrow import LegTerms, SettlementState
 from settlement.domain.fx import Quote, Rate, parse_rate, show_fraction
 from settlement.domain.instructions import Instruction, Priority
@@ -51,6 +52,7 @@ from settlement.domain.refusals import SettlementRefusal
 from settlement.settings import Directory
 from settlement.store import batches, tables
 from settlement.store import market as store
+from settlement.usecases.compliance import NewScreening, keep_to_screened
 from settlement.usecases.intake import IntakeCheck
 from settlement.usecases.market_evidence import search_view, why
 from settlement.usecases.multileg import NewMultileg, store_settlement
@@ -62,6 +64,16 @@ SEARCHES_MAX = 5
 """Of one execution, when quotes change between the search and their locks."""
 REQUOTES_MAX = 20
 """Then an execution that still waits is given up."""
+EXPIRED_PAGES_MAX = 10
+"""Pages of expired locks that one round looks at, on past those that could not be ended."""
+SCREENINGS_MAX = 4
+"""Of one execution that is quoted anew: each may bring in other providers, who are screened in their turn."""
+
+
+class ScreenAnew(Protocol):
+    def __call__(self, connection: sa.Connection, subject: Subject, *, now: datetime) -> NewScreening:
+        """Who of these new legs may not be in them, and what is to be recorded of it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +86,8 @@ class Market:
     clock: Clock
     lock_time: timedelta
     """How long a quote is locked for a settlement that the engine has not taken."""
+    screen_anew: ScreenAnew | None = None
+    """Who of new legs may not be in them; None without compliance: then who was not screened, if the others were."""
 
 
 # --- quotes
@@ -227,19 +241,22 @@ def _check_account(market: Market, participant: ParticipantId, currency: Currenc
 
 
 def look(
-    connection: sa.Connection, market: Market, order: Order, *, now: datetime
+    connection: sa.Connection, market: Market, order: Order, *, now: datetime, without: Collection[str] = ()
 ) -> tuple[Found, list[StandingQuote]]:
-    """The search over what is live now, and those quotes. Nothing is locked."""
+    """The search over what is live now, of everybody but `without`, and those quotes. Nothing is locked."""
     quotes = [
         quote
         for quote in store.live_quotes(connection, (order.wish.sell, order.wish.buy), now=now)
-        if _can_pay(market.directory, quote.terms.provider, quote.terms.base, quote.terms.counter)
+        if quote.terms.provider not in without
+        and _can_pay(market.directory, quote.terms.provider, quote.terms.base, quote.terms.counter)
     ]
     live = [edge for quote in quotes for edge in edges_of(quote)]
     fixed: list[Edge] = []
     for place, rate in enumerate(market.directory.rates):
-        if rate.valid_from <= now < rate.valid_until and _can_pay(
-            market.directory, rate.provider, rate.base, rate.counter
+        if (
+            rate.valid_from <= now < rate.valid_until
+            and rate.provider not in without
+            and _can_pay(market.directory, rate.provider, rate.base, rate.counter)
         ):
             fixed += fixed_edges(rate.base, rate.counter, rate.value, rate.provider, priority=place)
     return search_with_fallback(order.wish, live, fixed, without=(order.payer, order.payee)), quotes
@@ -380,11 +397,11 @@ def execute(
 
 
 def _find_and_lock(
-    connection: sa.Connection, market: Market, order: Order, *, now: datetime
+    connection: sa.Connection, market: Market, order: Order, *, now: datetime, without: Collection[str] = ()
 ) -> tuple[Found, list[StandingQuote], Route]:
     """The best route, with its quotes' rows locked and just as the search saw them."""
     for _ in range(SEARCHES_MAX):
-        found, quotes = look(connection, market, order, now=now)
+        found, quotes = look(connection, market, order, now=now, without=without)
         if found.best is None:
             is_any = any(item.route is not None for item in found.considered)
             refusal = SettlementRefusal.FX_LIMIT_NOT_MET if is_any else SettlementRefusal.FX_NO_ROUTE
@@ -535,29 +552,54 @@ def return_released(market: Market) -> int:
 def end_expired_locks(market: Market, *, limit: int = 100) -> int:
     """Executions that the engine has not decided before their lock expired: quoted anew or given up, as they say.
 
-    One that the engine has taken is given up: its legs are being signed and cannot change. How many were dealt with.
+    One that the engine has taken is given up: its legs are being signed and cannot change. So is one whose new legs
+    the database refuses. How many were dealt with.
     """
-    now = market.clock()
-    with market.database.transaction(isolation="READ COMMITTED") as connection:
-        keys = store.expired_locks(connection, now=now, limit=limit)
-    for key in keys:
+    now, done = market.clock(), 0
+    after: tuple[datetime, UUID] | None = None
+    for _ in range(EXPIRED_PAGES_MAX):
+        with market.database.transaction(isolation="READ COMMITTED") as connection:
+            page = store.expired_locks(connection, now=now, limit=limit, after=after)
+        ended = sum(_is_lock_ended(market, key, now=now) for _, key in page)
+        done += ended
+        if ended == len(page):
+            break  # what is behind a full page is first in the next round; what failed would be so again and again
+        after = page[-1]
+    return done
+
+
+def _is_lock_ended(market: Market, settlement: UUID, *, now: datetime) -> bool:
+    try:
         try:
-            with market.database.transaction(isolation="READ COMMITTED") as connection:
-                store.lock_market(connection)
-                _end_lock(connection, market, key, now=now)
-        except sa.exc.DBAPIError:
-            # One that cannot be dealt with must not keep the others from it; the next round tries again.
-            log.exception("the expired lock of settlement %s was not ended", key)
-    return len(keys)
+            _end_lock(market, settlement, now=now, may_requote=True)
+        except sa.exc.IntegrityError:
+            # A rule of the database's own refuses the new legs, and would refuse them again.
+            log.exception("settlement %s cannot be quoted anew: it is given up", settlement)
+            _end_lock(market, settlement, now=now, may_requote=False)
+    except sa.exc.DBAPIError:
+        # One that cannot be dealt with must not keep the others from it; the next round tries again.
+        log.exception("the expired lock of settlement %s was not ended", settlement)
+        return False
+    return True
 
 
-def _end_lock(connection: sa.Connection, market: Market, settlement: UUID, *, now: datetime) -> None:
+def _end_lock(market: Market, settlement: UUID, *, now: datetime, may_requote: bool) -> None:
+    with market.database.transaction(isolation="READ COMMITTED") as connection:
+        store.lock_market(connection)
+        _end_locked(connection, market, settlement, now=now, may_requote=may_requote)
+
+
+def _end_locked(
+    connection: sa.Connection, market: Market, settlement: UUID, *, now: datetime, may_requote: bool
+) -> None:
     state = store.lock_settlement(connection, settlement)
     row = store.find_execution(connection, settlement=settlement)
-    if row is None or state not in (SettlementState.RECEIVED, SettlementState.PREPARED):
+    # Asked again under the lock: another service may have dealt with it.
+    if row is None or not store.expired_locks(connection, now=now, limit=1, settlement=settlement):
         return
     if (
-        state is SettlementState.RECEIVED
+        may_requote
+        and state is SettlementState.RECEIVED
         and row.execution.on_expiry == "requote"
         and row.attempt <= REQUOTES_MAX
         and _requote(connection, market, row, now=now)
@@ -568,12 +610,29 @@ def _end_lock(connection: sa.Connection, market: Market, settlement: UUID, *, no
 
 def _requote(connection: sa.Connection, market: Market, row: store.ExecutionRow, *, now: datetime) -> bool:
     """New fills and legs within the customer's limits, along the same currencies: what was checked of calendars and of
-    the ledgers' liquidity at intake stays true. False if there are none."""
+    the ledgers' liquidity at intake stays true. A provider that compliance does not pass is left out. False if there
+    are none; what was screened stays recorded."""
+    without: set[str] = set()
+    for _ in range(SCREENINGS_MAX):
+        stopped = _requoted(connection, market, row, without, now=now)
+        if stopped is None:
+            return False
+        if not stopped:
+            return True
+        without |= stopped
+    return False
+
+
+def _requoted(
+    connection: sa.Connection, market: Market, row: store.ExecutionRow, without: Collection[str], *, now: datetime
+) -> frozenset[str] | None:
+    """One attempt, without these providers: nobody = it is done; else who must not be in it; None = there is no way."""
     execution = row.execution
     old = store.fills(connection, execution.settlement)
     held = [fill for fill in old if fill.attempt == row.attempt]
     hops = sorted({(fill.hop, fill.source, fill.target) for fill in held})
     path = (execution.sell, *(Currency.of(target) for _, _, target in hops))
+    screen = market.screen_anew or keep_to_screened
     with connection.begin_nested() as undo:
         store.lock_quotes(connection, {fill.quote for fill in held if fill.quote is not None})
         store.release_fills(connection, execution.settlement)
@@ -587,22 +646,30 @@ def _requote(connection: sa.Connection, market: Market, row: store.ExecutionRow,
         )
         order = Order(execution.payer, execution.payee, replace(wish, path=path))
         try:
-            found, quotes, route = _find_and_lock(connection, market, order, now=now)
+            found, quotes, route = _find_and_lock(connection, market, order, now=now, without=without)
             legs = _terms(market.directory, order, route)
         except ProblemError:
             undo.rollback()
-            return False
-        attempt = row.attempt + 1
-        store.replace_legs(
-            connection,
-            execution.settlement,
-            legs,
-            attempt=attempt,
-            given_minor=route.given_minor,
-            received_minor=route.received_minor,
-            rate=_rate(route),
-            rate_provider=_only_provider(route),
-            lock_expires_at=now + market.lock_time,
+            return None
+        subject = Subject(
+            execution.settlement, execution.uetr, execution.payer, execution.payee, legs, now.date(), None
         )
-        _lock(connection, execution.settlement, attempt, found, quotes, route, now=now)
-    return True
+        screened = screen(connection, subject, now=now)
+        if screened.stopped:
+            undo.rollback()
+        else:
+            attempt = row.attempt + 1
+            store.replace_legs(
+                connection,
+                execution.settlement,
+                legs,
+                attempt=attempt,
+                given_minor=route.given_minor,
+                received_minor=route.received_minor,
+                rate=_rate(route),
+                rate_provider=_only_provider(route),
+                lock_expires_at=now + market.lock_time,
+            )
+            _lock(connection, execution.settlement, attempt, found, quotes, route, now=now)
+    screened.record(connection)  # not within what was undone
+    return screened.stopped

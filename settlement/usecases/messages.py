@@ -38,7 +38,7 @@ from settlement.domain.statuses import (
 from settlement.domain.streams import StreamState
 from settlement.iso20022.camt053 import write_camt053
 from settlement.iso20022.pacs002 import write_pacs002
-from settlement.iso20022.recalls import Recall, Resolution, ResolvedItem, read_recall, write_resolution
+from settlement.iso20022.recalls import Recall, RecallItem, Resolution, ResolvedItem, read_recall, write_resolution
 from settlement.iso20022.small_messages import MessageRefused
 from settlement.iso20022.versions import kind_of
 from settlement.iso20022.xml_reader import local_name
@@ -336,10 +336,14 @@ def _asked_back(
     for number, item in enumerate(recall.items, start=1):
         key = found.get(item.uetr)
         settlement = None if key is None else batches.find_settlement(connection, key)
-        if settlement is not None and not is_operator:
-            batch = batches.find(connection, settlement.batch)
-            if submitter not in (settlement.debtor, batch.submitter if batch else None):
-                settlement = None
+        batch = None if settlement is None else batches.find(connection, settlement.batch)
+        asks = (submitter,) if settlement is None else (settlement.debtor, batch.submitter if batch else None)
+        if not is_operator and submitter not in asks:
+            settlement = None
+        # A recall of another payment than its UETR's must not end that one: the UETR alone may be a slip.
+        fault = "" if settlement is None or batch is None else _unlike(connection, item, settlement, batch)
+        if fault:
+            settlement = None
         was_open = False
         if settlement is not None:
             # Under the settlement's row lock: a decision that came first stays.
@@ -355,9 +359,29 @@ def _asked_back(
                 uetr=item.uetr,
                 settlement_id=None if settlement is None else settlement.id,
                 was_open=was_open,
+                fault=fault,
             )
         )
     return rows
+
+
+def _unlike(connection: sa.Connection, item: RecallItem, settlement: SettlementRow, batch: BatchRow) -> str:
+    """What a recall says of a payment that is not so, "" if nothing; what it leaves out is not asked for."""
+    message_id = None
+    if item.original_message_id is not None and batch.format.startswith("pacs."):
+        stream = messages.stream_of_batch(connection, batch.id)
+        message_id = batch.message_id if stream is None else stream.message_id
+    amount = settlement.legs[0].leg.terms.amount
+    for name, says, holds in (
+        ("OrgnlMsgId", item.original_message_id, message_id),
+        ("OrgnlInstrId", item.instruction_id, settlement.instruction_id),
+        ("OrgnlEndToEndId", item.end_to_end_id, settlement.end_to_end_id),
+        ("OrgnlIntrBkSttlmAmt", item.amount, amount),
+        ("OrgnlIntrBkSttlmDt", item.value_date, settlement.value_date),
+    ):
+        if says is not None and holds is not None and says != holds:
+            return f"{name} says {says}, the payment of this UETR has {holds}"
+    return ""
 
 
 def recall_standing(connection: sa.Connection, recall: UUID) -> RecallStanding | None:
@@ -386,7 +410,7 @@ def _resolved(item: RecallItemRow, settlement: SettlementRow | None) -> Resolved
     texts: tuple[str, ...] = ()
     if settlement is None:
         status, reason = CancellationStatus.REJECTED, NO_ORIGINAL
-        texts = texts_of("no payment of this UETR that the sender may recall")
+        texts = texts_of(item.fault or "no payment of this UETR that the sender may recall")
     else:
         status = cancellation_of(settlement.state, was_open=item.was_open)
         if status is CancellationStatus.REJECTED:

@@ -24,7 +24,7 @@ from kernel.errors import ProblemError
 from kernel.ids import ParticipantId, new_uuid7
 from kernel.money import Money
 from settlement.domain.escrow import LegTerms
-from settlement.domain.instructions import PROBLEMS_MAX, Instruction, Priority
+from settlement.domain.instructions import INSTRUCTION_ID_LENGTH_MAX, PROBLEMS_MAX, Instruction, Priority
 from settlement.domain.multileg import LEGS_MAX, LEGS_MIN, find_fault
 from settlement.domain.refusals import SettlementRefusal
 from settlement.settings import Directory
@@ -214,7 +214,7 @@ def _new_settlement(new: NewMultileg) -> batches.NewSettlement:
     return batches.NewSettlement(
         id=new_uuid7(),
         position=1,
-        instruction_id=new.instruction_id or new.uetr.hex,
+        instruction_id=new.instruction_id or new.uetr.hex[-INSTRUCTION_ID_LENGTH_MAX:],
         end_to_end_id=new.end_to_end_id or new.uetr.hex,
         uetr=new.uetr,
         debtor=first.payer,

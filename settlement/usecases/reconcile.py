@@ -3,8 +3,10 @@
 1. A source is a file, kept whole under its digest; the same file again is the same source. The bridge's own record of
    posted legs becomes one too, so that every run rests on two files that an auditor can read.
 2. A run is named by its caller: the same id with the same content is the same run, whatever died in between.
-3. One run of a relation at a time. The lines of its open missing breaks are carried into the run; a break whose lines
-   are matched now is closed by it (`late-side`), and a break that is found again stays the one that it was. Breaks
+3. One run of a relation at a time. The lines that wait for the other side (of open missing breaks, of reversals, and
+   ours that they had as pending) are carried into the run; a break whose lines are matched now is closed by it
+   (`late-side`), unless an officer has opened it. A break that is found again stays the one that it was, open or, if
+   officers have explained, booked or matched exactly it, closed: nothing is booked twice. Breaks
    against the bridge's record and breaks against a file that the participant calls its own live apart: a file of
    anybody's making carries nothing into, and closes nothing of, a comparison with the record.
 4. Result, new breaks with their first events, and closings are one transaction.
@@ -31,20 +33,20 @@ from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency
-from settlement.domain.reconciliation import JOURNAL, Break, BreakType, Rules, View
+from settlement.domain.reconciliation import JOURNAL, Break, BreakType, Rules, Side, View
 from settlement.domain.reconciliation import session as sessions
 from settlement.domain.reconciliation.lifecycle import BreakState, Event, EventKind
 from settlement.domain.reconciliation.lines import LineTable, entry_of_json, entry_to_json
 from settlement.domain.reconciliation.mapping import CANONICAL, TableMapping
 from settlement.domain.reconciliation.session import Outcome, Previous, Selection
 from settlement.domain.refusals import SettlementRefusal as R
-from settlement.domain.statements import Statement, StatementEntry
+from settlement.domain.statements import StatementEntry
 from settlement.sources import SourceFormat, SourceRead, papers_of, read_source
 from settlement.sources.tables import write_csv
 from settlement.store import batches
 from settlement.store import reconciliation as store
 from settlement.store.reconciliation import BreakRow, MatchRow, NewBreak, PairsRow, Relation, RunRow, SourceRow
-from settlement.usecases.statements import account_of, batch_entries, write_durably
+from settlement.usecases.statements import account_of, batch_entries, written_beside
 
 CARRIED_MAX = 20_000
 """Open breaks of one relation that a run looks at, the oldest first."""
@@ -61,7 +63,7 @@ class NewSource:
     participant: ParticipantId
     counterparty: str
     account: str | None = None
-    """Of tables, which do not name theirs."""
+    """Of tables, which do not name theirs; of a camt file with several statements, which is meant."""
     created_by: str = ""
 
 
@@ -153,31 +155,31 @@ def _take(
 ) -> SourceRow:
     digest = hashlib.sha256(wanted.content).digest()
     with database.transaction(isolation="READ COMMITTED") as connection:
-        kept = (
-            store.find_mapping(connection, wanted.participant, wanted.counterparty) if wanted.format.is_table else None
-        )
+        kept = store.find_mapping(connection, wanted.participant, wanted.counterparty)
         version = 0 if kept is None or wanted.counterparty == JOURNAL else kept.version
-        same = store.find_same_source(
-            connection, wanted.participant, wanted.counterparty, wanted.format.value, version, digest
-        )
+
+    def same_source(accounts: Sequence[str | None] | None) -> SourceRow | None:
+        by_content = (wanted.participant, wanted.counterparty, wanted.format.value, version, digest)
+        with database.transaction(isolation="READ COMMITTED") as connection:
+            return store.find_same_source(connection, *by_content, accounts=accounts)
+
+    same = same_source(None if wanted.account is None else [wanted.account])
     path = source_path(files_directory, digest)
     if same is not None and path.is_file():
         return same
-    read = read_source(wanted.content, wanted.format, mapping=_mapping_of(kept if version else None))
-    if read.lines is None:
-        problems = [{"refusal": x.refusal, "index": x.index, "reason": x.reason} for x in read.problems]
-        raise ProblemError(R.STATEMENT_INVALID, read.problems[0].reason, problems=problems)
-    if not path.is_file():
-        write_durably(path, wanted.content)  # before its row: a row without its file would be a promise broken
-    row = _source_row(wanted, read.lines, read.statement, digest, version, clock())
+    with written_beside(path, wanted.content) as put:
+        mapping = _mapping_of(kept if version else None)
+        read = read_source(wanted.content, wanted.format, mapping=mapping, account=wanted.account)
+        if read.lines is None:
+            problems = [{"refusal": x.refusal, "index": x.index, "reason": x.reason} for x in read.problems]
+            raise ProblemError(R.STATEMENT_INVALID, read.problems[0].reason, problems=problems)
+        put()  # before its row: a row without its file would be a promise broken
+    row = _source_row(wanted, read, read.lines, digest, version, clock())
     try:
         with database.transaction(isolation="READ COMMITTED") as connection:
             store.insert_source(connection, row)
     except sa.exc.IntegrityError:
-        with database.transaction(isolation="READ COMMITTED") as connection:
-            same = store.find_same_source(
-                connection, wanted.participant, wanted.counterparty, wanted.format.value, version, digest
-            )
+        same = same_source([row.account])
         if same is None:
             raise
         return same
@@ -191,8 +193,9 @@ def source_path(files_directory: Path, sha256: bytes) -> Path:
 
 
 def _source_row(
-    wanted: NewSource, lines: LineTable, statement: Statement | None, digest: bytes, version: int, now: datetime
+    wanted: NewSource, read: SourceRead, lines: LineTable, digest: bytes, version: int, now: datetime
 ) -> SourceRow:
+    statement = read.statement
     currencies = lines.strings("currency").unique().to_pylist()
     currency = currencies[0] if len(currencies) == 1 else None
     return SourceRow(
@@ -204,8 +207,8 @@ def _source_row(
         sha256=digest,
         byte_count=len(wanted.content),
         line_count=len(lines),
-        account=wanted.account if statement is None else statement.account,
-        currency=currency if statement is None else statement.currency.code,
+        account=read.account or wanted.account,
+        currency=read.currency or currency,
         statement_id=None if statement is None else statement.statement_id,
         sequence_number=None if statement is None else statement.sequence_number,
         opening_minor=None if statement is None else statement.opening_minor,
@@ -232,7 +235,7 @@ def read_kept(source: SourceRow, *, database: Database, files_directory: Path) -
     if source.mapping_version:
         with database.transaction(isolation="READ COMMITTED") as connection:
             row = store.find_mapping(connection, source.participant, source.counterparty, source.mapping_version)
-    return read_source(content, SourceFormat(source.format), mapping=_mapping_of(row))
+    return read_source(content, SourceFormat(source.format), mapping=_mapping_of(row), account=source.account)
 
 
 # --- runs
@@ -287,18 +290,19 @@ def reconcile(
         of_record = ours.counterparty == JOURNAL
         open_breaks = store.open_breaks(connection, relation, record=JOURNAL, of_record=of_record, limit=CARRIED_MAX)
         before = store.source_before(connection, theirs) if wanted.batch is None else None
-        carried_ours = _carried(open_breaks, BreakType.MISSING_THERE, ours_read.lines)
-        carried_theirs = _carried(open_breaks, BreakType.MISSING_HERE, read.lines)
+        carried_ours = _carried(open_breaks, ours_read.lines, is_ours=True)
+        carried_theirs = _carried(open_breaks, read.lines, is_ours=False)
         selection = Selection(
             booked_from=booked_from,
             booked_to=wanted.booked_to,
+            is_of_batch=wanted.batch is not None and wanted.our_source is None,
             excluded_uetrs=tuple(sorted(excluded)),
             accounts=tuple(sorted({account_name, theirs.account or account_name, ours.account or account_name})),
             previous=None
-            if before is None or before.sequence_number is None or before.closing_minor is None
+            if before is None or before.closing_minor is None
             else Previous(before.sequence_number, before.closing_minor),
-            carried_ours=tuple(line for _, line in carried_ours),
-            carried_theirs=tuple(line for _, line in carried_theirs),
+            carried_ours=tuple(carried_ours),
+            carried_theirs=tuple(carried_theirs),
         )
         outcome = sessions.run_session(
             ours_read.lines,
@@ -396,18 +400,40 @@ def _account_of(wanted: Wanted, theirs: SourceRow, accounts: set[str]) -> str:
     return theirs.account
 
 
-def _carried(
-    open_breaks: Sequence[BreakRow], kind: BreakType, present: LineTable
-) -> list[tuple[BreakRow, StatementEntry]]:
-    """Lines of open missing breaks that the source does not hold itself."""
-    rows = [row for row in open_breaks if row.type == kind.value and row.lines]
+def _waiting_side(found: Break) -> Side | None:
+    """Whose lines of a break wait for the other side, and are kept for later runs."""
+    match found.type:
+        case BreakType.MISSING_THERE:
+            return Side.OURS
+        case BreakType.MISSING_HERE:
+            return Side.THEIRS
+        case BreakType.REVERSED:
+            return found.side
+        case BreakType.STATUS:  # booked here and pending there: the booking follows
+            return Side.OURS
+        case _:
+            return None
+
+
+def _carried(open_breaks: Sequence[BreakRow], present: LineTable, *, is_ours: bool) -> list[StatementEntry]:
+    """Lines of open breaks that wait for the other side and that the source does not hold itself."""
+    rows = [row for row in open_breaks if row.lines and _is_of(row, is_ours=is_ours)]
     if not rows:
         return []
     wanted = {str(line["reference"]) for row in rows for line in row.lines or ()}
     there = sessions.references_of(present, wanted)
-    return [
-        (row, entry_of_json(line)) for row in rows for line in row.lines or () if str(line["reference"]) not in there
-    ]
+    return [entry_of_json(line) for row in rows for line in row.lines or () if str(line["reference"]) not in there]
+
+
+def _is_of(row: BreakRow, *, is_ours: bool) -> bool:
+    """Whether the lines kept with a break are of our side."""
+    if row.type == BreakType.REVERSED.value:
+        return (row.side == Side.OURS.value) is is_ours
+    return (row.type != BreakType.MISSING_HERE.value) is is_ours
+
+
+def _gross(found: Break) -> dict[str, str]:
+    return {currency.code: str(amount) for currency, amount in found.gross_minor}
 
 
 def _run_row(
@@ -463,27 +489,46 @@ def _store(
     keys = break_keys(run.relation, outcome.breaks, of_record=of_record)
     known = {row.key: row.id for row in open_breaks}
     known |= store.find_open_keys(connection, [key for key in keys if key not in known])
-    places_ours = {at for x in outcome.breaks if x.type is BreakType.MISSING_THERE for at in x.our_positions}
-    places_theirs = {at for x in outcome.breaks if x.type is BreakType.MISSING_HERE for at in x.their_positions}
-    lines_ours = _lines_at(ours, places_ours)
-    lines_theirs = _lines_at(theirs, places_theirs)
+    decided = store.find_decided_keys(connection, [key for key in keys if key not in known])
+    waiting = [_waiting_side(x) for x in outcome.breaks]
+    lines_ours = _lines_at(
+        ours,
+        {at for x, side in zip(outcome.breaks, waiting, strict=True) if side is Side.OURS for at in x.our_positions},
+    )
+    lines_theirs = _lines_at(
+        theirs,
+        {
+            at
+            for x, side in zip(outcome.breaks, waiting, strict=True)
+            if side is Side.THEIRS
+            for at in x.their_positions
+        },
+    )
     new: list[NewBreak] = []
     findings: list[UUID] = []
-    for found, key in zip(outcome.breaks, keys, strict=True):
+    for found, key, side in zip(outcome.breaks, keys, waiting, strict=True):
         if key in known:
             findings.append(known[key])
             continue
+        before = decided.get(key)
+        if before is not None and before.difference_minor == found.difference_minor and before.gross == _gross(found):
+            findings.append(before.id)
+            continue
         carried: list[dict[str, Any]] | None = None
-        if found.type is BreakType.MISSING_THERE:
-            carried = [lines_ours[at] for at in found.our_positions]
-        elif found.type is BreakType.MISSING_HERE:
-            carried = [lines_theirs[at] for at in found.their_positions]
+        if side is Side.OURS:
+            carried = [lines_ours[at] for at in found.our_positions if at in lines_ours]
+        elif side is Side.THEIRS:
+            carried = [lines_theirs[at] for at in found.their_positions if at in lines_theirs]
+        if carried and found.type is BreakType.REVERSED:
+            carried = [line | {"is_reversal": True} for line in carried]
         new.append(new_break(found, run.relation, key, run=run.id, lines=carried, now=run.created_at))
         findings.append(new[-1].id)
     again = set(findings)
-    late = [row for row in open_breaks if row.id not in again and _is_over(row, outcome)]
+    # What an officer has opened (a match taken back, a closing undone), an officer closes.
+    kept = again | store.opened_by_officers(connection, [row.id for row in open_breaks])
+    late = [row for row in open_breaks if row.id not in kept and _is_over(row, outcome)]
     moved = _superseded(open_breaks, outcome, len(ours), len(theirs), selection)
-    late += [row for row in open_breaks if row.id in moved and row.id not in again and row not in late]
+    late += [row for row in open_breaks if row.id in moved and row.id not in kept and row not in late]
     run = _counted(run, len(late))
     store.insert_run(
         connection,
@@ -535,14 +580,14 @@ def _is_over(row: BreakRow, outcome: Outcome) -> bool:
 def _superseded(
     open_breaks: Sequence[BreakRow], outcome: Outcome, our_count: int, their_count: int, selection: Selection
 ) -> set[UUID]:
-    """Missing breaks whose late line came and differs: the new break says how, so the old one is over."""
-    ours = {
+    """Breaks whose late line came and differs: the new break says how, so the old one is over."""
+    new_ours = {
         selection.carried_ours[at - our_count].reference
         for x in outcome.breaks
         for at in x.our_positions
         if at >= our_count
     }
-    theirs = {
+    new_theirs = {
         selection.carried_theirs[at - their_count].reference
         for x in outcome.breaks
         for at in x.their_positions
@@ -551,11 +596,9 @@ def _superseded(
     return {
         row.id
         for row in open_breaks
-        if row.state not in _IN_OFFICERS_HANDS
-        and (
-            (row.type == BreakType.MISSING_THERE.value and ours.issuperset(row.our_references))
-            or (row.type == BreakType.MISSING_HERE.value and theirs.issuperset(row.their_references))
-        )
+        if row.lines
+        and row.state not in _IN_OFFICERS_HANDS
+        and (new_ours if _is_of(row, is_ours=True) else new_theirs).issuperset(line["reference"] for line in row.lines)
     }
 
 

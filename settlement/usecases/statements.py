@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Collection, Iterable
-from datetime import UTC, datetime
+import secrets
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +27,9 @@ from settlement.iso20022.camt053 import write_camt053
 from settlement.store import batches, reports
 
 _UETR_VERSION = 4
+_BESIDE = ".part"
+INTERRUPTED_AFTER = timedelta(hours=1)
+"""Far longer than any file takes to be read: what is older and still beside its place, nobody will put there."""
 
 
 def batch_entries(
@@ -41,6 +47,7 @@ def batch_entries(
         if booked_at is None:
             continue  # written with the state `posted` in one statement (DecisionLog.record_ends)
         is_credit = terms.payee == participant
+        ordered = row.legs[0].leg.terms.amount  # what the first leg pays; the others are its exchange
         entries.append(
             StatementEntry(
                 reference=reference_of(leg.hold_id),
@@ -52,6 +59,7 @@ def batch_entries(
                 value_date=booked_at.astimezone(UTC).date(),
                 counterparty=terms.payer if is_credit else terms.payee,
                 counterparty_account=ids.show_account(terms.debit if is_credit else terms.credit),
+                instructed=None if row.nets or ordered.currency == terms.amount.currency else ordered,
             )
         )
     return tuple(entries)
@@ -177,13 +185,52 @@ def camt053_bytes(statement: Statement, *, allow_inconsistent: bool = False) -> 
 
 def write_durably(path: Path, content: bytes) -> None:
     """The file whole or not at all: written beside, synced, renamed."""
+    with written_beside(path, content) as put:
+        put()
+
+
+@contextmanager
+def written_beside(path: Path, content: bytes) -> Iterator[Callable[[], None]]:
+    """Write a file beside its place while the caller does something else; the function given puts it there, durably.
+    Without its call nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_BESIDE}")  # two requests may bring one file
+
+    def write() -> None:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def put() -> None:
+        writing.result()
+        beside.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            yield put
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sweep_interrupted(files_directory: Path, *, now: datetime, older_than: timedelta = INTERRUPTED_AFTER) -> int:
+    """Remove what writers that were killed left beside its place; how many files. Another service may be writing
+    there now, so young ones stay. A file that goes meanwhile is gone. Raises OSError."""
+    swept = 0
+    for path in files_directory.rglob(f"*{_BESIDE}"):
+        try:
+            if now.timestamp() - path.lstat().st_mtime > older_than.total_seconds():
+                path.unlink()
+                swept += 1
+        except FileNotFoundError:
+            continue
+    return swept
 
 
 def _balance_before(line: StatementLine) -> int:

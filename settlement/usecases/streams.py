@@ -22,6 +22,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +59,7 @@ from settlement.store import batches, gates, messages
 from settlement.store.messages import StagedRow, StreamRefusalRow, StreamRow
 from settlement.usecases.intake import Candidate, Fault, IntakeCheck
 from settlement.usecases.market import CreditorPrices, Market
+from settlement.usecases.statements import sweep_interrupted
 from settlement.usecases.submit import Submission, quoted
 
 log = logging.getLogger("jiaozi.settlement")
@@ -72,6 +74,8 @@ RACES_MAX = 3
 IDLE_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 """After a stream's step failed (the database away, a disk full) the others come first for so long."""
+SWEEP_SECONDS = 3_600.0
+"""Files that nobody needs any more are looked for at the start and then so often."""
 _DIGEST_BLOCK = 1024 * 1024
 
 
@@ -283,20 +287,29 @@ def _read_lines(context: StreamContext, row: StreamRow, file: BinaryIO) -> Itera
     )
     taken: list[StagedRow] = []
     refused: list[StreamRefusalRow] = []
-    for chunk in chunks:
-        _check_header(context, row, chunk.header)
-        for line in chunk.lines:
-            totals.add(line.amount, line.currency)
-            if isinstance(line.decided, InstructionProblem):
-                refused.append(_refusal(line.decided))
-            else:
-                taken.append(StagedRow(line.index, line.line, line.decided))
-        if totals.count > STREAM_INSTRUCTIONS_MAX:
-            reason = f"a stream takes at most {STREAM_INSTRUCTIONS_MAX:,}"
-            raise FileProblem(InstructionProblem(InstructionRefusal.TOO_MANY_INSTRUCTIONS, 0, 0, reason))
-        if chunk.is_last or len(taken) + len(refused) >= STAGE_LINES:
-            _stage(context, row, cursor, chunk, taken, refused, totals)
-            taken, refused, cursor = [], [], chunk.after
+    staged: Future[None] | None = None
+    # While the database stores some lines, the next ones are read.
+    with ThreadPoolExecutor(1, thread_name_prefix="settlement-stream-stage") as storing:
+        for chunk in chunks:
+            _check_header(context, row, chunk.header)
+            for line in chunk.lines:
+                totals.add(line.amount, line.currency)
+                if isinstance(line.decided, InstructionProblem):
+                    refused.append(_refusal(line.decided))
+                else:
+                    taken.append(StagedRow(line.index, line.line, line.decided))
+            if totals.count > STREAM_INSTRUCTIONS_MAX:
+                reason = f"a stream takes at most {STREAM_INSTRUCTIONS_MAX:,}"
+                raise FileProblem(InstructionProblem(InstructionRefusal.TOO_MANY_INSTRUCTIONS, 0, 0, reason))
+            if chunk.is_last or len(taken) + len(refused) >= STAGE_LINES:
+                if staged is not None:
+                    staged.result()
+                    yield
+                so_far = replace(totals, codes=set(totals.codes))
+                staged = storing.submit(_stage, context, row, cursor, chunk, taken, refused, so_far)
+                taken, refused, cursor = [], [], chunk.after
+        if staged is not None:
+            staged.result()
             yield
 
 
@@ -405,40 +418,59 @@ def _refuse_file(
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """The next staged lines behind a number."""
+
+    after: int
+    rows: list[StagedRow]
+
+
 def _book(context: StreamContext, row: StreamRow) -> Iterator[None]:
-    while not _book_batch(context, row.id):
-        yield
+    # While the database stores some lines, the next ones are fetched: nothing but their booking changes them.
+    with ThreadPoolExecutor(1, thread_name_prefix="settlement-stream-fetch") as fetching:
+        fetched = fetching.submit(_staged, context, row.id, row.booked_number)
+        while (lines := fetched.result()).rows:
+            fetched = fetching.submit(_staged, context, row.id, lines.rows[-1].number)
+            _book_batch(context, row.id, lines)
+            yield
+        _book_batch(context, row.id, lines)
 
 
-def _book_batch(context: StreamContext, stream: UUID) -> bool:
-    """Book the next lines in one transaction; True if there were none left."""
+def _staged(context: StreamContext, stream: UUID, after: int) -> _Staged:
+    with context.database.transaction(isolation="READ COMMITTED") as connection:
+        return _Staged(after, messages.staged(connection, stream, after=after, limit=BATCH_LINES))
+
+
+def _book_batch(context: StreamContext, stream: UUID, lines: _Staged) -> None:
+    """Book these lines in one transaction, or end the stream if there are none."""
     for attempt in range(1, RACES_MAX + 1):
         try:
             with context.database.transaction(isolation="READ COMMITTED") as connection:
-                return _book_lines(context, connection, stream)
+                _book_lines(context, connection, stream, lines)
+            return
         except sa.exc.IntegrityError:
             # Another submission took a UETR between our look and our write: this time it is seen.
             if attempt == RACES_MAX:
                 raise
-    return False
 
 
-def _book_lines(context: StreamContext, connection: sa.Connection, stream: UUID) -> bool:
+def _book_lines(context: StreamContext, connection: sa.Connection, stream: UUID, staged: _Staged) -> None:
     row = messages.find_stream(connection, stream, lock=True)
-    if row is None or row.state != StreamState.BOOKING:
+    if row is None or row.state != StreamState.BOOKING or row.booked_number != staged.after:
         raise _Elsewhere
     now = context.clock()
-    rows = messages.staged(connection, stream, after=row.booked_number, limit=BATCH_LINES)
+    rows = staged.rows
     if not rows:
         messages.update_stream(
             connection, stream, state=StreamState.DONE.value, booked_number=row.line_count, ended_at=now
         )
-        return True
+        return
     first, last = rows[0].number, rows[-1].number
     refused: dict[int, Fault] = {}
     by_number = {item.number: item.instruction for item in rows}
-    made, prices = _settlements(context, connection, row, by_number, refused, now=now)
-    if made:
+    made = _settlements(context, connection, row, by_number, refused, now=now)
+    if made.settlements:
         batch = new_uuid7()
         batches.insert_batch(
             connection,
@@ -449,11 +481,11 @@ def _book_lines(context: StreamContext, connection: sa.Connection, stream: UUID)
             content_sha256=row.content_sha256,
             received_at=now,
             started_at=now if context.run_on_submit else None,
-            settlements=[item for item, _ in made.values()],
+            settlements=made.settlements,
         )
-        gates.close(connection, [gate for _, closed in made.values() for gate in closed], now=now)
-        if prices is not None:
-            prices.lock([item for item, _ in made.values()], submitter=row.submitter)
+        gates.close(connection, made.closed, now=now)
+        if made.prices is not None:
+            made.prices.lock(made.settlements, submitter=row.submitter)
         messages.insert_stream_batch(connection, stream, batch=batch, first_number=first, last_number=last)
     lines = {item.number: item for item in rows}
     messages.refuse_lines(
@@ -476,13 +508,18 @@ def _book_lines(context: StreamContext, connection: sa.Connection, stream: UUID)
         connection,
         stream,
         booked_number=last,
-        booked_count=row.booked_count + len(made),
+        booked_count=row.booked_count + len(made.settlements),
         refused_count=row.refused_count + len(refused),
     )
-    return False
 
 
-Made = dict[int, tuple[batches.NewSettlement, list[gates.Gate]]]
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Of the lines that are accepted: their settlements, the gates that are closed before them, the quotes used."""
+
+    settlements: list[batches.NewSettlement]
+    closed: list[gates.Gate]
+    prices: CreditorPrices | None
 
 
 def _settlements(
@@ -493,8 +530,8 @@ def _settlements(
     refused: dict[int, Fault],
     *,
     now: datetime,
-) -> tuple[Made, CreditorPrices | None]:
-    """What becomes of each line, by its number, and the quotes they use; the others go to `refused`."""
+) -> _Made:
+    """What becomes of the lines, in their order; those that are refused go to `refused`, by their number."""
     submission = Submission(b"", "csv", row.submitter, row.is_operator, "", "")
     used = batches.used_uetrs(connection, [item.uetr for item in instructions.values()])
     for number, item in instructions.items():
@@ -511,7 +548,7 @@ def _settlements(
             prices = None if context.market is None else CreditorPrices(context.market, connection, now=now)
             made, faults = quoted(items, submission, directory=context.directory, clock=context.clock, prices=prices)
             closed: list[gates.Gate] = []
-            if not faults:
+            if context.checks and not faults:
                 candidates = [
                     Candidate(number, instruction, settlement)
                     for number, instruction, settlement in zip(numbers, items, made, strict=True)
@@ -523,17 +560,9 @@ def _settlements(
             for fault in faults:
                 refused[numbers[fault.index - 1]] = fault
             if len(numbers) == sum(number not in refused for number in instructions):
-                by_settlement: dict[UUID, list[gates.Gate]] = {}
-                for gate in closed:
-                    by_settlement.setdefault(gate.settlement, []).append(gate)
-                placed = [
-                    item if item.position == number - first + 1 else replace(item, position=number - first + 1)
-                    for number, item in zip(numbers, made, strict=True)
-                ]
-                lines = {
-                    number: (item, by_settlement.get(item.id, [])) for number, item in zip(numbers, placed, strict=True)
-                }
-                return lines, prices
+                for number, settlement in zip(numbers, made, strict=True):
+                    settlement.position = number - first + 1
+                return _Made(made, closed, prices)
             savepoint.rollback()
 
 
@@ -584,12 +613,15 @@ class StreamWorker:
             self._thread.join(timeout_seconds)
 
     def _run(self) -> None:
-        try:
-            self._sweep()
-        except Exception:
-            log.warning("files of ended streams could not be looked for", exc_info=True)
+        sweep_at = time.monotonic()
         while not self._stop.is_set():
             self._wake.clear()
+            if time.monotonic() >= sweep_at:
+                sweep_at += SWEEP_SECONDS
+                try:
+                    self._sweep()
+                except Exception:
+                    log.warning("files that are left over could not be looked for", exc_info=True)
             try:
                 worked = self._round()
             except Exception:
@@ -601,10 +633,16 @@ class StreamWorker:
             work.close()
 
     def _sweep(self) -> None:
-        """Remove the files of streams that ended just before a crash: they hold personal data."""
+        """Remove the files of streams that ended just before a crash, which hold personal data, and the halves of other
+        files whose upload a crash interrupted."""
+        sweep_interrupted(self._context.files_directory, now=self._context.clock())
         for path in (self._context.files_directory / "streams").glob("str_*"):
+            try:
+                stream = UUID(path.name.removeprefix("str_"))
+            except ValueError:
+                continue  # not ours
             with self._context.database.transaction(isolation="READ COMMITTED") as connection:
-                row = messages.find_stream(connection, UUID(path.name.removeprefix("str_")))
+                row = messages.find_stream(connection, stream)
             if row is not None and row.ended_at is not None:
                 path.unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
@@ -16,8 +16,8 @@ from kernel import idempotency
 from kernel.clock import Clock
 from kernel.database import Database
 from kernel.errors import ProblemError
-from kernel.ids import ParticipantId, new_uuid7
-from kernel.money import Currency
+from kernel.ids import AccountNumber, ParticipantId, new_uuid7
+from kernel.money import Currency, Money
 from settlement.contract import BATCH_BYTES_MAX, BATCH_INSTRUCTIONS_MAX
 from settlement.domain.escrow import LegTerms
 from settlement.domain.fx import Quote, Rate, find_rate, quote, show_fraction
@@ -26,7 +26,7 @@ from settlement.domain.refusals import SettlementRefusal
 from settlement.iso20022.credit_transfer import read_credit_transfer
 from settlement.iso20022.csv_batch import read_csv
 from settlement.settings import Directory
-from settlement.store import batches, gates, tables
+from settlement.store import batches, gates, messages, tables
 from settlement.usecases.intake import Candidate, Fault, IntakeCheck
 from settlement.usecases.market import CreditorPrices, Market
 
@@ -50,6 +50,7 @@ def submit_batch(
     database: Database,
     directory: Directory,
     clock: Clock,
+    bridge: ParticipantId,
     run_on_submit: bool,
     checks: Sequence[IntakeCheck] = (),
     market: Market | None = None,
@@ -73,11 +74,16 @@ def submit_batch(
             if known.content_sha256 != digest:
                 raise ProblemError(SettlementRefusal.BATCH_ID_REUSED, f"message id {message_id} has other content")
             return 200, render(known)
+        if messages.find_stream_of_message(connection, submission.submitter, message_id) is not None:
+            raise ProblemError(SettlementRefusal.BATCH_ID_REUSED, f"message id {message_id} was booked as a stream")
         if read.problems:
             faults = [Fault(item.refusal.value, item.index, str(item)) for item in read.problems]
             raise _invalid(faults, truncated=read.problems_truncated)
         if read.sender is not None and not submission.is_operator and read.sender != submission.submitter:
             reason = f"AppHdr/Fr says {read.sender}, the request is signed by {submission.submitter}"
+            raise _invalid([Fault(InstructionRefusal.APPLICATION_HEADER_INVALID.value, 0, reason)], truncated=False)
+        if read.receiver is not None and read.receiver != bridge:
+            reason = f"AppHdr/To says {read.receiver}, this is {bridge}"
             raise _invalid([Fault(InstructionRefusal.APPLICATION_HEADER_INVALID.value, 0, reason)], truncated=False)
         prices = None if market is None else CreditorPrices(market, connection, now=now)
         made, faults = quoted(read.instructions, submission, directory=directory, clock=clock, prices=prices)
@@ -151,74 +157,99 @@ def quoted(
     prices: CreditorPrices | None = None,
 ) -> tuple[list[batches.NewSettlement], list[Fault]]:
     """Each instruction's legs and locked quote; the others' faults, by their place in `instructions` from 1."""
-    at = clock()
+    desk = _Desk(submission, directory, prices, at=clock())
     made: list[batches.NewSettlement] = []
     faults: list[Fault] = []
-
-    @cache  # of one moment: the same pair has the same rate
-    def rate_of(base: Currency, counter: Currency | None) -> Rate | SettlementRefusal:
-        return find_rate(directory.rates, base=base, counter=counter, at=at)
-
     for index, instruction in enumerate(instructions, start=1):
-        terms = _terms(
-            instruction, submission, directory=directory, at_index=index, faults=faults, rate_of=rate_of, prices=prices
-        )
-        if terms is not None:
-            legs, locked = terms
+        try:
+            legs, locked = desk.terms(instruction)
+        except _Refused as refused:
+            faults.append(Fault(refused.refusal.value, index, f"instruction {index}: {refused.reason}"))
+        else:
             made.append(_new_settlement(new_uuid7(), index, instruction, legs, locked))
     return made, faults
 
 
-def _terms(
-    instruction: Instruction,
-    submission: Submission,
-    *,
-    directory: Directory,
-    at_index: int,
-    faults: list[Fault],
-    rate_of: Callable[[Currency, Currency | None], Rate | SettlementRefusal],
-    prices: CreditorPrices | None,
-) -> tuple[tuple[LegTerms, LegTerms], Quote | None] | None:
-    """Both legs and the locked quote, or None with a fault noted. In order of precedence of SettlementRefusal."""
+class _Refused(Exception):
+    def __init__(self, refusal: SettlementRefusal, reason: str) -> None:
+        super().__init__(reason)
+        self.refusal = refusal
+        self.reason = reason
 
-    def refuse(refusal: SettlementRefusal, reason: str) -> None:
-        faults.append(Fault(refusal.value, at_index, f"instruction {at_index}: {reason}"))
 
-    debtor, creditor = instruction.debtor, instruction.creditor
-    for party in (debtor, creditor):
-        if party not in directory.institutions:
-            refuse(SettlementRefusal.PARTICIPANT_UNKNOWN, f"{party} is not registered with this bridge")
-            return None
-    if not submission.is_operator and submission.submitter not in (debtor, creditor):
-        refuse(SettlementRefusal.SUBMITTER_NOT_PARTY, f"{submission.submitter} is neither {debtor} nor {creditor}")
-        return None
-    locked: Quote | None = None
-    counter = instruction.counter_amount
-    if counter is None and prices is not None and (locked := prices.price(instruction)) is not None:
-        counter = locked.counter
-    if counter is None:
-        rate = rate_of(instruction.amount.currency, instruction.counter_currency)
+class _Desk:
+    """Makes terms of the instructions of one submission, at one moment.
+
+    The lines of a file share a few parties and currencies: what is found out of them is found out once.
+    """
+
+    def __init__(
+        self, submission: Submission, directory: Directory, prices: CreditorPrices | None, *, at: datetime
+    ) -> None:
+        self._submission = submission
+        self._directory = directory
+        self._prices = prices
+        self._at = at
+        self._admitted: set[tuple[ParticipantId, ParticipantId]] = set()
+        self._rates: dict[tuple[str, str | None], Rate] = {}
+        self._routes: dict[tuple[ParticipantId, ParticipantId, str], tuple[str, AccountNumber, AccountNumber]] = {}
+
+    def terms(self, instruction: Instruction) -> tuple[tuple[LegTerms, LegTerms], Quote | None]:
+        """Both legs and the locked quote. Raises _Refused, in order of precedence of SettlementRefusal."""
+        debtor, creditor, amount = instruction.debtor, instruction.creditor, instruction.amount
+        if (debtor, creditor) not in self._admitted:
+            self._admit(debtor, creditor)
+        locked: Quote | None = None
+        counter = instruction.counter_amount
+        if counter is None and self._prices is not None and (locked := self._prices.price(instruction)) is not None:
+            counter = locked.counter
+        if counter is None:
+            rate = self._rate(amount.currency, instruction.counter_currency)
+            found = quote(amount, rate, receiver=debtor)
+            if isinstance(found, SettlementRefusal):
+                raise _Refused(found, f"{amount} at {rate.value}")
+            locked, counter = found, found.counter
+        return (self._leg(debtor, creditor, amount), self._leg(creditor, debtor, counter)), locked
+
+    def _admit(self, debtor: ParticipantId, creditor: ParticipantId) -> None:
+        for party in (debtor, creditor):
+            if party not in self._directory.institutions:
+                raise _Refused(SettlementRefusal.PARTICIPANT_UNKNOWN, f"{party} is not registered with this bridge")
+        submitter = self._submission.submitter
+        if not self._submission.is_operator and submitter not in (debtor, creditor):
+            raise _Refused(SettlementRefusal.SUBMITTER_NOT_PARTY, f"{submitter} is neither {debtor} nor {creditor}")
+        self._admitted.add((debtor, creditor))
+
+    def _rate(self, base: Currency, counter: Currency | None) -> Rate:
+        pair = base.code, None if counter is None else counter.code
+        known = self._rates.get(pair)
+        if known is not None:
+            return known
+        rate = find_rate(self._directory.rates, base=base, counter=counter, at=self._at)
         if isinstance(rate, SettlementRefusal):
-            wanted = instruction.counter_currency or "any currency"
-            refuse(rate, f"{instruction.amount.currency} against {wanted}")
-            return None
-        quoted = quote(instruction.amount, rate, receiver=debtor)
-        if isinstance(quoted, SettlementRefusal):
-            refuse(quoted, f"{instruction.amount} at {rate.value}")
-            return None
-        locked, counter = quoted, quoted.counter
-    legs: list[LegTerms] = []
-    for payer, payee, amount in ((debtor, creditor, instruction.amount), (creditor, debtor, counter)):
-        ledger = directory.ledger_of_currency.get(amount.currency)
+            raise _Refused(rate, f"{base} against {counter or 'any currency'}")
+        self._rates[pair] = rate
+        return rate
+
+    def _leg(self, payer: ParticipantId, payee: ParticipantId, amount: Money) -> LegTerms:
+        key = payer, payee, amount.currency.code
+        known = self._routes.get(key)
+        if known is None:
+            known = self._routes[key] = self._route(payer, payee, amount.currency)
+        ledger, debit, credit = known
+        return LegTerms(ledger, payer, payee, debit, credit, amount)
+
+    def _route(
+        self, payer: ParticipantId, payee: ParticipantId, currency: Currency
+    ) -> tuple[str, AccountNumber, AccountNumber]:
+        """The ledger of a currency, and the two parties' accounts there."""
+        ledger = self._directory.ledger_of_currency.get(currency)
         if ledger is None:
-            refuse(SettlementRefusal.CURRENCY_NOT_SERVED, f"no ledger of {amount.currency}")
-            return None
-        debit, credit = directory.account(payer, amount.currency), directory.account(payee, amount.currency)
+            raise _Refused(SettlementRefusal.CURRENCY_NOT_SERVED, f"no ledger of {currency}")
+        debit, credit = self._directory.account(payer, currency), self._directory.account(payee, currency)
         if debit is None or credit is None:
-            refuse(SettlementRefusal.ACCOUNT_MISSING, f"{payer if debit is None else payee} in {amount.currency}")
-            return None
-        legs.append(LegTerms(ledger, payer, payee, debit, credit, amount))
-    return (legs[0], legs[1]), locked
+            raise _Refused(SettlementRefusal.ACCOUNT_MISSING, f"{payer if debit is None else payee} in {currency}")
+        return ledger, debit, credit
 
 
 def _new_settlement(

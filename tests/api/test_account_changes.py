@@ -7,18 +7,17 @@ Method: one real ledger on real PostgreSQL for the module, real signatures; `key
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kernel import ids, migrate
+from kernel import ids
 from kernel.client import ProblemResponse
 from kernel.crypto import jws
 from kernel.crypto.keys import PrivateKey, Suite
-from kernel.postgres import EmbeddedPostgres
 from ledger.client import LedgerClient
 from ledger.contract import (
     CHANGE_TYP,
@@ -40,16 +39,13 @@ BANK, OTHER, ABROAD = "BKCHCNBJ", "ICBKCNBJ", "DEUTDEFF"
 
 
 @pytest.fixture(scope="module")
-def database(postgres: EmbeddedPostgres) -> str:
-    name = f"changes_{secrets.token_hex(4)}"
-    postgres.ensure_database(name)
-    migrate.upgrade("ledger", postgres.url(name))
-    return postgres.url(name)
+def database(fresh_databases: Callable[[str], str]) -> str:
+    return fresh_databases("ledger")
 
 
 @pytest.fixture(scope="module")
 def world(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
-    world = make_world(database, tmp_path_factory.mktemp("ledger"))
+    world = make_world(database, tmp_path_factory.mktemp("ledger"), log_enabled=False)
     with serving(world):
         world.register(BANK)
         world.register(OTHER)
@@ -247,6 +243,42 @@ def test_an_upgraded_wallet_may_more_and_a_downgraded_one_keeps_what_it_has(
     assert wallet.pay(wallet.key, 30_000, "payment") == "day-limit-exceeded"
 
 
+def test_a_cap_of_its_own_binds_every_credit_whoever_sends_it(world: LedgerWorld, bank: LedgerClient) -> None:
+    child, parent, stranger = Wallet(world, 300), Wallet(world, 1_000), PrivateKey.generate()
+    with world.client(OTHER) as other:
+        vault, elsewhere = world.open_vault(OTHER), world.open_wallet(OTHER, stranger)
+        world.issue(vault, 2_000)
+        other.transfer(world.terms("exchange-in", vault, elsewhere, 1_000))
+        assert child.ask("set-balance-cap", version=1, balance_max_minor="500") == "done"
+        assert bank.get_account(child.number).balance_max_minor == 500
+        paid = world.terms("payment", elsewhere, child.number, 201)
+        assert other.submit_instruction(world.instruction(paid, stranger)).refusal == "balance-limit-exceeded"
+        assert other.transfer(world.terms("payment", vault, child.number, 201)).refusal == "balance-limit-exceeded"
+        assert parent.pay(parent.key, 201, "payment", child.number) == "balance-limit-exceeded"
+        assert parent.pay(parent.key, 200, "payment", child.number) == "booked"
+        assert parent.pay(parent.key, 1, "payment", child.number) == "balance-limit-exceeded"
+        assert child.pay(child.key, 1) == "booked"
+        # A version that comes late undoes nothing; nor does the same one again.
+        assert child.ask("set-balance-cap", version=3, balance_max_minor="499") == "done"
+        for version in (1, 2, 3):
+            assert child.ask("set-balance-cap", version=version) == "done"
+        assert bank.get_account(child.number).balance_max_minor == 499
+        assert parent.pay(parent.key, 1, "payment", child.number) == "balance-limit-exceeded"
+        assert child.ask("set-balance-cap", version=4, balance_max_minor="100") == "done"  # what is there stays
+        assert child.pay(child.key, 1) == "booked"
+        assert child.ask("set-balance-cap", version=5) == "done"
+        assert bank.get_account(child.number).balance_max_minor is None
+        assert parent.pay(parent.key, 500, "payment", child.number) == "booked"
+    for participant, account, refusal in (
+        (BANK, child.vault, "kind-not-allowed"),
+        (OTHER, child.number, "account-not-found"),
+    ):
+        document = world.change_document("set-balance-cap", account, version=9)
+        with world.client(participant) as client:
+            token = sign_account_change(document, key=world.participants[participant])
+            assert refusal_of(client.change_account, token) == refusal
+
+
 def test_a_legal_order_is_not_evaded_by_closing(world: LedgerWorld) -> None:
     wallet = Wallet(world, 0)
     freeze = FreezeAction(action="freeze", account=ids.AccountNumber(wallet.number), case="2026-9")
@@ -280,12 +312,10 @@ def test_money_of_purses_lies_in_escrow_and_in_the_supply(world: LedgerWorld, ba
 
 
 def test_a_restart_forgets_nothing_and_the_verifier_finds_the_journal_whole(
-    database: str, tmp_path_factory: pytest.TempPathFactory, postgres: EmbeddedPostgres
+    fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
-    name = f"changes_{secrets.token_hex(4)}"
-    postgres.ensure_database(name)
-    migrate.upgrade("ledger", postgres.url(name))
-    world = make_world(postgres.url(name), tmp_path_factory.mktemp("restarted"))
+    url = fresh_database("ledger")
+    world = make_world(url, tmp_path)
     phone, third, rotated = PrivateKey.generate(), PrivateKey.generate(), PrivateKey.generate()
     with serving(world):
         world.register(BANK)
@@ -300,6 +330,9 @@ def test_a_restart_forgets_nothing_and_the_verifier_finds_the_journal_whole(
         world.mandate(RotateParticipantKeyAction(participant=ids.ParticipantId(BANK), key=jwk(rotated)))
         world.participants[BANK] = rotated
         small.ask("set-rule-class", rule_class="none")
+        small.ask("set-balance-cap", version=2, balance_max_minor="600")
+        small.ask("set-balance-cap", version=1)
+        world.issue(small.vault, 500)
         with world.client(BANK) as bank:
             before = [bank.get_account(number) for number in (wallet.number, closed.number, small.number)]
     with serving(world), world.client(BANK) as bank:
@@ -308,9 +341,12 @@ def test_a_restart_forgets_nothing_and_the_verifier_finds_the_journal_whole(
         assert small.pay(small.key) == "debit-account-suspended"
         assert closed.ask("resume") == "account-closed"
         assert before[0].announced_key is not None and before[2].rule_class == "none"
-    report = verify_database(postgres.url(name))
+        assert before[2].balance_max_minor == 600
+        filled = [bank.transfer(world.terms("exchange-in", small.vault, small.number, amount)) for amount in (101, 100)]
+        assert [item.refusal for item in filled] == ["balance-limit-exceeded", None]
+    report = verify_database(url)
     assert report.findings == []
-    assert (report.proved["account changes"], report.proved["consents of holders"]) == (8, 3)
+    assert (report.proved["account changes"], report.proved["consents of holders"]) == (10, 3)
 
 
 def test_the_modules_journal_verifies(database: str, world: LedgerWorld) -> None:

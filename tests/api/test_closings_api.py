@@ -9,18 +9,16 @@ and its variations in this one.
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from kernel import ids, migrate
+from kernel import ids
 from kernel.client import ProblemResponse
 from kernel.crypto.keys import PrivateKey
-from kernel.postgres import EmbeddedPostgres
 from kernel.transparency.notes import KeyKind, Note, VerifierKey
 from ledger.client import ProofRefused, open_statement, verify_balance_proof
 from ledger.log.keys import load_master
@@ -28,17 +26,14 @@ from ledger.log.leaves import block_commitment
 from ledger.log.service import key_paths
 from tests.commands import Done, run_here
 from tests.ledger_world import LedgerWorld, running_ledger
+from tests.sizes import some
 
 BANK, OTHER = "BKCHCNBJ", "ICBKCNBJ"
 
 
 @pytest.fixture(scope="module")
-def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
-    name = f"closings_api_{secrets.token_hex(4)}"
-    postgres.ensure_database(name)
-    migrate.upgrade("ledger", postgres.url(name))
-    directory = tmp_path_factory.mktemp("ledger")
-    with running_ledger(postgres.url(name), directory) as world:
+def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
+    with running_ledger(fresh_databases("ledger"), tmp_path_factory.mktemp("ledger"), log_enabled=True) as world:
         world.register(BANK)
         world.register(OTHER)
         yield world
@@ -113,12 +108,15 @@ def test_a_holder_verifies_his_balance_offline(world: LedgerWorld, log_key: Veri
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
-    [
-        ('"sum_minor":"', '"sum_minor":"1', "error"),
-        ('"salt":"', '"salt":"00', "hexadecimal"),
-        ("{", "", "not a balance proof"),
-        ('"balance_minor":"', '"balance_minor":"-', "amount"),
-    ],
+    some(
+        [
+            ('"sum_minor":"', '"sum_minor":"1', "error"),
+            ('"salt":"', '"salt":"00', "hexadecimal"),
+            ("{", "", "not a balance proof"),
+            ('"balance_minor":"', '"balance_minor":"-', "amount"),
+        ],
+        each=4,
+    ),
 )
 def test_the_command_says_in_one_line_what_is_wrong(
     world: LedgerWorld, log_key: VerifierKey, tmp_path: Path, old: str, new: str, said: str

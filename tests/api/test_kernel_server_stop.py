@@ -36,7 +36,7 @@ print("closed what was opened", flush=True)
 """
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.extended)])
 def test_stop_finishes_the_request_in_flight_and_returns_to_the_caller(stop: signal.Signals, tmp_path: Path) -> None:
     path = tmp_path / "s.sock"
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(path)], stdout=subprocess.PIPE, text=True)

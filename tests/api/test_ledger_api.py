@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
@@ -20,15 +20,16 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from kernel import ids, migrate
+from kernel import ids
 from kernel.client import ProblemResponse
 from kernel.clock import system_clock
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey, Suite
-from kernel.postgres import EmbeddedPostgres
+from kernel.ids import new_uuid7
 from ledger.__main__ import app
 from ledger.client import LedgerClient
 from ledger.contract import (
+    LOOK_UPS_MAX,
     Approval,
     FreezeAction,
     HoldStatus,
@@ -45,11 +46,8 @@ BANK, OTHER, BRIDGE = "BKCHCNBJ", "ICBKCNBJ", "JZBRCNBJ"
 
 
 @pytest.fixture(scope="module")
-def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
-    name = f"ledger_api_{secrets.token_hex(4)}"
-    postgres.ensure_database(name)
-    migrate.upgrade("ledger", postgres.url(name))
-    with running_ledger(postgres.url(name), tmp_path_factory.mktemp("ledger")) as world:
+def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
+    with running_ledger(fresh_databases("ledger"), tmp_path_factory.mktemp("ledger")) as world:
         world.register(BANK)
         world.register(OTHER)
         world.register(BRIDGE, role="bridge")
@@ -314,6 +312,41 @@ def test_conditional_hold_is_posted_by_whoever_knows_the_secret(world: LedgerWor
         view = client.get_hold(hold.id)
         assert (view.status, view.secret, view.ended_by) == (HoldStatus.POSTED, commit, right.id)
         assert client.get_account(vault).balance_minor == 600
+
+
+def test_many_holds_and_accounts_are_looked_up_at_once_each_as_it_would_be_alone(world: LedgerWorld) -> None:
+    vault, payee = world.open_vault(BANK), world.open_vault(OTHER)
+    world.issue(vault, 1_000)
+    commit, abort = secrets.token_bytes(32), secrets.token_bytes(32)
+    hashes = {"commit_hash": hashlib.sha256(commit).digest(), "abort_hash": hashlib.sha256(abort).digest()}
+    held, posted, voided = (world.terms("hold", vault, payee, 100, **hashes) for _ in range(3))
+    # Nothing of the bridge's: it does not see it.
+    own = world.terms("hold", vault, payee, 50, expires_at=system_clock() + timedelta(hours=1))
+    tombstone = world.terms("void", None, None, None, hold=new_uuid7(), secret=abort)
+    post = world.terms("post", None, None, None, hold=posted.id, secret=commit)
+    void = world.terms("void", None, None, None, hold=voided.id, secret=abort)
+    with world.client(BRIDGE) as bridge, world.client(BANK) as bank:
+        for terms in (held, posted, voided):
+            assert bridge.submit_instruction(world.instruction(terms, world.participants[BANK])).seq is not None
+        assert bank.transfer(own).outcome == TransferOutcome.BOOKED
+        assert {result.outcome for result in map(bridge.transfer, (post, void, tombstone))} == {TransferOutcome.BOOKED}
+        absent = new_uuid7()
+        asked = [posted.id, absent, held.id, voided.id, tombstone.hold, own.id, posted.id]
+        found = bridge.look_up_holds(asked)
+        assert [None if view is None else view.status for view in found] == [
+            HoldStatus.POSTED, None, HoldStatus.HELD, HoldStatus.VOIDED, HoldStatus.TOMBSTONED, None, HoldStatus.POSTED,
+        ]  # fmt: skip
+        assert all(view is None or view == bridge.get_hold(hold) for hold, view in zip(asked, found, strict=True))
+        assert (seen := bank.look_up_holds([own.id])[0]) is not None and seen == bank.get_hold(own.id)
+        accounts = bank.look_up_accounts([vault, payee, 10**9, vault])
+        assert [account is None for account in accounts] == [False, True, True, False]
+        assert accounts[0] == accounts[3] == bank.get_account(vault)
+        with pytest.raises(ProblemResponse, match="422"):
+            bridge.look_up_holds([])
+        with pytest.raises(ProblemResponse, match="422"):
+            bridge.look_up_holds([absent] * (LOOK_UPS_MAX + 1))
+    with world.anonymous() as nobody, pytest.raises(ProblemResponse):
+        nobody.look_up_holds([held.id])
 
 
 def test_void_before_its_hold_leaves_a_tombstone(world: LedgerWorld) -> None:

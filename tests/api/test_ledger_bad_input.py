@@ -8,8 +8,7 @@ Method: raw HTTP against a real ledger; after every refusal the supply and both 
 from __future__ import annotations
 
 import json
-import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -17,11 +16,10 @@ import httpx
 import numpy as np
 import pytest
 
-from kernel import ids, migrate
+from kernel import ids
 from kernel.clock import system_clock
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
-from kernel.postgres import EmbeddedPostgres
 from ledger.contract import BINARY_MEDIA_TYPE
 from ledger.domain.records import SUBMISSION
 from ledger.domain.vocabulary import KIND_CODE, TransferKind
@@ -32,11 +30,8 @@ PATH = "/v1/transfer-batches"
 
 
 @pytest.fixture(scope="module")
-def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
-    name = f"ledger_bad_{secrets.token_hex(4)}"
-    postgres.ensure_database(name)
-    migrate.upgrade("ledger", postgres.url(name))
-    with running_ledger(postgres.url(name), tmp_path_factory.mktemp("ledger")) as world:
+def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[LedgerWorld]:
+    with running_ledger(fresh_databases("ledger"), tmp_path_factory.mktemp("ledger")) as world:
         world.register(BANK)
         world.register(OTHER)
         yield world

@@ -29,6 +29,7 @@ def as_typed(*arguments: str, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+@pytest.mark.extended
 def test_serve_without_genesis_says_what_to_set_and_leaves_no_server(server_dir: Path) -> None:
     done = as_typed("serve", JIAOZI_LEDGER_DATA_DIR=str(server_dir))
     assert done.returncode == 1

@@ -24,7 +24,7 @@ BANK = "BKCHCNBJ"
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
 def test_every_answer_of_the_ledger_is_documented(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
-    with running_ledger(fresh_database("ledger"), tmp_path) as world:
+    with running_ledger(fresh_database("ledger"), tmp_path, log_enabled=True) as world:
         world.register(BANK)
         known, token = _seeded(world)
         signers = [RequestSigner(world.participants[BANK]), RequestSigner(world.operators[0])]
@@ -41,6 +41,7 @@ def test_every_answer_of_the_ledger_is_documented(fresh_database: Callable[[str]
         with world.operator() as client:
             assert client.supply().identity_holds
     assert not fuzz.findings, fuzz.report()
+    assert fuzz.answers
     assert fuzz.reached() == set(fuzz.answers), set(fuzz.answers) - fuzz.reached()
     print(fuzz.report())
 

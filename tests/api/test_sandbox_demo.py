@@ -23,7 +23,7 @@ from sandbox.scheme import Scheme
 from sandbox.topology import BRIDGE_SERVICE, Home, free_ports, service_names
 
 # Half a minute on an idle machine; the other tests' processes share its cores.
-pytestmark = [pytest.mark.xdist_group("sandbox"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.extended, pytest.mark.xdist_group("sandbox"), pytest.mark.timeout(300)]
 COMMAND_SECONDS_MAX = 240
 COMMAND = [sys.executable, "-m", "sandbox"]
 

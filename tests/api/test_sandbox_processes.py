@@ -58,7 +58,7 @@ def test_stop_ends_a_process_whose_starter_died_before_writing_its_pid_file(
 ) -> None:
     ours = sleeper(sleepers, home.path)
     assert Processes(home).stop_all() == [ours.pid]
-    assert ours.wait(5) != 0
+    assert ours.wait(30) != 0
 
 
 def test_stop_ends_what_a_process_starts_while_it_is_stopped(

@@ -454,6 +454,7 @@ def test_balances_are_shown(subject: ChainMakerSubject) -> None:
     found = read_available({"chainmaker-cny": subject.island}, {"chainmaker-cny": [known, unknown]})
     assert found["chainmaker-cny", known] == subject.available(known)
     assert found["chainmaker-cny", unknown] is None
+    assert subject.island.escrow_totals() is not None
 
 
 @pytest.mark.parametrize("at_once", [8])

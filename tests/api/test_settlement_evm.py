@@ -215,6 +215,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
         yield Scheme(world, chain, vaults, environment, settings["PUBLIC_URL"], tmp_path / "settlement.log")
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("pauses", [(0.6,), pytest.param((0.1, 0.3, 0.6, 0.9, 1.2), marks=pytest.mark.medium)])
 def test_i5_ledger_against_chain_with_the_service_killed_in_between(scheme: Scheme, pauses: tuple[float, ...]) -> None:

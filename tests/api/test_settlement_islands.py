@@ -44,8 +44,8 @@ from tests.ledger_world import LedgerWorld
 
 CNY = Currency.of("CNY")
 NOT_RUN: dict[str, set[str]] = {
-    "fake": {"expiring-hold", "expired-hold", "reorganised-hold", "reorganised-post"},
-    "native": {"no-expiry", "reorganised-hold", "reorganised-post"},
+    "fake": {"expiring-hold", "expired-hold", "reorganised-hold", "reorganised-post", "escrow-totals"},
+    "native": {"no-expiry", "reorganised-hold", "reorganised-post", "escrow-totals"},
     "py-evm": {"reorganised-hold", "reorganised-post"},
     "py-evm-3": set(),
     "anvil": {"reorganised-hold", "reorganised-post"},
@@ -64,7 +64,13 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(
     scope="module",
-    params=["fake", "native", "py-evm", "anvil-3", *(pytest.param(it, marks=pytest.mark.medium) for it in MEDIUM)],
+    params=[
+        "fake",
+        "native",
+        pytest.param("py-evm", marks=pytest.mark.extended),
+        pytest.param("anvil-3", marks=pytest.mark.extended),
+        *(pytest.param(it, marks=pytest.mark.medium) for it in MEDIUM),
+    ],
 )
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Subject]]:
     name: str = request.param

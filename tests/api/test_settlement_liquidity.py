@@ -17,7 +17,6 @@ from kernel.client import ProblemResponse
 from kernel.money import format_minor
 from settlement.__main__ import app
 from settlement.contract import SettlementState
-from settlement.contract.liquidity import RunItemView, WhyView
 from settlement.contract.multileg import LegRequest
 from settlement.domain.instructions import Priority
 from settlement.domain.liquidity.model import LimitKind
@@ -28,11 +27,11 @@ from tests.api.test_settlement_api import (
     BANK_C,
     BRIDGE,
     START,
-    TODAY,
     Running,
     instruction,
     pacs,
     service,
+    today,
 )
 
 __all__ = ["service"]
@@ -100,9 +99,9 @@ def test_nobody_but_the_operator_reads_what_another_institution_has(service: Run
     with service.client(BRIDGE) as bridge, service.client(BANK_A) as probe, service.client(BANK_B) as other:
         other.set_limit(
             LimitKind.BILATERAL, participant=BANK_B, counterparty=BANK_A, currency="AED", amount_minor=limit,
-            valid_from=TODAY,
+            valid_from=today(),
         )  # fmt: skip
-        asked = probe.submit_settlement(legs, uetr=uuid4(), value_date=TODAY).settlement
+        asked = probe.submit_settlement(legs, uetr=uuid4(), value_date=today()).settlement
         view = bridge.preview_run()
         whole = bridge.why_queued(asked)
         secrets = {format_minor(amount, AED) for amount in (balance, limit, asked_minor - balance, asked_minor - limit)}
@@ -112,10 +111,13 @@ def test_nobody_but_the_operator_reads_what_another_institution_has(service: Run
         }  # fmt: skip
         assert [item.sentence for item in bridge.run_instructions(view.run)] == [whole.sentence]
 
-        read: list[WhyView | RunItemView] = [probe.why_queued(asked), *probe.run_instructions(view.run)]
-        assert len(read) == 2
-        for seen in read:
-            assert (seen.sentence, seen.needs) == ("It waits for liquidity of another participant.", [])
+        asked_of = probe.why_queued(asked)
+        expected = f"Nothing is lacking on the side of {BANK_A}; whether the others can pay is not shown."
+        assert (asked_of.sentence, asked_of.needs) == (expected, [])
+        # What would settle is a preview's: with it, amounts tried one after another would find what others have.
+        with pytest.raises(ProblemResponse) as previewed:
+            list(probe.run_instructions(view.run))
+        assert previewed.value.refusal == "liquidity-run-not-found"
         assert probe.limits() == []
         told = [
             probe.settlement(asked).model_dump_json(),
@@ -136,10 +138,20 @@ def test_nobody_but_the_operator_reads_what_another_institution_has(service: Run
         assert bridge.why_queued(asked, method="overtaking").needs == whole.needs
 
         # The one that lacks it reads its own lack, and what the operator reads of it.
-        read = [other.why_queued(asked), *other.run_instructions(view.run)]
-        assert len(read) == 2
-        for seen in read:
-            assert seen.needs == whole.needs and BANK_B in seen.sentence
+        own = other.why_queued(asked)
+        assert own.needs == whole.needs and BANK_B in own.sentence
+        # Once a run has begun its parties read of it, the others' without name or amount.
+        others = [
+            LegRequest(ledger="cny-ledger", payer=BANK_C, payee=BANK_B, amount_minor=1, currency="CNY"),
+            LegRequest(ledger="aed-ledger", payer=BANK_C, payee=BANK_A, amount_minor=1, currency="AED"),
+        ]
+        bridge.submit_settlement(others, uetr=uuid4(), value_date=today())
+        begun = bridge.start_run(bridge.preview_run().run)
+        of_probe = {item.settlement: item for item in probe.run_instructions(begun.run)}
+        of_other = {item.settlement: item for item in other.run_instructions(begun.run)}
+        assert len(of_probe) == len(of_other) == 2
+        assert of_probe[asked].sentence == "It waits for liquidity of another participant."
+        assert not of_probe[asked].needs and of_other[asked].needs == whole.needs
 
 
 def test_a_party_of_a_netting_settlement_reads_only_the_legs_that_touch_it(service: Running) -> None:
@@ -163,7 +175,8 @@ def test_an_institution_that_lacks_something_too_reads_its_own_part_alone(servic
         whole, seen = bridge.why_queued(item.settlement), bank.why_queued(item.settlement)
         assert {need.participant for need in whole.needs} == {BANK_A, BANK_B}
         assert seen.needs == [need for need in whole.needs if need.participant == BANK_A]
-        assert "liquidity of another participant" in seen.sentence and BANK_A in seen.sentence
+        assert "whether the others can pay is not shown" in seen.sentence and BANK_A in seen.sentence
+        bridge.start_run(view.run)
         left = list(bank.run_instructions(view.run, is_taken=False))
         assert [found.needs for found in left] == [seen.needs]
         for sentence in (seen.sentence, left[0].sentence):
@@ -171,16 +184,15 @@ def test_an_institution_that_lacks_something_too_reads_its_own_part_alone(servic
 
 
 def test_who_may_set_limits_and_run(service: Running) -> None:
-    today = TODAY
     with service.client(BRIDGE) as bridge, service.client(BANK_A) as bank, service.client(BANK_C) as stranger:
         assert list(bridge.queue()) == [] and bridge.preview_run().taken_count == 0
-        cap = bridge.set_limit(LimitKind.CAP, participant=BANK_A, currency="CNY", amount_minor=500, valid_from=today)
+        cap = bridge.set_limit(LimitKind.CAP, participant=BANK_A, currency="CNY", amount_minor=500, valid_from=today())
         assert cap.is_operator and bank.limits() == [cap] and stranger.limits() == []
         with pytest.raises(ProblemResponse) as above:
-            bank.set_limit(LimitKind.CAP, participant=BANK_A, currency="CNY", amount_minor=501, valid_from=today)
+            bank.set_limit(LimitKind.CAP, participant=BANK_A, currency="CNY", amount_minor=501, valid_from=today())
         assert (above.value.status, above.value.refusal) == (422, "liquidity-limit-above-cap")
         with pytest.raises(ProblemResponse) as foreign:
-            bank.set_limit(LimitKind.CAP, participant=BANK_B, currency="CNY", amount_minor=1, valid_from=today)
+            bank.set_limit(LimitKind.CAP, participant=BANK_B, currency="CNY", amount_minor=1, valid_from=today())
         assert foreign.value.status == 403
         for call in (bank.preview_run, lambda: list(bank.runs())):
             with pytest.raises(ProblemResponse) as forbidden:

@@ -153,6 +153,7 @@ def test_a_recall_ends_what_waits_and_leaves_what_is_final(service: Running) -> 
     assert service.cny.balance(12) == START + final.amount.amount_minor
 
 
+@pytest.mark.extended
 def test_the_commands_stream_a_file_and_fetch_its_messages(service: Running, tmp_path: Path) -> None:
     key = tmp_path / "a.pem"
     service.keys[BANK_A].save(key)

@@ -265,7 +265,7 @@ def test_a_line_that_comes_with_the_next_statement_finds_its_carried_counterpart
     batch = settled(world)
     whole = statement_of(world, batch)
     first, second = whole.with_entries(whole.entries[:5]), whole.with_entries(whole.entries[5:])
-    second = replace(second, sequence_number=first.sequence_number + 1, opening_minor=first.closing_minor)
+    second = replace(second, sequence_number=(first.sequence_number or 0) + 1, opening_minor=first.closing_minor)
     second = second.with_entries(second.entries)
     with world.client(BANK_A) as client:
 
@@ -317,6 +317,7 @@ def test_a_repair_by_instruction_goes_through_the_engine_and_then_closes_the_bre
         assert [event.kind.value for event in done.history] == ["opened", "proposed", "approved", "booked"]
         assert world.cny.balance(11) == before + 1
         assert bridge.settlement(settlement).end_to_end_id == f"BRK{amount.id.hex}"
+        assert len(bridge.settlement(settlement).instruction_id) == 16
         refusal = refused(
             lambda: client.decide(document(K.REOPEN, done.found, "change of my mind"), officer_key=world.keys["ann"])
         )
@@ -351,6 +352,36 @@ def test_a_match_is_taken_back_and_made_again_by_hand(world: World) -> None:
         assert back.found.state == "closed"
         assert any(item.rule.value == "manual" for item in client.matches(run.reconciliation))
         pack = client.evidence(run.reconciliation)
+    assert verify_pack(pack, bridge_key=world.keys[BRIDGE].public).findings == []
+
+
+def test_what_officers_have_decided_is_undone_by_no_later_run(world: World) -> None:
+    """An explained break is found again and stays closed; a match that was taken back is not closed as `late-side`."""
+    batch = settled(world)
+    content = camt053_bytes(statement_of(world, batch).with_entries(statement_of(world, batch).entries[1:]))
+    again: dict[str, Any] = {
+        "batch": batch,
+        "participant": BANK_A,
+        "currency": "CNY",
+        "counterparty": "decided",
+    }
+    with world.client(BANK_A) as client:
+        run = client.reconcile(content, **again)
+        (missing,) = client.breaks(counterparty="decided")
+        explained = client.decide(
+            document(K.EXPLAIN, missing, "their ledger lost it, a letter says so"), officer_key=world.keys["ann"]
+        )
+        one = next(iter(client.matches(run.reconciliation)))
+        positions = (one.our_positions[0], one.their_positions[0])
+        undo = DecisionDocument(
+            ids.new_uuid7(), K.UNMATCH, run.reconciliation, 0, "another payment after all", positions=positions
+        )
+        opened = client.undo_match(undo, officer_key=world.keys["ann"])
+        second = client.reconcile(content, **again)
+        assert second.reconciliation != run.reconciliation
+        assert [item.id for item in client.breaks(counterparty="decided", states=["open"])] == [opened.found.id]
+        assert client.break_detail(explained.found.id).found.state == "closed"
+        pack = client.evidence(second.reconciliation)
     assert verify_pack(pack, bridge_key=world.keys[BRIDGE].public).findings == []
 
 

@@ -7,7 +7,7 @@ Method: the real service between a real ledger (over a socket, with its transpar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ import pytest
 from rlp import encode as rlp_encode  # type: ignore[import-untyped]
 from typer.testing import CliRunner
 
-from kernel import ids, migrate
+from kernel import ids
 from kernel.client import ProblemResponse
-from kernel.postgres import EmbeddedPostgres
 from settlement.__main__ import app
 from settlement.contract import SettlementState
 from settlement.islands.evm.rpc import quantity
@@ -32,14 +31,8 @@ from tests.relay_world import BRIDGE, CHAIN, LEDGER, STRANGER, RelayWorld, relay
 
 
 @pytest.fixture(scope="module")
-def world(postgres: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayWorld]:
-    def database(service: str) -> str:
-        name = f"relay_{service}_{ids.new_uuid7().hex[-8:]}"
-        postgres.ensure_database(name)
-        migrate.upgrade(service, postgres.url(name))
-        return postgres.url(name)
-
-    with relay_world(database, tmp_path_factory.mktemp("relay")) as found:
+def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[RelayWorld]:
+    with relay_world(fresh_databases, tmp_path_factory.mktemp("relay")) as found:
         yield found
 
 
@@ -77,7 +70,17 @@ def test_a_settlement_is_proved_posted_offline_and_its_tampered_bundle_is_not(
     verify = ["relay", "verify", str(bundle), "--trust", str(world.trust_path)]
     good = CliRunner().invoke(app, verify)
     assert good.exit_code == 0, good.output
-    assert good.output.count("PROVEN posted") == 2
+    assert good.output.count("PROVEN posted") == 2 and "the bundle's word" in " ".join(good.output.split())
+    counted = CliRunner().invoke(app, [*verify, "--legs", "2"])
+    assert counted.exit_code == 0 and "the bundle's word" not in " ".join(counted.output.split())
+    # A leg left out is not missed by who believes the bundle, and is by who counts.
+    less = json.loads(content)
+    less["legs"] = less["legs"][:1]
+    bundle.write_text(json.dumps(less))
+    assert CliRunner().invoke(app, verify).exit_code == 0
+    left_out = CliRunner().invoke(app, [*verify, "--legs", "2"])
+    assert left_out.exit_code == 1 and "NOT PROVEN: it shows 1 legs" in " ".join(left_out.output.split())
+    bundle.write_bytes(content)
     # The same bundle with other terms, one by one.
     document = json.loads(content)
     for leg, change in [

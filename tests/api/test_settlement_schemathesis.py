@@ -31,6 +31,7 @@ OFFICERS = {
 
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
+@pytest.mark.extended
 def test_every_answer_of_the_settlement_service_is_documented(service: Running) -> None:
     known, files = _seeded(service)
     with httpx.Client(base_url=service.url, trust_env=False, timeout=30) as client:

@@ -22,7 +22,7 @@ BANK, OTHER = "BKCHCNBJ", "ICBKCNBJ"
 
 @pytest.fixture
 def world(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[LedgerWorld]:
-    with running_ledger(fresh_database("ledger"), tmp_path, log_enabled=False) as world:
+    with running_ledger(fresh_database("ledger"), tmp_path) as world:
         for code in (BANK, OTHER):
             world.register(code)
         yield world

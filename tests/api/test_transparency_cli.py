@@ -38,6 +38,7 @@ def run(*arguments: str, **environment: str) -> Done:
     return run_here("ledger", *arguments, **environment)
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_a_receipt_by_command(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     file, key_file = tmp_path / "receipt.json", tmp_path / "bank.pem"

@@ -41,12 +41,6 @@ def scene(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Scen
         yield found
 
 
-@pytest.fixture
-def witnessed(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Scene]:
-    with scene_on(fresh_database("ledger"), tmp_path, witnesses=2) as found:
-        yield found
-
-
 # --- what a stranger can check ---------------------------------------------------------------------------------------
 
 
@@ -97,12 +91,12 @@ def test_a_stranger_checks_checkpoints_tiles_and_proofs(scene: Scene, tmp_path: 
             assert to_base64(block_hash) not in item.note, "nobody can test a guess of a block's content"
 
 
-def test_every_checkpoint_signs_a_supply_that_adds_up(scene: Scene) -> None:
-    scene.await_sealed(scene.pay(5)[-1].seq or 0)
-    with scene.world.anonymous() as client:
+def test_every_checkpoint_signs_a_supply_that_adds_up(one_scene: Scene) -> None:
+    one_scene.await_sealed(one_scene.pay(5)[-1].seq or 0)
+    with one_scene.world.anonymous() as client:
         supply, note = client.supply(), client.checkpoint()
         statement = client.supply_statement()
-        found = verify_supply(statement, note, log_key=scene.log_key).statement
+        found = verify_supply(statement, note, log_key=one_scene.log_key).statement
         assert (found.issued_minor, found.vaults_minor, found.wallets_minor, found.held_minor) == (
             supply.issued_minor,
             supply.vaults_minor,
@@ -112,13 +106,16 @@ def test_every_checkpoint_signs_a_supply_that_adds_up(scene: Scene) -> None:
         assert found.circulation_minor == 10**9
         newest_of_size = {item.size: item for item in reversed(client.checkpoints())}
         for size, item in newest_of_size.items():
-            of_size = httpx.get(f"{scene.world.url}/v1/log/checkpoints/{size}").json()
-            assert (of_size["block"], of_size["note"]) == (item.block, item.note)
-            verify_supply(client.supply_statement(size), item.note, log_key=scene.log_key)
+            of_size = httpx.get(f"{one_scene.world.url}/v1/log/checkpoints/{size}").json()
+            # A witness may cosign between the two answers, so the later one may carry more signatures, never fewer.
+            assert of_size["block"] == item.block
+            assert of_size["note"].partition("\n\n")[0] == item.note.partition("\n\n")[0]
+            assert set(of_size["note"].splitlines()) >= set(item.note.splitlines())
+            verify_supply(client.supply_statement(size), item.note, log_key=one_scene.log_key)
         forged = statement.replace(b'"issued_minor":"1000000000"', b'"issued_minor":"1000000001"')
         assert forged != statement
         with pytest.raises(ReceiptRefused, match="not the one that the checkpoint signs"):
-            verify_supply(forged, note, log_key=scene.log_key)
+            verify_supply(forged, note, log_key=one_scene.log_key)
 
 
 def test_a_signed_supply_that_does_not_add_up_is_refused(tmp_path: Path) -> None:
@@ -209,16 +206,18 @@ def one_scene(postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 # --- receipts --------------------------------------------------------------------------------------------------------
 
 
-def test_a_receipt_of_every_kind_of_transfer_verifies_offline(scene: Scene) -> None:
-    world = scene.world
+def test_a_receipt_of_every_kind_of_transfer_verifies_offline(one_scene: Scene) -> None:
+    world = one_scene.world
     with world.client(BANK) as client:
-        funded = client.transfer(world.terms("exchange-in", scene.payer, scene.wallet, 5_000))
-        signed_terms = world.terms("payment", scene.wallet, scene.payee, 700)
-        signed = client.submit_instruction(world.instruction(signed_terms, scene.holder))
+        funded = client.transfer(world.terms("exchange-in", one_scene.payer, one_scene.wallet, 5_000))
+        signed_terms = world.terms("payment", one_scene.wallet, one_scene.payee, 700)
+        signed = client.submit_instruction(world.instruction(signed_terms, one_scene.holder))
         secret = b"s" * 32
-        plain = world.terms("hold", scene.payer, scene.payee, 50, expires_at=system_clock() + timedelta(hours=1))
+        plain = world.terms(
+            "hold", one_scene.payer, one_scene.payee, 50, expires_at=system_clock() + timedelta(hours=1)
+        )
         conditional = world.terms(
-            *("hold", scene.payer, scene.payee, 60),
+            *("hold", one_scene.payer, one_scene.payee, 60),
             commit_hash=hashlib.sha256(secret).digest(),
             abort_hash=hashlib.sha256(b"a" * 32).digest(),
         )
@@ -228,22 +227,22 @@ def test_a_receipt_of_every_kind_of_transfer_verifies_offline(scene: Scene) -> N
             results.append(payees.transfer(world.terms("void", None, None, None, hold=plain.id)))
         results.append(client.transfer(world.terms("void", None, None, None, hold=ids.new_uuid7(), secret=secret)))
         assert all(result.outcome.value == "booked" for result in results), results
-        scene.await_sealed(results[-1].seq or 0)
+        one_scene.await_sealed(results[-1].seq or 0)
         evidence = []
         for result in results:
             assert result.id is not None
-            document = scene.receipt(result) if result is not results[-1] else _operators_receipt(scene, result)
-            proved = verify_receipt(document, log_key=scene.log_key).receipt
-            view = _operators_view(scene, result)
+            document = one_scene.receipt(result) if result is not results[-1] else _operators_receipt(one_scene, result)
+            proved = verify_receipt(document, log_key=one_scene.log_key).receipt
+            view = _operators_view(one_scene, result)
             assert (proved.transfer.seq, proved.transfer.id, proved.transfer.kind) == (view.seq, view.id, view.kind)
             assert (proved.transfer.debit, proved.transfer.credit) == (view.debit, view.credit)
             assert proved.transfer.amount_minor == view.amount_minor
             evidence.append(proved.evidence_digest is not None)
     assert evidence == [False, True, True, True, True, False, True]
     with world.operator() as client:  # the issue carries its mandate
-        issued = [item for item in _records(scene) if item["kind"] == 0]
+        issued = [item for item in _records(one_scene) if item["kind"] == 0]
         transfer = ids.UUID(int=int(issued[0]["id_high"]) << 64 | int(issued[0]["id_low"]))
-        assert verify_receipt(client.receipt(transfer), log_key=scene.log_key).receipt.evidence_digest is not None
+        assert verify_receipt(client.receipt(transfer), log_key=one_scene.log_key).receipt.evidence_digest is not None
 
 
 def _operators_receipt(scene: Scene, result: TransferResult) -> bytes:
@@ -275,11 +274,11 @@ def _records(scene: Scene) -> Any:
     return records
 
 
-def test_the_receipts_record_is_the_journals(scene: Scene) -> None:
-    scene.await_sealed(scene.pay(3)[-1].seq or 0)
-    for record in _records(scene):
+def test_the_receipts_record_is_the_journals(one_scene: Scene) -> None:
+    one_scene.await_sealed(one_scene.pay(3)[-1].seq or 0)
+    for record in _records(one_scene):
         transfer = ids.UUID(int=int(record["id_high"]) << 64 | int(record["id_low"]))
-        with scene.world.operator() as client:
+        with one_scene.world.operator() as client:
             receipt = Receipt.model_validate_json(client.receipt(transfer))
         assert receipt.transfer.record == record.tobytes()
 
@@ -309,30 +308,31 @@ def test_only_those_concerned_get_a_receipt_and_only_once_it_is_sealed(
             client.receipt(result.id)
 
 
-def test_witnesses_cosign_and_receipts_carry_a_quorum(witnessed: Scene) -> None:
-    keys = [item.key for item in witnessed.witnesses]
-    result = witnessed.pay()[0]
-    document = witnessed.receipt(result, quorum=2)
-    proved = verify_receipt(document, log_key=witnessed.log_key, witnesses=keys, quorum=2)
+def test_witnesses_cosign_and_receipts_carry_a_quorum(one_scene: Scene) -> None:
+    keys = [item.key for item in one_scene.witnesses]
+    result = one_scene.pay()[0]
+    document = one_scene.receipt(result, quorum=2)
+    proved = verify_receipt(document, log_key=one_scene.log_key, witnesses=keys, quorum=2)
     assert {item.witness for item in proved.tree_cosigned} == {"w0.example", "w1.example"}
     stranger = VerifierKey("w9.example", KeyKind.COSIGNATURE_V1, PrivateKey.generate().public)
     with pytest.raises(ReceiptRefused, match="2 of the known witnesses"):
-        verify_receipt(document, log_key=witnessed.log_key, witnesses=[*keys, stranger], quorum=3)
-    with witnessed.world.client(BANK) as client:
+        verify_receipt(document, log_key=one_scene.log_key, witnesses=[*keys, stranger], quorum=3)
+    with one_scene.world.client(BANK) as client:
         assert result.id is not None
         with pytest.raises(ProblemResponse, match="not-sealed"):
             client.receipt(result.id, quorum=3)
         assert [item.name for item in client.log().witnesses] == ["w0.example", "w1.example"]
 
 
-def test_a_bit_flipped_anywhere_in_a_receipt_is_found(one_scene: Scene) -> None:
-    """Every bit of every byte of the document, for one receipt with two cosignatures."""
+@pytest.mark.parametrize("each", [8, pytest.param(1, marks=pytest.mark.extended)])
+def test_a_bit_flipped_anywhere_in_a_receipt_is_found(one_scene: Scene, each: int) -> None:
+    """Every bit of every byte of the document, or each eighth: one of each byte; a receipt with two cosignatures."""
     keys = [item.key for item in one_scene.witnesses]
     document = one_scene.receipt(one_scene.pay()[0], quorum=2)
     verify_receipt(document, log_key=one_scene.log_key, witnesses=keys, quorum=2)
     survivors = []
     for place in range(len(document)):
-        for bit in range(8):
+        for bit in range(place % each, 8, each):
             flipped = bytearray(document)
             flipped[place] ^= 1 << bit
             try:
@@ -423,6 +423,7 @@ def test_a_receipt_of_another_log_or_signed_by_another_key_is_refused(one_scene:
 # --- a ledger that lies ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_a_row_rewritten_after_it_was_sealed_gives_no_receipt(scene: Scene) -> None:
     results = scene.pay(3)
     scene.receipt(results[1])

@@ -66,7 +66,7 @@ def run(command: list[str], given: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.medium
+@pytest.mark.extended
 @pytest.mark.timeout(300)
 def test_gos_checksum_database_library_accepts_the_log(scene: Scene, go_program: Path) -> None:
     sizes = []
@@ -116,6 +116,7 @@ def test_gos_checksum_database_library_accepts_the_log(scene: Scene, go_program:
             connection.execute("UPDATE log_tile SET hashes = %s WHERE level = 0 AND index = 3", [before[0]])
 
 
+@pytest.mark.extended
 def test_sigstores_verifier_accepts_a_receipt(scene: Scene) -> None:
     need(shutil.which("node") is not None, "node")
     need(SIGSTORE.is_dir(), "@sigstore/verify (npm ci --prefix tests/thirdparty)")

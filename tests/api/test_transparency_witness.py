@@ -262,6 +262,7 @@ def test_a_damaged_memory_cosigns_nothing(running: Running, tmp_path: Path) -> N
     assert running.add(100, 200) == 200
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(180)
 def test_as_a_process_it_keeps_what_it_answered_through_sigkill(tmp_path: Path) -> None:
     key_path, logs_path, port = tmp_path / "key.pem", tmp_path / "logs.json", free_port()

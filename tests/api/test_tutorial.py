@@ -46,6 +46,7 @@ def blocks() -> list[Block]:
     return made
 
 
+@pytest.mark.extended
 def test_every_block_of_the_tutorial_does_what_it_says(
     fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

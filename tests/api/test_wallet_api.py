@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -61,8 +62,8 @@ class Service:
         return caught.value.status, caught.value.refusal
 
 
-@pytest.fixture
-def service(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Service]:
+@contextmanager
+def running(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Service]:
     keys = {role: PrivateKey.generate() for role in ("channel", "bridge", "operator", "bank", "stranger")}
     keys["bank"].save(tmp_path / "bank.pem")
     clients = [
@@ -91,6 +92,19 @@ def service(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Se
     app = create(settings, connect=lambda url, signer: abroad if "abroad" in url else ledger)
     with TestClient(app, base_url=ORIGIN, raise_server_exceptions=False) as http:
         yield Service(http, ledger, keys, settings)
+
+
+@pytest.fixture
+def service(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Service]:
+    with running(fresh_database, tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def shared(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """One for all tests of a module that change nothing: what they send is refused."""
+    with running(fresh_databases, tmp_path_factory.mktemp("shared")) as found:
+        yield found
 
 
 def open_wallet(service: Service, wallet_class: WalletClass = WalletClass.II, *, deposit: int = 0) -> tuple:  # type: ignore[type-arg]
@@ -383,16 +397,16 @@ def test_signature_for_one_target_opens_no_other(service: Service) -> None:
         (b'{"instruction": "' + b"x" * 70_000 + b'"}', "body-too-large"),
     ],
 )
-def test_malformed_body_has_its_own_refusal(service: Service, body: bytes, refusal: str) -> None:
-    answer = service.http.post("/v1/payments", content=body, headers={"content-type": "application/json"})
+def test_malformed_body_has_its_own_refusal(shared: Service, body: bytes, refusal: str) -> None:
+    answer = shared.http.post("/v1/payments", content=body, headers={"content-type": "application/json"})
     assert answer.json()["refusal"] == refusal
     assert answer.headers["content-type"] == "application/problem+json"
 
 
 @pytest.mark.parametrize("amount", ["-1", "1.5", "1e3", "01", "9223372036854775808", " 1", "١", -5, 2**63, None, ""])
-def test_amount_that_is_no_string_of_digits_is_refused(service: Service, amount: object) -> None:
+def test_amount_that_is_no_string_of_digits_is_refused(shared: Service, amount: object) -> None:
     body = {"exchange": ids.show("exc", ids.new_uuid7()), "wallet": WALLET, "amount_minor": amount, "currency": "CNY"}
-    answer = service.http.post("/v1/exchanges-in", json=body, auth=RequestSigner(service.keys["channel"]))
+    answer = shared.http.post("/v1/exchanges-in", json=body, auth=RequestSigner(shared.keys["channel"]))
     assert answer.status_code == 422, answer.text
     assert answer.json()["refusal"] == "validation-failed"
 
@@ -473,6 +487,7 @@ def test_every_refusal_has_exactly_one_status() -> None:
     assert len(codes) == len(set(codes))
 
 
+@pytest.mark.extended
 def test_simulation_is_mounted_in_the_sandbox_only(service: Service) -> None:
     plain = create(service.settings.model_copy(update={"sandbox": False}))
     assert not [path for path in plain.openapi()["paths"] if "simulate" in path]

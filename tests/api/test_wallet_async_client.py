@@ -58,6 +58,7 @@ def test_an_edited_twin_is_noticed(
     assert async_client.outdated() == (["bulk.py"] if suffix else [])
 
 
+@pytest.mark.extended
 def test_story_with_payments_side_by_side(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     with running_bank(fresh_database, tmp_path) as world:
         asyncio.run(_story(world))

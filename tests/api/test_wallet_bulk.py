@@ -14,12 +14,17 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from kernel.clock import system_clock
+from kernel.crypto.keys import PrivateKey
 from kernel.ids import show, show_account
 from tests.wallet_processes import Opened, WalletWorld, running_wallet
+from wallet.client.controls import payment_control
+from wallet.contract.controls import sign_control
 from wallet.contract.families import AliasKind
 from wallet.domain.rules import WalletClass
 
@@ -70,6 +75,7 @@ def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPa
         yield world
 
 
+@pytest.mark.extended
 def test_payroll_from_the_command_line(world: WalletWorld, tmp_path: Path) -> None:
     payer, payees = scene(world)
     path = tmp_path / "june.csv"
@@ -182,3 +188,55 @@ def test_payees_by_alias_are_confirmed_by_name_and_paid(world: WalletWorld, tmp_
     path.with_name("aliases.csv.job").unlink()
     _, error = ask_payroll(world, path, payer, "--yes", "--partial", status=1)
     assert "no alias that leads to one" in error
+
+
+@pytest.mark.extended
+def test_payroll_above_what_one_signature_may_pay_in_a_day_waits_for_a_second_person(
+    world: WalletWorld, tmp_path: Path
+) -> None:
+    """Refused and approved afterwards; approved beforehand; and what the checker has seen is what is paid."""
+    payer, payees = scene(world, payees=2, lines=20)
+    treasurer, director = payer.key, PrivateKey.generate()
+    director.save(tmp_path / "director.pem")
+    with world.client() as client:
+        client.register_corporate(payer.view.customer, legal_name="Teahouse", social_credit_code="91350100M000100Y43")
+        document = payment_control(
+            payer.view.wallet,
+            [("treasurer", treasurer.public), ("director", director.public)],
+            alone_max_minor=200,
+            alone_day_max_minor=300,
+            version=1,
+            valid_until=system_clock() + timedelta(hours=1),
+        )
+        client.set_payment_control(payer.view.wallet, [sign_control(document, key) for key in (treasurer, director)])
+    path, tokens = tmp_path / "controlled.csv", tmp_path / "tokens"
+
+    def approve() -> None:
+        wallet = show("wlt", payer.view.wallet)
+        done = world.run_here("control", "approve", wallet, tokens, "--yes", "--device-key", tmp_path / "director.pem")
+        assert done.returncode == 0, done.stderr
+
+    def paid() -> list[int]:
+        return [world.balance(payee) for payee in payees]
+
+    write_payroll(path, payees, lines=6)
+    out, _ = ask_payroll(world, path, payer, status=3)
+    assert "2 booked" in out
+    assert path.with_name("controlled.csv.result.csv").read_text(encoding="utf-8").count("approval-needed") == 4
+    ask_payroll(world, path, payer, "--resume", "--retry", status=3)
+    _, error = ask_payroll(world, path, payer, "--resume", "--retry", "--for-approval", str(tokens))
+    assert "4 signed lines" in error
+    assert paid() == [125, 125]
+    approve()
+    out, _ = ask_payroll(world, path, payer, "--resume", "--retry")
+    assert "6 booked" in out
+    assert paid() == [3 * 125, 3 * 125]
+
+    path = tmp_path / "beforehand.csv"
+    write_payroll(path, payees, lines=4, amount="2.50")
+    ask_payroll(world, path, payer, "--for-approval", str(tokens))
+    assert paid() == [3 * 125, 3 * 125]
+    approve()
+    out, _ = ask_payroll(world, path, payer, "--resume")
+    assert "4 booked" in out
+    assert paid() == [3 * 125 + 500] * 2

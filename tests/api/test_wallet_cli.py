@@ -17,6 +17,7 @@ from kernel import ids
 from kernel.client import ServiceUnreachable
 from kernel.crypto.keys import PrivateKey
 from tests.api.test_wallet_api import Service, open_wallet, service
+from tests.commands import run_here
 from wallet.__main__ import app
 from wallet.cli import customers, events, lifecycle, payments
 from wallet.client import WalletClient
@@ -136,6 +137,7 @@ def test_events_are_read_on_from_a_bookmark(service: Service, run: Run, tmp_path
     assert run("events", "--bookmark", bookmark, "--after", "x")[0] == 1
 
 
+@pytest.mark.extended
 def test_following_waits_and_survives_a_restart(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -159,6 +161,7 @@ def test_following_waits_and_survives_a_restart(
     assert "asking again" in done.stderr
 
 
+@pytest.mark.extended
 def test_webhooks_and_their_dead_letters(service: Service, run: Run) -> None:
     code, out, error = run("webhook", "add", "http://127.0.0.1:9/hook", "--type", "wallet.opened", "--json")
     assert code == 0, error
@@ -191,3 +194,12 @@ def wait_for_events(service: Service, awaited: str = "wallet.opened") -> list[di
                 return [item.model_dump(mode="json") for item in page.items]
             time.sleep(0.05)
     raise AssertionError("no events")
+
+
+def test_what_fits_no_request_is_said_in_one_line(tmp_path: Path) -> None:
+    PrivateKey.generate().save(tmp_path / "key.pem")
+    words = ("customer", "add", "--phone", "x", "--client-key", str(tmp_path / "key.pem"))
+    done = run_here("wallet", *words, JIAOZI_WALLET_PUBLIC_URL="http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("phone: ")
+    assert "Traceback" not in done.stderr

@@ -13,9 +13,18 @@ from typer.testing import CliRunner
 from kernel import ids
 from kernel.clock import system_clock
 from kernel.crypto.http_signatures import RequestSigner
+from kernel.crypto.keys import PrivateKey
 from kernel.ids import AccountNumber
 from ledger.client import LedgerClient
-from ledger.contract import IssueAction
+from ledger.contract import (
+    AccountKind,
+    AccountOpening,
+    IssueAction,
+    ParticipantRole,
+    RegisterParticipantAction,
+    TransferKind,
+    TransferTerms,
+)
 from tests.api.test_wallet_with_ledger import Scheme, order_by_operators, scheme
 from tests.card_world import attest
 from wallet import sealed_keys
@@ -92,6 +101,52 @@ def test_push_charge_pool_and_card_over_both_services(scheme: Scheme, tmp_path: 
         assert bank.submit_instruction(token).outcome == "already-booked"
     assert bank.get_account(shop.account).balance_minor == 1_090
     assert bank.supply().identity_holds
+
+
+def test_a_childs_balance_cap_binds_credits_of_other_institutions(scheme: Scheme) -> None:
+    client, stranger = scheme.wallet("channel"), PrivateKey.generate()
+    operator = LedgerClient(scheme.ledger_url, signer=RequestSigner(scheme.operators[0]))
+    other = LedgerClient(scheme.ledger_url, signer=RequestSigner(stranger))
+    action = RegisterParticipantAction(
+        participant=ids.parse_participant("ICBKCNBJ"),
+        name="Other",
+        role=ParticipantRole.INTERMEDIARY,
+        key=stranger.public.to_jwk(),
+        quota_minor=10**9,
+    )
+    order_by_operators(operator, scheme.operators, action)
+    opening = AccountOpening(opening=ids.new_uuid7(), kind=AccountKind.VAULT, rule_class="none")
+    vault = other.open_accounts([opening])[0].account
+    assert vault is not None
+    issue = IssueAction(transfer=ids.new_uuid7(), vault=vault, amount_minor=10_000, currency="CNY")
+    order_by_operators(operator, scheme.operators, issue)
+    customer = client.create_customer(evidence=list(Evidence)).customer
+    parent = client.open_wallet(customer=customer, wallet_class=WalletClass.II, device_key=PrivateKey.generate().public)
+    child = client.open_child(
+        parent.wallet,
+        customer=customer,
+        wallet_class=WalletClass.IV,
+        device_key=PrivateKey.generate().public,
+        label="pocket money",
+        caps=ChildCapsBody(balance_max_minor=500),
+    )
+
+    def send(amount: int) -> str | None:
+        terms = TransferTerms(
+            id=ids.new_uuid7(),
+            kind=TransferKind.PAYMENT,
+            debit=vault,
+            credit=child.account,
+            amount_minor=amount,
+            currency="CNY",
+        )
+        return other.transfer(terms).refusal
+
+    assert (send(501), send(500), send(1)) == ("balance-limit-exceeded", None, "balance-limit-exceeded")
+    client.set_child_caps(parent.wallet, child.child, caps=ChildCapsBody(balance_max_minor=501), version=1)
+    assert (send(1), send(1)) == (None, "balance-limit-exceeded")
+    client.set_child_caps(parent.wallet, child.child, caps=ChildCapsBody(), version=2)
+    assert send(1) is None
 
 
 def test_card_on_the_command_line(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def open_at_noon(service: Service, wallet_class: WalletClass, deposit: int) -> U
     return found
 
 
+@pytest.mark.extended
 def test_a_quarter_over_http_and_in_the_terminal(service: Service, run: Run) -> None:
     clock = wind(service)
     rich = open_at_noon(service, WalletClass.I, 3_650_000_00)

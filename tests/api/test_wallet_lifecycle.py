@@ -17,7 +17,7 @@ from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from ledger.client import LedgerClient
 from ledger.contract import AccountStatus, IssueAction, TransferKind
-from tests.api.test_wallet_api import Service, open_wallet, service
+from tests.api.test_wallet_api import Service, open_wallet, service, shared
 from tests.api.test_wallet_with_ledger import Scheme, order_by_operators, scheme
 from wallet.__main__ import app as cli
 from wallet.cli import lifecycle as life
@@ -25,7 +25,7 @@ from wallet.client import WalletClient
 from wallet.contract.lifecycle import CapsView, ChangeState
 from wallet.domain.rules import Evidence, WalletClass
 
-__all__ = ["scheme", "service"]
+__all__ = ["scheme", "service", "shared"]
 
 
 def test_caps_are_lowered_shown_and_raised_only_with_the_holders_signature(service: Service) -> None:
@@ -71,11 +71,11 @@ def test_caps_are_lowered_shown_and_raised_only_with_the_holders_signature(servi
         ("closures", {"change": "@", "instruction": "x"}, "validation-failed"),
     ],
 )
-def test_bad_input_is_one_clear_problem(service: Service, part: str, body: dict[str, object], refusal: str) -> None:
-    wallet, _, _ = open_wallet(service)
+def test_bad_input_is_one_clear_problem(shared: Service, part: str, body: dict[str, object], refusal: str) -> None:
+    wallet, _, _ = open_wallet(shared)
     if body.get("change") == "@":
         body = {**body, "change": ids.show("chg", ids.new_uuid7())}
-    with service.client("channel") as client:
+    with shared.client("channel") as client:
         path = f"/v1/wallets/{ids.show('wlt', wallet.wallet)}/{part}"
         with pytest.raises(ProblemResponse) as caught:
             client._http.post(path, body, idempotent=True)
@@ -93,6 +93,7 @@ def test_only_the_banks_own_clients_may_change_a_wallet(service: Service) -> Non
         assert service.refusal(lambda: client.get_wallet_change(ids.new_uuid7())) == (404, "wallet-change-not-found")
 
 
+@pytest.mark.extended
 def test_commands_of_a_wallets_life(service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wallet, key, customer = open_wallet(service, deposit=1_000)
     key.save(tmp_path / "device.pem")
@@ -126,6 +127,7 @@ def test_commands_of_a_wallets_life(service: Service, tmp_path: Path, monkeypatc
     assert len(run("show", shown).splitlines()) == 8
 
 
+@pytest.mark.extended
 def test_whole_life_against_the_real_ledger(scheme: Scheme) -> None:
     """Class, devices, loss and closure: what the fake promises, the ledger keeps."""
     client = scheme.wallet("channel")

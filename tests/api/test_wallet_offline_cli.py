@@ -78,6 +78,7 @@ def test_two_devices_pay_and_the_payee_syncs(people: tuple[Person, Person, Perso
     assert payee.show()["balance_minor"] == "0"
 
 
+@pytest.mark.extended
 def test_messages_travel_as_frames_and_as_pictures(people: tuple[Person, Person, Person]) -> None:
     payer, payee, _ = people
     invoice = payee.directory / "invoice.txt"
@@ -96,6 +97,7 @@ def test_messages_travel_as_frames_and_as_pictures(people: tuple[Person, Person,
     )
 
 
+@pytest.mark.extended
 def test_hacked_device_is_proven_to_a_stranger(people: tuple[Person, Person, Person], service: Service) -> None:
     payer, payee, third = people
     shutil.copytree(payer.device, payer.directory / "copy")
@@ -124,6 +126,7 @@ def test_hacked_device_is_proven_to_a_stranger(people: tuple[Person, Person, Per
     assert "device-revoked" in run("purse", "receive", third.device, str(last), fails=True)
 
 
+@pytest.mark.extended
 def test_errors_say_what_to_do(tmp_path: Path, people: tuple[Person, Person, Person]) -> None:
     payer, payee, _ = people
     assert "purse new" in run("purse", "show", str(tmp_path / "nothing"), fails=True)

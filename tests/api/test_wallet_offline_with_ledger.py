@@ -12,6 +12,7 @@ from datetime import timedelta
 from threading import Barrier
 from uuid import UUID
 
+import pytest
 import sqlalchemy as sa
 
 from kernel import ids
@@ -150,6 +151,7 @@ def test_escrow_is_what_the_ledger_calls_offline_at_every_step(scheme: Scheme) -
     assert town.balance(payer_account) == 20_000
 
 
+@pytest.mark.extended
 def test_two_codes_at_once_debit_one_payer_and_without_the_index_the_ledger_sees_to_it(scheme: Scheme) -> None:
     town = town_of(scheme)
     shop_wallet, shop, _ = town.wallet()

@@ -425,6 +425,7 @@ def test_an_erased_customer_is_forgotten(world: PrivacyWorld) -> None:
 # --- at the prompt ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_unmask_at_the_prompt_and_offline_check(
     world: PrivacyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import cast
@@ -23,8 +23,7 @@ from kernel.crypto.keys import PrivateKey, PublicKey
 from kernel.ids import AccountNumber
 from ledger.client import LedgerClient
 from ledger.contract import IssueAction, TransferItem, TransferKind, TransferTerms
-from tests.api.test_wallet_with_ledger import Scheme, order_by_operators
-from tests.api.test_wallet_with_ledger import scheme as scheme
+from tests.api.test_wallet_with_ledger import Scheme, order_by_operators, running_scheme
 from wallet.client import WalletClient
 from wallet.client.programs import TermsDiffer, check_terms, program_request, statement_token
 from wallet.contract import WalletView
@@ -83,9 +82,11 @@ class World:
         return resume_programs(app.state.context)
 
 
-@pytest.fixture
-def world(scheme: Scheme) -> World:
-    return World(scheme)
+@pytest.fixture(scope="module")
+def world(fresh_databases: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Of all tests here: each has persons and programs of its own."""
+    with running_scheme(fresh_databases, tmp_path_factory.mktemp("scheme")) as scheme:
+        yield World(scheme)
 
 
 def ahead(step: timedelta) -> str:

@@ -5,10 +5,10 @@ Method: both services with their own PostgreSQL databases, the ledger behind a r
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -40,6 +40,7 @@ from ledger.contract import (
 )
 from ledger.settings import LedgerSettings
 from tests.card_world import issuers_file
+from tests.ledger_world import free_port
 from wallet.api.app import create as create_wallet
 from wallet.client import WalletClient
 from wallet.contract import LegAuthorisation, SettlementLeg, SettlementOrder
@@ -80,6 +81,15 @@ def order_by_operators(client: LedgerClient, operators: list[PrivateKey], action
 
 @pytest.fixture
 def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Scheme]:
+    with running_scheme(fresh_database, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def running_scheme(
+    fresh_database: Callable[[str], str], tmp_path: Path, *, wallet_database: str | None = None, **wallet: object
+) -> Iterator[Scheme]:
+    """`wallet_database` is the URL that the wallet service is given; `wallet` are more settings of it."""
     operators = [PrivateKey.generate() for _ in range(3)]
     keys = {name: PrivateKey.generate() for name in ("channel", "bridge", "operator", "bank")}
     genesis = Genesis(
@@ -91,12 +101,14 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
         rule_classes=ledger_rule_classes(load_rule_pack("ecny-2021-06")),
     )
     (tmp_path / "genesis.json").write_text(genesis.model_dump_json(exclude_none=True))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     ledger_settings = LedgerSettings(
-        database_url=fresh_database("ledger"), genesis_path=tmp_path / "genesis.json", port=port, public_url=url
+        database_url=fresh_database("ledger"),
+        genesis_path=tmp_path / "genesis.json",
+        port=port,
+        public_url=url,
+        log_enabled=False,  # its process takes a second to start, and nobody here asks for receipts
     )
     server = make_server(create_ledger(ledger_settings), port=port, log_level="warning")
     thread = threading.Thread(target=server.run, daemon=True)
@@ -123,7 +135,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
     (tmp_path / "ledgers.json").write_text(json.dumps(ledgers))
     settings = WalletSettings(
         public_url=ORIGIN,
-        database_url=fresh_database("wallet"),
+        database_url=wallet_database or fresh_database("wallet"),
         data_dir=tmp_path / "data",
         participant="BKCHCNBJ",
         signing_key_path=tmp_path / "bank.pem",
@@ -132,6 +144,7 @@ def scheme(fresh_database: Callable[[str], str], tmp_path: Path) -> Iterator[Sch
         card_issuers_path=issuers_file(tmp_path),
         sandbox=True,
         recovery_seconds=3600,
+        **wallet,  # type: ignore[arg-type]
     )
     with TestClient(create_wallet(settings), base_url=ORIGIN, raise_server_exceptions=False) as http:
         yield Scheme(url, operators, keys, http)

@@ -1,6 +1,6 @@
 """`make bench`: every row measured beside PostgreSQL's own TPC-B in the same run. Nothing here fails a build.
 
-make bench              all rows, about a quarter of an hour (the growth rows book 50 million transfers first)
+make bench              all rows, half an hour and more (the growth rows book 50 million transfers first)
 make bench ONLY=B1      one row
 make bench QUICK=1      smaller sizes for the growth rows
 make bench RUNS=3       each row so often; the table shows the medians
@@ -18,12 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import bulk, growth, liquidity, messages, payments, reconciliation, report, verify
+from tests.bench import bulk, growth, liquidity, messages, payments, reconciliation, report, settlement, verify
 from tests.bench.scene import Scene, machine, row, scene
 
 PGBENCH_SECONDS = 10
@@ -42,6 +43,7 @@ class Sizes:
     queued: int = 10_000
     solver_seconds: float = 20.0
     pacs009: int = 100_000
+    settlements: int = 20_000
 
 
 QUICK = Sizes(
@@ -51,6 +53,7 @@ QUICK = Sizes(
     accounts=1_000_000,
     journal=4_000_000,
     verified=2_000_000,
+    settlements=4_000,
     solver_seconds=5.0,
 )
 
@@ -109,6 +112,11 @@ def s3(stage: Scene, sizes: Sizes) -> dict[str, Any]:
     return messages.run_messages(stage, instructions=sizes.pacs009)
 
 
+def s1(stage: Scene, sizes: Sizes) -> dict[str, Any]:
+    name = f"bench_s1_{token_hex(3)}"  # its databases are three: a second run makes its own
+    return settlement.run_settlements(stage, name=name, settlements=sizes.settlements)
+
+
 def s2(stage: Scene, sizes: Sizes) -> dict[str, Any]:
     return reconciliation.run_alone()
 
@@ -130,6 +138,7 @@ ROWS = {
     "B4": Row("B1 on a grown journal (B5: histories beside it)", "transfers/s", ">= 0.8 x B1", b4),
     "B6": Row("SIGKILL to serving again", "seconds", "<= 5 s", b6, value="seconds"),
     "B7": Row("verify an export, all cores", "transfers/s", ">= 1,000,000", b7),
+    "S1": Row("payment-versus-payment, two ledgers, two legs each", "settlements/s", ">= 2,000", s1),
     "S2": Row("reconcile 1M against 1M lines", "seconds", "<= 30 s, <= 4 x DuckDB's join", s2, value="seconds"),
     "S4": Row("netting and gridlock run, 10k queued, 50 x 5 positions", "seconds", "<= 2 s", s4, value="seconds"),
     "S3": Row("parse, validate, store a pacs.009 of 100k", "seconds", "<= 15 s, <= 300 MB", s3, value="seconds"),

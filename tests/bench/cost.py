@@ -37,7 +37,17 @@ BATCH = 8192
 ACCOUNTS = 50_000
 SIGNED = 20_000
 SIGNED_BATCH = 500
-TABLES = ("transfer", "evidence", "history_page", "history_run", "log_tile", "log_checkpoint", "block", "balance_page")
+TABLES = (
+    "transfer",
+    "evidence",
+    "history_page",
+    "history_mark",
+    "history_run",
+    "log_tile",
+    "log_checkpoint",
+    "block",
+    "balance_page",
+)
 
 
 class Meter:

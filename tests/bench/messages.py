@@ -10,6 +10,7 @@ python -m tests.bench.messages [INSTRUCTIONS]
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -87,6 +88,8 @@ def make_file(file: Path, instructions: int) -> None:
 
 def _stream_in(url: str, directory: Path, file: Path) -> str:
     world = World(url, directory)
+    gc.collect()
+    gc.freeze()  # as kernel.server does once a service has started
     process = psutil.Process()
     before_mb = process.memory_info().rss / 2**20
     began = time.perf_counter()

@@ -141,6 +141,7 @@ def run_signed_bulk(stage: Scene, *, name: str, batches: int) -> dict[str, Any]:
         tokens = _tokens(world.ledger, holders, batches * BATCH_TRANSFERS_MAX)
         before = _cpu_seconds(stage, ledger)
         path = stage.directory / f"{name}.pem"
+        path.unlink(missing_ok=True)
         world.participants[BANK].save(path)
         seconds, client_cpu, latencies, booked = _run_in_process(_load_bulk, world.url, path, tokens)
         after = _cpu_seconds(stage, ledger)
@@ -215,6 +216,7 @@ def _run_in_process(load: Callable[..., None], *arguments: object) -> Any:
     parent, child = multiprocessing.Pipe()
     worker = multiprocessing.get_context("spawn").Process(target=load, args=(*arguments, child))
     worker.start()
+    child.close()  # if the load fails, the next line does too
     found = parent.recv()
     worker.join()
     return found
@@ -224,8 +226,8 @@ def _wallet_files(
     directory: Path, bank: PrivateKey, channel: PrivateKey, ledger: str, ledger_url: str, vault: int
 ) -> dict[str, str]:
     key_path = directory / "bench-bank.pem"
-    if not key_path.exists():
-        bank.save(key_path)
+    key_path.unlink(missing_ok=True)  # another run's
+    bank.save(key_path)
     clients = directory / f"clients-{ledger}.json"
     clients.write_text(json.dumps([{"name": "channel", "key": channel.public.to_jwk(), "role": "channel"}]))
     ledgers = directory / f"ledgers-{ledger}.json"

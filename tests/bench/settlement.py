@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import numpy as np
 import psutil
 import psycopg
@@ -30,11 +31,12 @@ from rich.console import Console
 
 from kernel import ids, migrate
 from kernel.clock import system_clock
+from kernel.crypto import jws
 from kernel.crypto.http_signatures import RequestSigner
 from kernel.crypto.keys import PrivateKey
 from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
-from ledger.contract import TransferTerms, sign_instruction
+from ledger.contract import INSTRUCTION_TYP, show_moment
 from settlement.client import SettlementClient
 from settlement.contract import SettlementState
 from settlement.domain.instructions import Instruction, Priority
@@ -80,7 +82,7 @@ def _settle(client: SettlementClient, batches: list[UUID]) -> float:
     for batch in batches:
         client.run_batch(batch)
     for batch in batches:
-        client.wait_for_batch(batch, timeout_seconds=600, every_seconds=0.1)
+        client.wait_for_batch(batch, timeout_seconds=600, every_seconds=0.25)
     return time.perf_counter() - began
 
 
@@ -238,28 +240,38 @@ def _institution(stack: ExitStack, key_path: Path) -> tuple[str, psutil.Process]
     return url, psutil.Process(process.pid)
 
 
+class _Leg(msgspec.Struct):
+    instruction_id: str
+    ledger: str
+    terms: msgspec.Raw
+
+
+class _Asked(msgspec.Struct):
+    legs: list[_Leg]
+
+
 def _sign_legs(key_path: Path, line: Connection) -> None:
     key = PrivateKey.load(key_path)
+    asked = msgspec.json.Decoder(_Asked)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            valid_until = system_clock() + timedelta(hours=1)
+            body = asked.decode(self.rfile.read(int(self.headers["content-length"])))
+            valid_until = show_moment(system_clock() + timedelta(hours=1))
             results = [
                 {
-                    "instruction_id": leg["instruction_id"],
-                    "token": sign_instruction(
-                        TransferTerms.model_validate(leg["terms"]),
-                        ledger=leg["ledger"],
-                        valid_until=valid_until,
-                        key=key,
+                    "instruction_id": leg.instruction_id,
+                    "token": jws.sign(
+                        msgspec.json.encode({"ledger": leg.ledger, "terms": leg.terms, "valid_until": valid_until}),
+                        key,
+                        typ=INSTRUCTION_TYP,
                     ),
                 }
-                for leg in body["legs"]
+                for leg in body.legs
             ]
-            answer = json.dumps({"results": results}).encode()
+            answer = msgspec.json.encode({"results": results})
             self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(answer)))

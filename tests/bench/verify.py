@@ -36,7 +36,7 @@ from ledger.log import leaves
 from ledger.verifier.documents import encode_key
 
 PLAIN_TRANSFERS = 5_000_000
-SIGNED_TRANSFERS = 40_000
+SIGNED_TRANSFERS = 120_000
 ACCOUNTS = 100_000
 WALLETS = 500
 BLOCK = 8192

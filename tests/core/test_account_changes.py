@@ -242,6 +242,39 @@ def test_a_class_of_smaller_caps_lets_stay_what_is_there_and_nothing_come(world:
     assert world.book(Kind.EXCHANGE_IN, VAULT, ALICE, 500, submitter=1) == BOOKED
 
 
+def test_a_cap_of_its_own_bounds_what_a_wallet_holds(world: World) -> None:
+    """I9, by both paths; of a wallet alone, and what was there before stays."""
+    twin = world.twin
+
+    def cap(version: int, value: str | None) -> None:
+        more = {} if value is None else {"balance_max_minor": value}
+        assert world.ask("set-balance-cap", BY_BANK, version=version, **more) == "done"
+        model = twin.model.accounts[ALICE]
+        model["caps"] = (twin.state.balance_max(ALICE), *model["caps"][1:])
+
+    def comes(amount: int) -> str:
+        return world.book(Kind.EXCHANGE_IN, VAULT, ALICE, amount, submitter=1)
+
+    cap(2, "120")
+    assert (comes(21), comes(20), comes(1)) == ("balance-limit-exceeded", BOOKED, "balance-limit-exceeded")
+    for_ever = {"authority": "owner", "key_version": 1, "commit": bytes(32), "abort": b"\x01" * 32}
+    assert world.book(Kind.HOLD, BOB, ALICE, 1, **for_ever) == "hold-terms-invalid", "it would fill the cap for ever"
+    cap(1, None)  # late
+    assert comes(1) == "balance-limit-exceeded"
+    cap(3, "50")
+    assert (twin.state.balance(ALICE), world.pays(1, 70), comes(1)) == (120, BOOKED, "balance-limit-exceeded")
+    cap(4, None)
+    assert comes(500) == BOOKED
+    assert world.ask("set-balance-cap", BY_HOLDER, version=5) == "instruction-invalid"
+    assert world.ask("set-balance-cap", Signatures((2, 1), None), version=5) == "account-not-found"
+    for account in (VAULT, ESCROW):
+        assert world.ask("set-balance-cap", BY_BANK, account, version=1) == "kind-not-allowed"
+    twin.state.set_class(RuleCaps("small", 60))
+    assert world.ask("set-rule-class", BY_BANK, rule_class="small") == "done"
+    cap(5, "1000")
+    assert twin.state.balance_max(ALICE) == 60, "the stricter of both"
+
+
 PURSES = """
 # kind          debit  credit  by           | outcome
   purse-fund    ALICE  ESCROW  owner 1      | booked

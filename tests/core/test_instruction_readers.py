@@ -63,7 +63,7 @@ def reading(payload: bytes, reader: Any = None) -> dict[str, Any] | None:
         found: Instruction = read_instruction(token) if reader is None else reader(jws.read(token))
     except InvalidInstruction:
         return None
-    read = {name: getattr(found, name) for name in found.__struct_fields__ if name not in ("terms", "unverified")}
+    read = {name: getattr(found, name) for name in found.__struct_fields__ if name not in ("stated", "unverified")}
     if found.kind is TransferKind.HOLD and found.terms is not None:
         read["terms"] = found.terms.model_dump()
     return read
@@ -299,6 +299,47 @@ def test_any_changed_byte_of_an_end_is_read_alike_or_left_to_the_model(data: st.
 def test_an_odd_end_is_left_to_the_model(change: dict[str, str]) -> None:
     body = write_end_items([msgspec.structs.replace(END, **change)])
     assert read_end_items(body) is None
+
+
+# --- an instruction compared letter by letter ------------------------------------------------------------------------
+
+ORDERED = {
+    "hold": UUID("0198c7b2-6f1e-7c3a-9d55-f5a72f6f9b28"),
+    "debit": 17,
+    "credit": 18,
+    "amount_minor": 100,
+    "currency": "CNY",
+    "reference": UUID("6f9b2801-6f1e-4c3a-9d55-f5a72f6f9b28"),
+    "commit_hash": bytes(range(32)),
+    "abort_hash": bytes(range(32, 64)),
+}
+SPELT = contract.spell_hold_terms(**ORDERED)  # type: ignore[arg-type]
+
+
+def spelt_instruction() -> bytes:
+    terms = {"id" if name == "hold" else name: value for name, value in ORDERED.items()}
+    model = contract.TransferTerms(kind=TransferKind.HOLD, **terms)
+    return contract.spell_instruction(model, ledger="cny", valid_until=NOW)
+
+
+def test_the_ordered_instruction_is_known_letter_by_letter() -> None:
+    assert contract.is_instruction_of(spelt_instruction(), ledger="cny", terms=SPELT)
+    assert not contract.is_instruction_of(spelt_instruction(), ledger="aed", terms=SPELT)
+    for other in ({"amount_minor": 101}, {"debit": 19}, {"abort_hash": bytes(32)}, {"reference": None}):
+        terms = contract.spell_hold_terms(**{**ORDERED, **other})  # type: ignore[arg-type]
+        assert not contract.is_instruction_of(spelt_instruction(), ledger="cny", terms=terms)
+
+
+@given(st.data())
+def test_what_is_known_letter_by_letter_is_read_as_the_ordered_terms(data: st.DataObject) -> None:
+    payload = bytearray(spelt_instruction())
+    for _ in range(data.draw(st.integers(1, 2))):
+        position = data.draw(st.integers(0, len(payload) - 1) | st.integers(len(payload) - 40, len(payload) - 1))
+        payload[position : position + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    if contract.is_instruction_of(bytes(payload), ledger="cny", terms=SPELT):
+        read, wanted = both_agree(bytes(payload)), reading(spelt_instruction())
+        assert read is not None and wanted is not None
+        assert read | {"valid_until": NOW} == wanted
 
 
 # --- batches and answers ---------------------------------------------------------------------------------------------

@@ -142,3 +142,13 @@ def test_nothing_hides_from_whoever_counts_the_lines() -> None:
     """A transaction is read wherever a parser of the whole file sees one, and nowhere else."""
     remark = PACS009.replace(b"<CdtTrfTxInf>", b"<!-- a remark --><CdtTrfTxInf>").replace(b">E2<", b"><![CDATA[E2]]><")
     assert read_credit_transfer(io.BytesIO(remark)).instructions == tuple(ITEMS)
+
+
+def test_no_segment_begins_within_a_comment_or_cdata_of_the_head() -> None:
+    """Each segment repeats the head: one cut within a comment would hide from us what others read, or the reverse."""
+    tag = b"<CdtTrfTxInf>"
+    hidden = PACS009.replace(tag, b"<!-- " + tag + b" -->" + tag, 1)
+    remark = PACS009.replace(b"<MsgId>", b"<!-- <CdtTrfTxInf> --><MsgId>", 1)
+    for content in (hidden, remark, PACS009.replace(tag, b"<?x " + tag + b"?>" + tag, 1)):
+        (problem,) = read_credit_transfer(io.BytesIO(content)).problems
+        assert problem.refusal == "not-xml" and "comment" in problem.reason

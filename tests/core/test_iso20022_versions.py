@@ -67,6 +67,7 @@ CNY, AED, JPY, KWD = (Currency.of(code) for code in ("CNY", "AED", "JPY", "KWD")
 LEI = "5493001KJTIIGC8Y1R12"
 
 references = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9.,+ -]{0,33}[A-Za-z0-9])?", fullmatch=True)
+short_references = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9.,+ -]{0,14}[A-Za-z0-9])?", fullmatch=True)
 texts = st.from_regex(r"[A-Za-z0-9 .,()/-]{1,105}", fullmatch=True).map(str.strip).filter(bool)
 uetrs = st.uuids(version=4)
 names = st.text(st.sampled_from("abcXYZ 019-&<>'\"#=%@[]{}!"), min_size=1, max_size=140)
@@ -116,7 +117,7 @@ def customers(draw: st.DrawFn) -> ComplianceData:
 @st.composite
 def batches(draw: st.DrawFn, *, of_customers: bool) -> list[Instruction]:
     found = []
-    for number, text in enumerate(draw(st.lists(references, min_size=1, max_size=4, unique=True)), start=1):
+    for number, text in enumerate(draw(st.lists(short_references, min_size=1, max_size=4, unique=True)), start=1):
         amount = Money(draw(st.integers(1, 10**14)), draw(st.sampled_from([CNY, JPY, KWD])))
         counter = draw(st.none() | st.integers(1, 10**15))
         found.append(
@@ -161,17 +162,20 @@ def test_an_enveloped_file_is_read_with_its_header_checked(head: str, version: s
     read = read_credit_transfer(io.BytesIO(made))
     assert (read.problems, read.sender, read.receiver) == ((), BANK_A, BRIDGE)
     assert read.instructions == (item,)
-    prefix = made.partition(b"</AppHdr>")[0]
     for old, new in (
         (b"<BizMsgIdr>M1<", b"<BizMsgIdr>M2<"),
         (version.encode() + b"</MsgDefIdr>", b"pacs.008.001.08</MsgDefIdr>"),
         (b"<BICFI>" + BANK_A.encode() + b"</BICFI>", b"<Nm>Bank</Nm>"),
         (b"<CreDt>2026", b"<CreDt>x026"),
         (head.encode(), b"head.001.001.09"),
+        (b"</CreDt>", b"</CreDt><CpyDplct>COPY</CpyDplct>"),
+        (b"</CreDt>", b"</CreDt><CpyDplct>CODU</CpyDplct>"),
     ):
-        assert old in prefix, old
+        assert old in made.partition(b"<Document")[0], old
         spoiled = read_credit_transfer(io.BytesIO(made.replace(old, new, 1)))
         assert [found.refusal for found in spoiled.problems] == [InstructionRefusal.APPLICATION_HEADER_INVALID]
+    again = made.replace(b"</CreDt>", b"</CreDt><CpyDplct>DUPL</CpyDplct>", 1)
+    assert read_credit_transfer(io.BytesIO(again)).instructions == (item,)
     for wrong in (
         made.replace(b"</Envelope>", b"<x/></Envelope>"),
         made.replace(b"<AppHdr", b"<y/><AppHdr", 1),
@@ -458,6 +462,10 @@ def test_lei_check_digits() -> None:
     assert not any(is_lei(wrong) for wrong in (LEI[:-1] + "3", LEI[1:], LEI.lower(), "", "5493001KJTIIGC8Y1R1٢"))
 
 
+AGENT = f"<FinInstnId><BICFI>ZZZZUS33</BICFI><LEI>{LEI}</LEI></FinInstnId>"
+WRONG_LEI = LEI[:-1] + "3"
+
+
 def customer_file(**changes: str) -> bytes:
     data = replace(
         ComplianceData(PartyKind.ORGANISATION, "A Trading Co", "CN", "", LEI, PartyKind.PERSON, "B Shop", "AE"),
@@ -483,6 +491,15 @@ def customer_file(**changes: str) -> bytes:
         (b"CLRG", b"COVE", "settlement-method-unsupported"),
         (b"<CtryOfRes>CN<", b"<CtryOfRes>C1<", "schema-invalid"),
         (b"<UETR>00000000-0000-4000-8000-000000000000</UETR>", b"", "field-missing"),
+        (b"</SttlmInf>", f"</SttlmInf><InstgAgt>{AGENT}</InstgAgt>".replace(LEI, WRONG_LEI).encode(), "lei-invalid"),
+        (b"</BICFI>", f"</BICFI><LEI>{WRONG_LEI}</LEI>".encode(), "lei-invalid"),
+        (b"</ChrgBr>", f"</ChrgBr><IntrmyAgt1>{AGENT}</IntrmyAgt1>".encode(), "agent-unsupported"),
+        (b"Co</Nm>", "Co</Nm><PstlAdr><TwnNm>Zürich</TwnNm></PstlAdr>".encode(), "character-not-allowed"),
+        (
+            b"</CdtTrfTxInf>",
+            "<RmtInf><Strd><AddtlRmtInf>é</AddtlRmtInf></Strd></RmtInf></CdtTrfTxInf>".encode(),
+            "character-not-allowed",
+        ),
     ],
 )
 def test_a_customer_transfer_with_a_fault_is_refused_for_it(old: bytes, new: bytes, refusal: str) -> None:
@@ -491,6 +508,22 @@ def test_a_customer_transfer_with_a_fault_is_refused_for_it(old: bytes, new: byt
     assert old in content
     found = read_credit_transfer(io.BytesIO(content.replace(old, new, 1))).problems
     assert [problem.refusal.value for problem in found] == [refusal]
+
+
+def test_a_cover_payment_is_its_customers_and_not_of_the_institutions_alone() -> None:
+    """Else whoever wants no screening would send the cover and never the payment."""
+    item = Instruction("I1", "E1", uuid.uuid4(), BANK_A, BANK_B, Money(5, CNY), AED, None, NOW.date())
+    plain = write_pacs009([item], message_id="M1", created_at=NOW)
+    agents = "<DbtrAgt><FinInstnId/></DbtrAgt><CdtrAgt><FinInstnId/></CdtrAgt>"
+    customers = f"<Dbtr><Nm>A Co</Nm></Dbtr>{agents}<Cdtr><Nm>B Co</Nm></Cdtr>"
+    covered = f"<UndrlygCstmrCdtTrf>{customers}</UndrlygCstmrCdtTrf></CdtTrfTxInf>".encode()
+    (found,) = read_credit_transfer(io.BytesIO(plain.replace(b"</CdtTrfTxInf>", covered))).instructions
+    assert found.compliance is not None
+    assert (found.compliance.debtor_name, found.compliance.creditor_name) == ("A Co", "B Co")
+    other = b"<CdtrAgt><FinInstnId><BICFI>%s</BICFI></FinInstnId></CdtrAgt><Cdtr>"
+    for bic, refusals in (("ZZZZUS33", ["agent-unsupported"]), (BANK_B[:8], []), (BANK_B, [])):
+        read = read_credit_transfer(io.BytesIO(plain.replace(b"<Cdtr>", other % bic.encode())))
+        assert [problem.refusal.value for problem in read.problems] == refusals
 
 
 @pytest.mark.parametrize("text", ['!#$%&*=^_`{|}~";<>@[\\]', "plain (text) 'x' +1, a/b:c?"])

@@ -13,11 +13,14 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.money import Currency, Money
-from settlement.domain.reconciliation import MatchRule, Rules, View, reconcile
+from settlement.domain.reconciliation import MatchRule, Rules, View, keys, reconcile
 from settlement.domain.reconciliation.columnar import BulkResult, reconcile_tables
 from settlement.domain.reconciliation.lines import LineTable
 from settlement.domain.statements import Direction, EntryStatus, StatementEntry
@@ -30,7 +33,7 @@ UETRS = [uuid.UUID(int=number << 80 | 4 << 76 | 2 << 62 | number) for number in 
 LINE = st.builds(
     StatementEntry,
     reference=st.sampled_from(["a", "b", "c", "d"]),
-    end_to_end_id=st.sampled_from([None, "", "E1", "E2", "E3", "NOTPROVIDED"]),
+    end_to_end_id=st.sampled_from([None, "", "E1", "E2", "E3", "NotProvided", "NONREF"]),
     uetr=st.sampled_from([None, *UETRS]),
     amount=st.sampled_from([Money(1, CNY), Money(2, CNY), Money(3, CNY), Money(1, AED)]),
     direction=st.sampled_from(Direction),
@@ -40,6 +43,7 @@ LINE = st.builds(
     group_reference=st.sampled_from([None, None, "E1", "G1"]),
     account=st.sampled_from([None, None, "here", "elsewhere"]),
     instructed=st.sampled_from([None, Money(5, AED)]),
+    is_reversal=st.sampled_from([False, False, True]),
 )
 RULES = st.sampled_from(
     [
@@ -59,7 +63,8 @@ def everything(found: BulkResult) -> tuple[Any, ...]:
     return sorted(matches), found.rest.breaks, found.totals
 
 
-@settings(max_examples=int(os.environ.get("JIAOZI_HYPOTHESIS_EXAMPLES", "120")), deadline=None)
+@pytest.mark.campaign
+@settings(max_examples=int(os.environ.get("JIAOZI_HYPOTHESIS_EXAMPLES", "40")), deadline=None)
 @given(
     st.lists(LINE, max_size=9),
     st.lists(LINE, max_size=9),
@@ -108,6 +113,50 @@ def test_mostly_clean_files_are_paired_by_columns(count: int, chance: random.Ran
     found = reconcile_tables(LineTable.of_entries(ours), LineTable.of_entries(theirs), as_of=AS_OF, view=view)
     by_lines = [(m.our_positions, m.their_positions, m.rule, m.difference_minor) for m in wanted.matched]
     assert everything(found) == (sorted(by_lines), wanted.breaks, wanted.totals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=9), st.lists(st.integers(0, 12), max_size=9), st.integers(1, 4)
+)
+def test_ids_whose_hashes_collide_change_nothing(here: list[int], there: list[int], hashes: int) -> None:
+    ours, theirs = ([clean(number) for number in numbers] for numbers in (here, there))
+    wanted = reconcile(ours, theirs, as_of=AS_OF)
+    honest = keys._hashes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "_hashes", lambda texts: honest(texts) % hashes)
+        found = reconcile_tables(LineTable.of_entries(ours), LineTable.of_entries(theirs), as_of=AS_OF)
+    by_lines = [(m.our_positions, m.their_positions, m.rule, m.difference_minor) for m in wanted.matched]
+    assert everything(found) == (sorted(by_lines), wanted.breaks, wanted.totals)
+
+
+TEXTS = st.lists(st.one_of(st.none(), st.text("ab\u00e9", max_size=20)), max_size=12)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, TEXTS, st.integers(0, 3), st.one_of(st.none(), st.permutations(range(-6, 12))))
+def test_mates_are_the_only_two_lines_of_an_id(
+    here: list[str | None], there: list[str | None], cut: int, places: list[int] | None
+) -> None:
+    # A slice of a column, whose texts do not begin where its buffer does.
+    ours, theirs = (pa.array([*(["x"] * cut), *texts], pa.string()).slice(cut) for texts in (here, there))
+    # Wherever it is told to look first.
+    likely = (
+        None if places is None else np.array([at if at < len(there) else -1 for at in places[: len(here)]], np.int64)
+    )
+    found = keys.find_mates(ours, theirs, likely=likely)
+    for texts, others, mates in ((here, there, found.ours), (there, here, found.theirs)):
+        wanted = []
+        for text in texts:
+            if text is None:
+                wanted.append(keys.NONE)
+            elif texts.count(text) == 1 and others.count(text) <= 1:
+                wanted.append(others.index(text) if text in others else keys.ALONE)
+            else:
+                wanted.append(keys.CROWDED)
+        assert mates.tolist() == wanted
+    paired = [number for number, mate in enumerate(found.ours.tolist()) if mate >= 0]
+    assert found.are_equal(found.theirs[found.ours[paired]], found.ours[paired]).all()
 
 
 def test_clean_lines_never_reach_the_specification() -> None:

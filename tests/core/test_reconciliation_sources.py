@@ -23,6 +23,7 @@ from settlement.domain.reconciliation.lines import LineTable
 from settlement.domain.reconciliation.mapping import TableMapping
 from settlement.domain.reconciliation.model import AgeBucket
 from settlement.domain.statements import Direction, EntryStatus, StatementEntry
+from settlement.sources import tables
 from settlement.sources.tables import read_csv, read_parquet, write_csv
 
 CNY, JPY, KWD, AED = (Currency.of(code) for code in ("CNY", "JPY", "KWD", "AED"))
@@ -43,7 +44,7 @@ ENTRY = st.builds(
     direction=st.sampled_from(Direction),
     booked_at=st.datetimes(timezones=st.just(UTC)).map(lambda at: at.replace(year=2000 + at.year % 100, day=1)),
     value_date=st.dates(date(2000, 1, 1), date(2100, 1, 1)),
-    status=st.sampled_from(EntryStatus),
+    status=st.sampled_from([EntryStatus.BOOKED, EntryStatus.PENDING]),
     group_reference=st.sampled_from([None, "G"]),
     account=st.sampled_from([None, "acc_1"]),
     instructed=st.sampled_from([None, Money(5, AED)]),
@@ -65,6 +66,34 @@ def test_parquet_of_our_columns_needs_no_mapping() -> None:
     read, problems = read_parquet(out.getvalue().to_pybytes())
     assert problems == () and read is not None and read.entries() == lines.entries()
     assert read_parquet(b"PAR1 no")[1][0].refusal == "parquet-malformed"
+
+
+@pytest.mark.parametrize("blank", ["\n", "\r\n", "\r", "\x0b", "\x1f", " "])
+def test_a_reference_does_not_depend_on_what_other_lines_have(blank: str) -> None:
+    head = "reference,currency,amount,direction,value_date\n"
+    rest = ",CNY,1.00,CRDT,2026-11-02\n"
+    row = f'"R1{blank}"' + rest
+    for other in ("R2", '"R 2"', "\u00fc", ""):
+        lines, problems = read_csv((head + row + (other + rest if other else "")).encode())
+        assert problems == () and lines is not None
+        assert lines.entries()[0].reference == "R1", other
+
+
+@pytest.mark.parametrize("text", ["\nE", "E\n", "\r\nE", "E\r", "\n", 'q""\n', '\n""q'])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("end", ["\n", "\r\n", ""])
+def test_a_quoted_line_break_is_seen_wherever_its_field_stands(
+    text: str, place: int, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, fields = '"a";"b";"c"' + (end or "\n"), ['"x"', '""', '"z"']
+    plain = (head + ";".join(fields) + end).encode()
+    fields[place] = f'"{text}"'
+    quoted = (head + ";".join(fields) + end).encode()
+    mapping = TableMapping.of_json(GERMAN)
+    for size in (1, 5, 1024):
+        monkeypatch.setattr(tables, "BLOCK_BYTES", size)
+        assert tables._may_have_blanks(quoted, mapping)
+        assert not tables._may_have_blanks(plain, mapping)
 
 
 GERMAN: dict[str, Any] = {
@@ -137,6 +166,26 @@ def test_a_line_that_does_not_fit_refuses_the_file_and_is_named(row: str, refusa
     assert lines is None
     assert problems[0].refusal == refusal
     assert problems[0].index in (0, 2)
+
+
+def test_a_file_of_many_blocks_is_read_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [line(number, instructed=Money(5, AED) if number % 7 == 0 else None) for number in range(1, 200)]
+    content = write_csv(LineTable.of_entries(entries))
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 1_500)
+    assert tables._csv_by_blocks(content, TableMapping()).entries() == entries
+    # A text with a line break is one field, wherever a block ends.
+    spread = content.replace(b'"E5"', b'"E\n5"').replace(b'"E77"', b'"E\n\n77"')
+    read, problems = read_csv(spread)
+    assert problems == () and read is not None
+    assert [entry.end_to_end_id for entry in read.entries([4, 76])] == ["E\n5", "E\n\n77"]
+    # A fault is named with its line of the whole file, and so is an instructed amount that is none.
+    for right, wrong, refusal in ((b"CRDT", b"UP", "direction-unknown"), (b'"0.05"', b'"x"', "amount-invalid")):
+        rows = content.split(b"\n")
+        assert right in rows[189]
+        rows[189] = rows[189].replace(right, wrong)
+        read, problems = read_csv(b"\n".join(rows))
+        assert read is None
+        assert [(problem.refusal, problem.index) for problem in problems] == [(refusal, 189)]
 
 
 @settings(max_examples=60, deadline=None)

@@ -41,6 +41,7 @@ from settlement.domain.compliance import (
     is_lei,
     name_tokens,
     quota_claim,
+    verdicts_by_institution,
 )
 from settlement.domain.escrow import LegTerms
 from settlement.domain.refusals import SettlementRefusal as R
@@ -125,14 +126,28 @@ def test_institutions_are_screened_whether_or_not_they_are_a_customers(bic: str)
         assert found.verdict is Verdict.REFUSE
 
 
+def test_every_institution_of_the_legs_has_a_verdict_of_its_own() -> None:
+    whole = subject(PERSON)
+    third = ParticipantId("THRDUS33")
+    payment = replace(whole, legs=(*whole.legs, replace(whole.legs[0], payer=third)))
+    passed, silent = Screening(Verdict.PASS, "", "x", {}), Screening(Verdict.REVIEW, "no answer")
+    of_third = Screening(Verdict.REFUSE, "r", "y", {third: Verdict.REFUSE})
+    assert verdicts_by_institution(payment, [passed, of_third]) == {
+        payment.debtor: Verdict.PASS, payment.creditor: Verdict.PASS, third: Verdict.REFUSE,
+    }  # fmt: skip
+    # A screen that judges the whole judges everybody in it.
+    assert set(verdicts_by_institution(payment, [passed, silent]).values()) == {Verdict.REVIEW}
+    assert set(verdicts_by_institution(payment, []).values()) == {Verdict.PASS}
+
+
 def test_the_newest_version_in_force_counts() -> None:
     newer = LIST.model_copy(update={"version": "2", "valid_from": date(2026, 12, 1), "entries": ()})
     screen = ListScreen([newer, LIST])
     listed = subject(replace(PERSON, debtor_name="Goldfinger"))
     assert screen.screen([listed], on=date(2026, 11, 30))[0] == Screening(
-        Verdict.REFUSE, "debtor's name of entry N2 of test-list 1", "test-list 1"
+        Verdict.REFUSE, "debtor's name of entry N2 of test-list 1", "test-list 1", {listed.debtor: Verdict.REFUSE}
     )
-    assert screen.screen([listed], on=date(2026, 12, 1))[0] == Screening(Verdict.PASS, "", "test-list 2")
+    assert screen.screen([listed], on=date(2026, 12, 1))[0] == Screening(Verdict.PASS, "", "test-list 2", {})
     with pytest.raises(ValueError, match="two versions"):
         ListScreen([LIST, LIST])
 

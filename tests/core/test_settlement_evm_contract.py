@@ -43,6 +43,7 @@ VICES = (
     "re-enters lock",
 )
 FUNDS = 1_000
+EXAMPLES = int(os.environ.get("JIAOZI_MACHINE_EXAMPLES", "6"))
 
 
 def sha256(secret: bytes) -> bytes:
@@ -442,7 +443,8 @@ def test_a_bad_token_in_a_batch_stops_no_good_one(scene: Scene) -> None:
 # --- any order of calls
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.campaign
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["lock", "commit", "abort", "wrong", "expire", "later"]), st.integers(0, 2)),
@@ -504,6 +506,7 @@ def test_the_committed_bytecode_is_of_the_committed_source(contract: str) -> Non
     assert (document["contract"], document["evm_version"]) == (contract, "london")
 
 
+@pytest.mark.extended
 def test_the_sources_compile_to_the_committed_bytecode() -> None:
     if shutil.which("node") is None or not SOLC.is_dir():
         missing = "Node.js and solc are missing (npm ci --prefix tests/thirdparty)"

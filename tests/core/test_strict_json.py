@@ -89,6 +89,7 @@ def test_what_is_written_can_be_read() -> None:
         strict_json.dumps(float("nan"))
 
 
+@pytest.mark.extended
 def test_no_import_of_a_service_raises_the_recursion_limit_that_refuses_nested_bodies() -> None:
     program = """import sys
 before = sys.getrecursionlimit()

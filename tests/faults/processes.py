@@ -176,7 +176,7 @@ def wait_for(found: Callable[[], T | None], seconds: float, what: str) -> T:
             return answer
         if time.monotonic() > deadline:
             raise AssertionError(f"{what} within {seconds:.0f} s")
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 def wait_until_serving(world: LedgerWorld) -> float:
@@ -190,4 +190,4 @@ def wait_until_serving(world: LedgerWorld) -> float:
             except (ServiceUnreachable, ProblemResponse):
                 if time.monotonic() - began > BACK_SECONDS_MAX:
                     raise
-                time.sleep(0.01)
+                time.sleep(0.03)

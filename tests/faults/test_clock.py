@@ -134,6 +134,7 @@ def scene(url: str, clock: MovedClock, directory: Path) -> Iterator[Scene]:
 EXPIRE = 10
 
 
+@pytest.mark.extended
 def test_clock_of_the_ledger_alone_is_not_booked_by_when_it_leaves_the_databases(
     fresh_database: object, tmp_path: Path
 ) -> None:

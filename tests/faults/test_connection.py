@@ -11,6 +11,8 @@ import threading
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from kernel.postgres import EmbeddedPostgres
 from ledger.verifier import verify_database
 from tests.faults.campaign import BANK, Replay
@@ -22,6 +24,7 @@ from tests.ledger_world import make_world
 CUTS_EACH = 5
 
 
+@pytest.mark.extended
 def test_connections_cut_around_commit_lose_nothing_and_double_nothing(server_dir: Path, tmp_path: Path) -> None:
     server = EmbeddedPostgres(server_dir)
     server.start()

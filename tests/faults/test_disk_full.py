@@ -110,6 +110,7 @@ def check(volume: Volume, load: BinaryClient) -> None:
     assert (report.findings, report.head_seq) == ([], replay.seq)
 
 
+@pytest.mark.extended
 def test_full_data_disk_refuses_writes_answers_reads_and_resumes(
     volume: Volume, server_dir: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ def test_full_data_disk_refuses_writes_answers_reads_and_resumes(
         assert "Traceback" not in (tmp_path / "ledger.log").read_text()
 
 
+@pytest.mark.extended
 def test_full_wal_disk_stops_the_database_and_loses_nothing(volume: Volume, tmp_path: Path) -> None:
     world = make_world(volume.server.url("ledger"), tmp_path)
     with LedgerProcess(world, tmp_path / "ledger.log") as ledger:

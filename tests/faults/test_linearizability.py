@@ -192,7 +192,7 @@ def _numbered(operations: list[Operation]) -> list[tuple[int, Operation]]:
 # --- the ledger is judged ---------------------------------------------------------------------------------------------
 
 CLIENTS = 4
-ROUNDS = int(os.environ.get("JIAOZI_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("JIAOZI_ROUNDS", "3"))
 OPERATIONS = 6
 """Of each client in a round. A round has accounts of its own: linearizability is local, and its search stays short."""
 BALANCE = 100
@@ -280,6 +280,7 @@ class Recorder(threading.Thread):
 
 
 @pytest.mark.campaign
+@pytest.mark.extended
 def test_histories_recorded_through_kills_are_linearizable(server_dir: Path, tmp_path: Path) -> None:
     server = EmbeddedPostgres(server_dir)
     server.start()

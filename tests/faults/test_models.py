@@ -59,13 +59,15 @@ def _run(command: list[str], home: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("claim", ["no_split", "no_lost_decision"])
+@pytest.mark.parametrize("claim", ["no_split", pytest.param("no_lost_decision", marks=pytest.mark.extended)])
+@pytest.mark.extended
 def test_i5_decision_escrow_never_splits_and_never_loses_a_decision(check: Check, claim: str) -> None:
     errors, states = check("decision_escrow", SAFE, claim)
     assert errors == 0
     assert states > 400_000  # two engines, two crashes: a smaller number would be another model
 
 
+@pytest.mark.extended
 def test_decision_escrow_comes_to_its_end_once_everyone_is_back(check: Check) -> None:
     errors, states = check("decision_escrow", ("CRASHES=1",), "progress")
     assert errors == 0
@@ -107,12 +109,12 @@ BOUND = 2 + 2 + 1 + 2 * 1
 @pytest.mark.parametrize(
     ("macros", "splits"),
     [
-        (("GAP=0",), True),
+        pytest.param(("GAP=0",), True, marks=pytest.mark.extended),
         ((f"GAP={BOUND}",), True),
         ((f"GAP={BOUND + 1}",), False),
-        (("SKEW=3", f"GAP={BOUND + 1}"), True),
-        (("SKEW=3", f"GAP={BOUND + 5}"), False),
-        (("REACTION=9", f"GAP={BOUND + 1}"), True),
+        pytest.param(("SKEW=3", f"GAP={BOUND + 1}"), True, marks=pytest.mark.extended),
+        pytest.param(("SKEW=3", f"GAP={BOUND + 5}"), False, marks=pytest.mark.extended),
+        pytest.param(("REACTION=9", f"GAP={BOUND + 1}"), True, marks=pytest.mark.extended),
     ],
 )
 def test_hash_time_locks_split_exactly_when_the_gap_is_too_small(

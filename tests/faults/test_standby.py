@@ -35,6 +35,8 @@ from tests.roles import dsn
 
 BANK = "BKCHCNBJ"
 TAKEOVER_SECONDS_MAX = 10.0
+LONG_LEASE = 25.0
+"""Where nobody should wait for it: on a busy machine too, the two are told apart."""
 
 
 @dataclass
@@ -118,23 +120,41 @@ def proxy(postgres: EmbeddedPostgres) -> Iterator[Proxy]:
     made.close()
 
 
-def test_standby_waits_refuses_and_takes_over_at_once_from_a_killed_and_from_a_stopping_writer(
+def test_standby_waits_refuses_and_takes_over_at_once_from_a_killed_writer(
+    fresh_database: object, tmp_path: Path
+) -> None:
+    with pair(fresh_database("ledger"), tmp_path, lease_seconds=LONG_LEASE) as scheme:  # type: ignore[operator]
+        check_standby_refuses(scheme)
+        scheme.client.start()
+        until_work_is_done(scheme)
+        scheme.first.signal(signal.SIGKILL)
+        assert take_over(scheme) < TAKEOVER_SECONDS_MAX, "its death is known at once, without waiting for the lease"
+        until_work_is_done(scheme)
+        check(scheme)
+
+
+def check_standby_refuses(scheme: Pair) -> None:
+    with scheme.other.client(BANK) as client:
+        for ask in (client.supply, client.ledger, lambda: client.get_account(scheme.vaults[0])):
+            with pytest.raises(ProblemResponse) as refused:
+                ask()
+            assert (refused.value.status, refused.value.transient) == (503, True)
+            assert "standing by: first is the writer" in refused.value.detail
+    with scheme.other.anonymous() as client, pytest.raises(ProblemResponse) as refused:
+        client.submit_instruction("a" * 40)
+    assert (refused.value.status, refused.value.transient) == (503, True)
+    health = httpx.get(f"{scheme.other.url}/healthz", trust_env=False)
+    assert health.headers["content-type"] == "application/problem+json"
+    assert health.json()["transient"] is True
+
+
+@pytest.mark.extended
+def test_a_chain_of_standbys_takes_over_from_a_killed_and_from_a_stopping_writer(
     fresh_database: object, tmp_path: Path
 ) -> None:
     url = fresh_database("ledger")  # type: ignore[operator]
-    with pair(url, tmp_path) as scheme, ExitStack() as stack:
-        with scheme.other.client(BANK) as client:
-            for ask in (client.supply, client.ledger, lambda: client.get_account(scheme.vaults[0])):
-                with pytest.raises(ProblemResponse) as refused:
-                    ask()
-                assert (refused.value.status, refused.value.transient) == (503, True)
-                assert "standing by: first is the writer" in refused.value.detail
-        with scheme.other.anonymous() as client, pytest.raises(ProblemResponse) as refused:
-            client.submit_instruction("a" * 40)
-        assert (refused.value.status, refused.value.transient) == (503, True)
-        health = httpx.get(f"{scheme.other.url}/healthz", trust_env=False)
-        assert health.headers["content-type"] == "application/problem+json"
-        assert health.json()["transient"] is True
+    with pair(url, tmp_path, lease_seconds=LONG_LEASE) as scheme, ExitStack() as stack:
+        check_standby_refuses(scheme)
         scheme.client.start()
         until_work_is_done(scheme)
         time.sleep(1.5)
@@ -149,18 +169,16 @@ def test_standby_waits_refuses_and_takes_over_at_once_from_a_killed_and_from_a_s
         scheme.second.signal(signal.SIGTERM)
         scheme.other = third
         released = take_over(scheme)
-        assert scheme.second.ended(10) == 0
+        assert scheme.second.ended(30) == 0
         until_work_is_done(scheme)
         check(scheme)
-        assert max(killed, released) < TAKEOVER_SECONDS_MAX / 3, (
-            "these are known at once, without waiting for the lease"
-        )
+        assert max(killed, released) < TAKEOVER_SECONDS_MAX, "these are known at once, without waiting for the lease"
 
         fourth = another(third, "fourth")
         waiting = stack.enter_context(LedgerProcess(fourth, tmp_path / "fourth.log"))
         waiting.await_health(503)
         waiting.signal(signal.SIGTERM)
-        assert waiting.ended(10) == 0, "a standby stops when it is told to"
+        assert waiting.ended(30) == 0, "a standby stops when it is told to"
         assert standby.await_health(200) == "ok"
 
 
@@ -168,7 +186,7 @@ def test_standby_waits_refuses_and_takes_over_at_once_from_a_killed_and_from_a_s
     "moment",
     [
         pytest.param("anywhere", marks=pytest.mark.medium),
-        "inside COPY",
+        pytest.param("inside COPY", marks=pytest.mark.extended),
         pytest.param("before COMMIT", marks=pytest.mark.medium),
     ],
 )
@@ -191,7 +209,7 @@ def test_paused_writer_is_succeeded_and_when_it_goes_on_it_is_fenced_and_ends(
         if frozen is not None:
             frozen.cut()
         answers = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while scheme.first.is_running and time.monotonic() < deadline:
             with suppress(ServiceUnreachable), scheme.world.anonymous() as client:
                 try:
@@ -200,7 +218,7 @@ def test_paused_writer_is_succeeded_and_when_it_goes_on_it_is_fenced_and_ends(
                     if problem.status != 503:
                         raise
         assert [seq for seq in answers if seq < current] == [], "it answered from a memory that was history"
-        assert scheme.first.ended(5) == 1
+        assert scheme.first.ended(30) == 1
         last = (tmp_path / "first.log").read_text().strip().splitlines()[-1]
         assert "stepped down: Deposed" in last
         check(scheme)

@@ -17,7 +17,17 @@ import numpy as np
 
 from ledger.domain.decide import Decision, Known, decide
 from ledger.domain.records import FLAG_LINKED, SUBMISSION, Authority, Batch, Extra
-from ledger.domain.state import CLOSED, COLUMNS, FROZEN, SUSPENDED, HoldEnd, LedgerState, RuleCaps
+from ledger.domain.state import (
+    CLOSED,
+    COLUMNS,
+    FROZEN,
+    NO_CAP,
+    SUSPENDED,
+    BalanceCap,
+    HoldEnd,
+    LedgerState,
+    RuleCaps,
+)
 from ledger.domain.vocabulary import KIND_CODE, TRANSFER_KINDS, AccountKind, ParticipantRole
 from ledger.domain.vocabulary import TransferKind as Kind
 from tests.machines.reference_model import BOOKED, DUPLICATE, LARGEST, Item, ReferenceLedger
@@ -74,6 +84,15 @@ class Twin:
         """Whatever it holds: that an account with money is not closed is for `account_changes` to see to."""
         self.state.set_standing(account, CLOSED, True)
         self.model.accounts[account]["closed"] = True
+
+    def cap(self, account: int, cap: int | None, *, version: int) -> None:
+        """A balance cap of the account's own, beside its class's."""
+        self.state.set_balance_cap(account, BalanceCap(version, NO_CAP if cap is None else cap))
+        model = self.model.accounts[account]
+        if version > model.setdefault("cap_version", 0):
+            of_class = int(self.state.classes[self.state.rule_class[account]].balance_max)
+            model["cap_version"] = version
+            model["caps"] = (of_class if cap is None else min(of_class, cap), *model["caps"][1:])
 
     def add_key(self, account: int, version: int) -> None:
         self.state.add_key(account, bytes([1]) + version.to_bytes(32, "big"), version=version)
@@ -272,6 +291,8 @@ def small_world(random: Random) -> Twin:
         twin.suspend(account, random.random() < 0.04)
         if twin.model.accounts[account]["kind"] == "wallet" and random.random() < 0.3:
             twin.add_key(account, 2)
+        if twin.model.accounts[account]["kind"] == "wallet" and random.random() < 0.2:
+            twin.cap(account, random.choice([None, random.randint(0, 6) * scale * depth]), version=1)
         if random.random() < 0.03:
             twin.close(account)
     return twin

@@ -172,7 +172,7 @@ def test_wallet_machine() -> None:
     run_state_machine_as_test(
         WalletMachine,
         settings=settings(
-            max_examples=EXAMPLES or 30,
+            max_examples=EXAMPLES or 12,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -6,10 +6,12 @@ afresh; the invariant is word for word the tables' CHECK.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from datetime import date, timedelta
 from uuid import UUID
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -142,5 +144,6 @@ class ChildMachine(RuleBasedStateMachine):
             )
 
 
-TestChild = ChildMachine.TestCase
-TestChild.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestChild = pytest.mark.campaign(ChildMachine.TestCase)
+EXAMPLES = int(os.environ.get("JIAOZI_HYPOTHESIS_EXAMPLES", "60"))
+TestChild.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)

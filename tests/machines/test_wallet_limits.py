@@ -5,8 +5,10 @@ them up afresh; the clock steps over days, years and back.
 
 from __future__ import annotations
 
+import os
 from datetime import date, timedelta
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
@@ -84,5 +86,6 @@ class LimitsMachine(RuleBasedStateMachine):
             assert 0 <= self.usage.day_minor <= self.usage.year_minor
 
 
-TestLimits = LimitsMachine.TestCase
-TestLimits.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestLimits = pytest.mark.campaign(LimitsMachine.TestCase)
+EXAMPLES = int(os.environ.get("JIAOZI_HYPOTHESIS_EXAMPLES", "60"))
+TestLimits.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)

@@ -515,7 +515,7 @@ def machine(make: Callable[[], Any]) -> type[RuleBasedStateMachine]:
 
 
 TestPureBooks = pytest.mark.campaign(machine(PureBank).TestCase)
-EXAMPLES = int(os.environ.get("JIAOZI_MACHINE_EXAMPLES", "12"))
+EXAMPLES = int(os.environ.get("JIAOZI_MACHINE_EXAMPLES", "4"))
 TestPureBooks.settings = settings(max_examples=EXAMPLES, stateful_step_count=40, deadline=None)
 
 
@@ -526,11 +526,15 @@ def database(fresh_database: Callable[[str], str]) -> Iterator[Database]:
     found.close()
 
 
+@pytest.mark.campaign
 def test_same_machine_over_postgresql(database: Database) -> None:
     run_state_machine_as_test(
         machine(lambda: RealBank(database)),
         settings=settings(
-            max_examples=4, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=max(EXAMPLES // 3, 1),
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )
 

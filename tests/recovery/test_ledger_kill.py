@@ -13,11 +13,12 @@ import pytest
 
 from tests.faults.campaign import Campaign
 
-SECONDS = float(os.environ.get("JIAOZI_TORTURE_SECONDS", "8"))
+SECONDS = float(os.environ.get("JIAOZI_TORTURE_SECONDS", "3"))
 SEED = 20261123
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(180)
+@pytest.mark.extended
 def test_kills_under_load_lose_nothing_and_double_nothing(server_dir: Path, tmp_path: Path) -> None:
     print(f"\n{Campaign(server_dir, tmp_path, seed=SEED).run(seconds=SECONDS)}")

@@ -25,7 +25,7 @@ from kernel.database import Database, OutcomeUnknown
 from kernel.errors import InvariantBroken
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency, Money
-from settlement.domain.escrow import Decision, LegTerms, SettlementState
+from settlement.domain.escrow import Decision, LegState, LegTerms, SettlementState
 from settlement.domain.refusals import AbortReason
 from settlement.islands.authorisers import AuthorisationOutcome, FakeAuthoriser, LegOrder
 from settlement.islands.booked import Booked
@@ -239,10 +239,15 @@ def arrange_authorisation_refused(world: World) -> list[UUID]:
     return made
 
 
-WISHES = [arrange_commit, arrange_first_leg_refused, arrange_second_leg_refused, arrange_authorisation_refused]
-
-
-@pytest.mark.parametrize("wish", WISHES)
+@pytest.mark.parametrize(
+    "wish",
+    [
+        arrange_commit,
+        pytest.param(arrange_first_leg_refused, marks=pytest.mark.extended),
+        pytest.param(arrange_second_leg_refused, marks=pytest.mark.extended),
+        pytest.param(arrange_authorisation_refused, marks=pytest.mark.extended),
+    ],
+)
 def test_i5_no_crash_point_of_the_protocol_splits_a_settlement(
     new_world: Callable[[], World], wish: Callable[[World], list[UUID]]
 ) -> None:
@@ -273,12 +278,14 @@ def test_i5_no_crash_point_of_the_protocol_splits_a_settlement(
             assert ended is Decision.ABORT, counting.points[point]
 
 
+@pytest.mark.parametrize("steps", [(9, 4), pytest.param((3, 2), marks=pytest.mark.extended)])
 @pytest.mark.parametrize("wish", [arrange_commit, arrange_second_leg_refused])
 def test_i5_a_crash_during_recovery_recovers_too(
-    new_world: Callable[[], World], wish: Callable[[World], list[UUID]]
+    new_world: Callable[[], World], wish: Callable[[World], list[UUID]], steps: tuple[int, int]
 ) -> None:
-    for first in range(0, 40, 3):
-        for second in range(0, 12, 2):
+    """At each ninth point of the run and each fourth of the recovery, and in `make test EXTENDED=1` at more of them."""
+    for first in range(0, 40, steps[0]):
+        for second in range(0, 12, steps[1]):
             world = new_world()
             (settlement,) = wish(world)
             for point in (first, second):
@@ -297,7 +304,7 @@ FAULTS = [(fault, call) for fault in ("lose_request", "lose_answer") for call in
 
 
 @pytest.mark.parametrize(("fault", "call"), FAULTS)
-@pytest.mark.parametrize("at", ["cny", "aed"])
+@pytest.mark.parametrize("at", ["cny", pytest.param("aed", marks=pytest.mark.extended)])
 @pytest.mark.parametrize("wish", [arrange_commit, arrange_second_leg_refused])
 def test_lost_requests_and_answers_delay_and_decide_nothing(
     world: World, fault: str, call: str, at: str, wish: Callable[[World], list[UUID]]
@@ -374,28 +381,66 @@ def test_one_refused_settlement_stops_no_other(world: World) -> None:
     assert "insufficient-funds" in world.state(settlements[1]).detail
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
 @pytest.mark.parametrize("moment", range(1, 12))
-def test_a_deposed_engine_decides_and_writes_nothing(world: World, moment: int) -> None:
+def test_a_deposed_engine_decides_and_writes_nothing(world: World, moment: int, overlaps: bool) -> None:
     """Two engines alive: the first is stopped before its n-th write or send, deposed by the second, then goes on."""
     (settlement,) = world.submit([(100, 51)])
     fence = _Interrupt(at=moment, act=lambda: world.recover())
-    first = Engine(
-        log=fence.over(world.log),
-        islands={"cny": fence.over(world.cny), "aed": fence.over(world.aed)},
-        authoriser=fence.over(world.authoriser),
-        clock=world.clock,
-        holder="first",
-    )
-    first.start()
-    try:
-        world.run(first)
-    except Deposed:
-        assert fence.acted
+    with ThreadPoolExecutor(4) as calls, ThreadPoolExecutor(3) as writes:
+        first = Engine(
+            log=fence.over(world.log),
+            islands={"cny": fence.over(world.cny), "aed": fence.over(world.aed)},
+            authoriser=fence.over(world.authoriser),
+            clock=world.clock,
+            holder="first",
+            executor=calls if overlaps else None,
+            log_executor=writes if overlaps else None,
+        )
+        first.start()
+        try:
+            world.run(first)
+        except Deposed:
+            assert fence.acted
     world.recover()
     world.check_ended(settlement)
     world.check_nothing_reserved()
     with pytest.raises(Deposed):
         world.log.renew_lease(epoch=first.epoch, now=world.clock())
+
+
+@pytest.mark.parametrize("write", ["persist", "decide", "published", "record_ends"])
+def test_a_write_beside_the_rounds_that_fails_ends_the_epoch(world: World, write: str) -> None:
+    """Once before and once after it was done: the round that asks for it raises, and the next epoch recovers."""
+    ids = world.submit([(100, 51), (200, 102), (10**9, 3)])
+    real, left = getattr(world.log, write), [False, True]
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if not left:
+            return real(*args, **kwargs)
+        if left.pop(0):
+            real(*args, **kwargs)
+        raise OSError("the database is away")
+
+    setattr(world.log, write, fail)
+    with ThreadPoolExecutor(4) as calls, ThreadPoolExecutor(3) as writes:
+        engine = world.engine(executor=calls, log_executor=writes)
+        deadline = time.monotonic() + 20
+        is_started = False
+        while not (is_started and engine.is_idle() and all(world.state(key).decision for key in ids)):
+            assert time.monotonic() < deadline
+            try:
+                if is_started:
+                    engine.tick()
+                else:
+                    engine.start()
+                    is_started = True
+            except OSError:
+                is_started = False
+    assert len(left) < 2, "it was never written"
+    for key in ids:
+        world.check_ended(key)
+    world.check_nothing_reserved()
 
 
 class _Interrupt:
@@ -432,12 +477,12 @@ def test_a_decision_of_unknown_outcome_is_read_back_and_never_guessed(world: Wor
     real, log = world.log.decide, engine._log
     failures = iter([True])
 
-    def decide(verdicts: Any, **options: Any) -> None:
+    def decide(*given: Any, **options: Any) -> None:
         if next(failures, False):
             if is_written:
-                real(verdicts, **options)
+                real(*given, **options)
             raise OutcomeUnknown("the connection died during COMMIT")
-        real(verdicts, **options)
+        real(*given, **options)
 
     log.__dict__["decide"] = decide  # the watched log's own attribute comes before its target's
     engine.start()
@@ -732,6 +777,68 @@ def test_an_institution_that_hangs_holds_up_no_round_is_not_asked_twice_and_its_
         world.run(engine)
         assert asked == [slow]
         assert world.check_ended(late) is Decision.COMMIT
+
+
+def test_an_answer_that_nobody_wants_any_more_ends_no_pause(world: World) -> None:
+    """One leg is refused, so ABORT is written while the other ledger has not answered; then nothing is left to do."""
+    (settlement,) = world.submit([(10**9, 3)])
+    real, release = world.aed.prepare, threading.Event()
+
+    def hang(holds: Any) -> Any:
+        release.wait(30)
+        return real(holds)
+
+    world.aed.prepare = hang  # type: ignore[method-assign]
+    with ThreadPoolExecutor(4) as calls:
+        engine = world.engine(executor=calls)
+        engine.start()
+        deadline = time.monotonic() + 20
+        try:
+            while not engine.is_idle() or world.state(settlement).decision is None:
+                assert time.monotonic() < deadline
+                engine.tick()
+            assert set(engine._under_way) == {"ledger aed"}
+            assert not engine.tick()
+        finally:
+            release.set()
+        while engine._under_way:
+            assert time.monotonic() < deadline
+            assert not engine.tick()
+        assert not any(engine.tick() for _ in range(3))
+    assert world.check_ended(settlement) is Decision.ABORT
+
+
+def test_what_waits_behind_a_hung_call_says_so_and_is_stored(world: World) -> None:
+    (first,) = world.submit([(100, 51)])
+    release, real = threading.Event(), world.aed.prepare
+
+    def hang(holds: Any) -> Any:
+        release.wait(30)
+        return real(holds)
+
+    world.aed.prepare = hang  # type: ignore[method-assign]
+    with ThreadPoolExecutor(6) as calls:
+        engine = world.engine(executor=calls, answer_wait_seconds=0.1)
+        engine.start()
+        try:
+            deadline = time.monotonic() + 20
+            while "no answer yet" not in world.state(first).waits_for:
+                assert time.monotonic() < deadline
+                engine.tick()
+            (later,) = world.submit([(100, 51)])
+            while [row.leg.state for row in world.state(later).legs] != [LegState.HELD, LegState.PENDING]:
+                assert time.monotonic() < deadline
+                engine.tick()
+            assert "no answer yet" in world.state(later).waits_for
+            failures = max(backoff.failures for backoff in engine._backoffs.values())
+            assert failures == 1, "one silence, however many rounds have found it so"
+        finally:
+            release.set()
+        while not (engine.is_idle() and world.state(later).decision is not None):
+            assert time.monotonic() < deadline
+            world.clock.advance(timedelta(seconds=6))
+            engine.tick()
+    assert world.check_ended(first) is Decision.COMMIT and world.check_ended(later) is Decision.COMMIT
 
 
 def test_a_silent_payer_fills_its_own_bound_and_others_settle(world: World) -> None:

@@ -171,8 +171,13 @@ def test_all_legs_post_together(world: World, legs: Sequence[LegTerms]) -> None:
 @pytest.mark.parametrize("how", ["refused", "short", "unsigned"])
 @pytest.mark.parametrize(
     ("legs", "number"),
-    [(legs, number) for legs in (PVPVP, CYCLE) for number in range(len(legs))],
-    ids=[f"{name}-{number}" for name, legs in (("pvpvp", PVPVP), ("cycle", CYCLE)) for number in range(len(legs))],
+    [
+        *(pytest.param(PVPVP, number, id=f"pvpvp-{number}") for number in range(len(PVPVP))),
+        *(
+            pytest.param(CYCLE, number, id=f"cycle-{number}", marks=pytest.mark.extended)
+            for number in range(len(CYCLE))
+        ),
+    ],
 )
 def test_i5_a_refusal_of_any_leg_posts_none(world: World, legs: Sequence[LegTerms], number: int, how: str) -> None:
     given = list(legs)
@@ -200,8 +205,13 @@ def test_i5_a_refusal_of_any_leg_posts_none(world: World, legs: Sequence[LegTerm
     assert not any(world.balances().values())
 
 
-@pytest.mark.parametrize("is_short", [False, True], ids=["commit", "abort"])
-@pytest.mark.parametrize("legs", [PVPVP, CYCLE], ids=["pvpvp", "cycle"])
+@pytest.mark.parametrize(
+    "is_short", [pytest.param(False, id="commit"), pytest.param(True, id="abort", marks=pytest.mark.extended)]
+)
+@pytest.mark.parametrize(
+    "legs", [pytest.param(PVPVP, id="pvpvp"), pytest.param(CYCLE, id="cycle", marks=pytest.mark.extended)]
+)
+@pytest.mark.extended
 def test_i5_no_crash_point_splits_n_legs(
     new_world: Callable[[], World], legs: Sequence[LegTerms], is_short: bool
 ) -> None:

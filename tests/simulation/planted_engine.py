@@ -12,7 +12,7 @@ from settlement.islands.fake import FakeIsland
 from settlement.islands.port import Ended, EndOrder, EndOutcome, Held, HoldStanding, Unknown
 from settlement.simulation.memory_log import MemoryLog
 from settlement.simulation.world import Parts
-from settlement.store.decision_log import Decided, Verdict
+from settlement.store.decision_log import Decided, LegUpdate, Verdict
 from settlement.usecases.settle import Engine
 
 
@@ -31,9 +31,9 @@ class CommitsBeforeAllAreHeld(Engine):
 class KeepsBothSecrets(MemoryLog):
     """A decision does not erase the undecided secret, and a reader may have it."""
 
-    def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None:
+    def decide(self, verdicts: Sequence[Verdict], legs: Sequence[LegUpdate] = (), *, epoch: int, now: datetime) -> None:
         kept = {verdict.settlement: self.rows[verdict.settlement].abort_secret for verdict in verdicts}
-        super().decide(verdicts, epoch=epoch, now=now)
+        super().decide(verdicts, legs, epoch=epoch, now=now)
         self.kept = getattr(self, "kept", {}) | kept
 
 
@@ -90,14 +90,14 @@ class DecidesTwice(MemoryLog):
         open_states = (SettlementState.PREPARED, SettlementState.COMMITTED)
         return [row.id for row in self.rows.values() if row.state in open_states and row.epoch < epoch]
 
-    def decide(self, verdicts: Sequence[Verdict], *, epoch: int, now: datetime) -> None:
+    def decide(self, verdicts: Sequence[Verdict], legs: Sequence[LegUpdate] = (), *, epoch: int, now: datetime) -> None:
         self._fence(epoch)
         for verdict in verdicts:
             row = self.rows[verdict.settlement]
             if self.records.pop(verdict.settlement, None) is not None:
                 row.abort_secret = row.commit_secret
             row.state = SettlementState.PREPARED
-        super().decide(verdicts, epoch=epoch, now=now)
+        super().decide(verdicts, legs, epoch=epoch, now=now)
 
 
 class PresumesCommit(Engine):

@@ -56,7 +56,7 @@ def test_i5_no_fault_and_no_pair_of_faults_splits_a_settlement_in_short() -> Non
     explored(SHORT, seed=1)
 
 
-@pytest.mark.medium
+@pytest.mark.extended
 @pytest.mark.timeout(600)  # 50 seconds of one core that it has for itself
 def test_i5_a_hundred_thousand_schedules_split_nothing() -> None:
     explored(LONG, seed=time.time_ns() % 2**32)  # other random ones every time: a failure prints its own replay
@@ -91,7 +91,7 @@ def test_the_command_explores_reports_and_replays() -> None:
     assert "Splits: 0. Money on every island: conserved." in shown.stdout
     replayed = runner.invoke(app, ["simulate", "--replay", "pvp 4=crash-after"])
     assert replayed.exit_code == 0
-    assert "4 log record_legs  <- crash-after" in replayed.stdout
+    assert "4 prepare cny  <- crash-after" in replayed.stdout
     assert runner.invoke(app, ["simulate", "--replay", "pvp 4=flood"]).exit_code == 2
 
 

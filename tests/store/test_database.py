@@ -214,7 +214,7 @@ def test_a_cancelled_wait_for_the_synchronous_standby_is_unknown_not_success(ser
             admin.execute("SELECT pg_reload_conf()")
             while admin.execute("SHOW synchronous_standby_names").fetchone() == ("",):
                 time.sleep(0.01)
-        time.sleep(0.2)  # the checkpointer tells the backends that waiting is on
+        time.sleep(1.0)  # the checkpointer tells the backends that waiting is on
         canceller = signal_when(database, "pg_cancel_backend", "wait_event = 'SyncRep'")
         with pytest.raises(OutcomeUnknown), database.transaction(isolation="READ COMMITTED") as connection:
             add(connection, 1)
@@ -223,6 +223,7 @@ def test_a_cancelled_wait_for_the_synchronous_standby_is_unknown_not_success(ser
         database.close()
 
 
+@pytest.mark.extended
 def test_the_pool_serves_again_after_the_postmaster_was_killed(server_dir: Path) -> None:
     with EmbeddedPostgres(server_dir, settings={"shared_buffers": "16MB"}) as server:
         database = Database(server.url("postgres"), application_name="test", pool_size=1)

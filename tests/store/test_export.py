@@ -54,6 +54,7 @@ def vkey_of(url: str) -> str:
     return str(row[0])
 
 
+@pytest.mark.extended
 def test_an_exported_journal_verifies_offline_with_the_ledgers_own_log(
     postgres: EmbeddedPostgres, scheme: Scheme, tmp_path: Path
 ) -> None:
@@ -153,7 +154,9 @@ def test_an_export_grows_with_the_ledger_and_is_the_same_as_one_made_at_once(
         assert report.proved["transfers"] == 681
 
 
-def test_a_killed_export_goes_on_where_complete_segments_end(world: SequencerWorld, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [3, pytest.param(8, marks=pytest.mark.extended)])
+@pytest.mark.extended
+def test_a_killed_export_goes_on_where_complete_segments_end(world: SequencerWorld, tmp_path: Path, kills: int) -> None:
     vaults = (world.vault(100_000), world.vault())
     trade(world, vaults, 3_000)
     directory = tmp_path / "export"
@@ -179,7 +182,7 @@ def test_a_killed_export_goes_on_where_complete_segments_end(world: SequencerWor
         listed = directory / MANIFEST
         if listed.exists() and Manifest.from_json(listed.read_bytes()).segments:
             assert verify_export(directory).findings == [], "what is complete is right"
-        if killed >= 8:
+        if killed >= kills:
             break
     assert killed > 0
     with connect(world.url) as connection:
@@ -192,7 +195,7 @@ def test_a_killed_export_goes_on_where_complete_segments_end(world: SequencerWor
 
 def test_a_live_ledger_is_exported_while_it_books(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     url, directory = fresh_database("ledger"), tmp_path / "export"
-    with running_ledger(url, tmp_path, log_seal_seconds=0.05, data_dir=tmp_path / "data") as world:
+    with running_ledger(url, tmp_path, log_enabled=True, log_seal_seconds=0.05, data_dir=tmp_path / "data") as world:
         world.register(BANK, quota_minor=10_000_000)
         vault, other = world.open_vault(BANK), world.open_vault(BANK)
         world.issue(vault, 5_000_000)
@@ -205,7 +208,7 @@ def test_a_live_ledger_is_exported_while_it_books(fresh_database: Callable[[str]
                 for _ in range(5):
                     client.transfer(world.terms("payment", vault, other, 1))
                 export_journal(connection, directory, log=log)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with connect(url) as connection:
                 row = connection.execute("SELECT max(size) FROM log_checkpoint").fetchone()

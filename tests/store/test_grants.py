@@ -150,9 +150,10 @@ def test_the_service_cannot_widen_what_it_may_do(service: psycopg.Connection, st
         service.execute(statement.encode())
 
 
+@pytest.mark.extended
 def test_a_ledger_works_under_the_role_and_verifies(fresh_database: Callable[[str], str], tmp_path: Path) -> None:
     url = fresh_database("ledger")
-    with running_ledger(url, tmp_path) as world:
+    with running_ledger(url, tmp_path, log_enabled=True) as world:
         assert migrate.excess("ledger", str(world.settings.database_url)) == []
         world.register("BKCHCNBJ")
         vault, other = world.open_vault("BKCHCNBJ"), world.open_vault("BKCHCNBJ")
@@ -201,6 +202,7 @@ def test_a_role_that_grants_cannot_bind_is_refused(fresh_database: Callable[[str
     migrate.upgrade("ledger", url, service_url=url)  # one role for both: nothing to grant
 
 
+@pytest.mark.extended
 def test_the_embedded_server_gives_each_service_a_role_and_a_database_of_its_own(server_dir: Path) -> None:
     url, server = resolve_url(None, server_dir, "ledger")
     assert server is not None

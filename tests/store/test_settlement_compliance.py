@@ -76,11 +76,11 @@ class World(OversightWorld):
         (key,) = self.submit(self.instruction(value_date=self.clock().date(), amount=amount, data=data, **changes))
         return key
 
-    def used(self, data: ComplianceData = PERSON) -> Fraction:
+    def used(self, data: ComplianceData = PERSON, *, year: int | None = None) -> Fraction:
         """US cents used of the purchase quota."""
         with self.database.transaction(isolation="READ COMMITTED") as connection:
             found = quota_left(connection, self.compliance(), country="CN", resident_id=data.debtor_resident_id,
-                               year=None, now=self.clock())  # fmt: skip
+                               year=year, now=self.clock())  # fmt: skip
         return next(item.used_minor for item in found if item.direction is QuotaDirection.PURCHASE)
 
     def decide(self, key: UUID, verdict: Any, officer: Officer, reason: str = "passport seen") -> store.CaseRow:
@@ -353,6 +353,19 @@ def test_the_new_year_begins_in_shanghai(database: Database) -> None:
     world.pay("355000.00")
 
 
+def test_what_does_not_settle_is_given_back_to_the_year_it_was_counted_in(database: Database) -> None:
+    world = make(database, moment="2026-12-31T15:59:59")
+    old = world.pay("71000.00")
+    world.clock.advance(timedelta(seconds=1))
+    new = world.pay("142000.00")
+    assert (world.used(year=2026), world.used()) == (1_000_000, 2_000_000)
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        batches.request_abort(connection, old, by=world.row(old).debtor, now=world.clock())
+    world.run()
+    assert (world.row(old).state, world.row(new).state) == (SettlementState.CANCELLED, SettlementState.SETTLED)
+    assert (world.used(year=2026), world.used()) == (0, 2_000_000)
+
+
 def test_no_race_takes_a_resident_beyond_the_quota(world: World) -> None:
     answers: list[str] = []
 
@@ -418,7 +431,8 @@ def test_the_database_opens_no_compliance_gate_before_two_approvals(world: World
 
 
 SAY = (
-    "INSERT INTO compliance_decision SELECT gen_random_uuid(), settlement_id, 'approve', 'li', {}, now() FROM quota_use"
+    "INSERT INTO compliance_decision SELECT gen_random_uuid(), settlement_id, 'approve', 'li', {}, now(), {}"
+    " FROM quota_use"
 )
 
 
@@ -429,9 +443,10 @@ SAY = (
         ("UPDATE quota_year SET used_numerator = -1", "quota_year_fraction"),
         ("UPDATE quota_year SET resident = 'Wang Xiaoming'", "quota_year_resident_hashed"),
         ("UPDATE quota_use SET state = 'released'", "quota_use_ended"),
-        (SAY.format("false, NULL, '', ''"), "compliance_decision_verdict"),
-        (SAY.format("true, NULL, '', 'x'"), "compliance_decision_signed"),
-        (SAY.format("true, 'key', '', ''"), "compliance_decision_has_reason"),
+        (SAY.format("false, NULL, '', ''", "'{}'"), "compliance_decision_verdict"),
+        (SAY.format("true, NULL, '', 'x'", "NULL"), "compliance_decision_signed"),
+        (SAY.format("true, 'key', '', ''", "NULL"), "compliance_decision_has_reason"),
+        (SAY.format("true, 'key', '', 'x'", "'{}'"), "compliance_decision_institutions"),
     ],
 )
 def test_the_database_refuses_what_the_rules_forbid(world: World, change: str, constraint: str) -> None:

@@ -5,9 +5,11 @@ database's own rules tried by plain SQL.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,16 +19,22 @@ from kernel import ids
 from kernel.crypto import jws
 from kernel.crypto.keys import PrivateKey
 from kernel.errors import ProblemError
+from settlement.domain.calendars import Calendar, CalendarSet, MissedCutOff, PaymentKind
 from settlement.domain.escrow import Decision, LegState, SettlementState
-from settlement.domain.liquidity.model import LimitKind
+from settlement.domain.liquidity.model import LimitKind, Room
 from settlement.islands.fake import IslandCrashed
 from settlement.store import batches, gates
 from settlement.store import liquidity as store
 from settlement.store import tables as t
+from settlement.store.calendars import PlanRow, insert_plans
+from settlement.usecases import liquidity
+from settlement.usecases.calendars import CalendarRules, open_due_gates
 from settlement.usecases.liquidity import (
     APPROVAL_TYP,
+    UNPOSTED_MAX,
     LimitChange,
     RunRequest,
+    SettleAs,
     advance,
     approve,
     preview,
@@ -36,7 +44,7 @@ from settlement.usecases.liquidity import (
     start,
     why,
 )
-from tests.liquidity_world import BRIDGE, A, B, C, LiquidityWorld, Pay
+from tests.liquidity_world import BRIDGE, CURRENCIES, A, B, C, LiquidityWorld, Pay
 
 RING: list[list[Pay]] = [
     [(A, B, "CNY", 1_000), (B, A, "AED", 500)],
@@ -162,7 +170,7 @@ def test_i5_a_crash_leaves_netting_and_instructions_agreed(world: LiquidityWorld
     row = start(world.desk, preview(world.desk, RunRequest(), by=BRIDGE).id, by=BRIDGE)
     engine = world.engine()
     engine.start()
-    original = {"persisted": world.log.record_legs, "held": world.log.decide, "decided": world.log.unfinished}[step]
+    original = {"persisted": world.log.abort_requests, "held": world.log.decide, "decided": world.log.published}[step]
 
     def die(*_: object, **__: object) -> None:
         raise IslandCrashed
@@ -250,10 +258,14 @@ def test_a_preview_that_is_no_longer_true_is_refused_whole(world: LiquidityWorld
     start(world.desk, first.id, by=BRIDGE)
     with pytest.raises(ProblemError) as stale:
         start(world.desk, second.id, by=BRIDGE)
-    assert refusal(stale) == "liquidity-run-stale"
+    assert refusal(stale) == "liquidity-run-under-way"
     with pytest.raises(ProblemError) as begun:
         release(world.desk, ring[0], by=A, is_operator=False)
     assert refusal(begun) == "liquidity-not-received"
+    world.settle()
+    with pytest.raises(ProblemError) as gone:
+        start(world.desk, second.id, by=BRIDGE)
+    assert refusal(gone) == "liquidity-run-stale"
     with pytest.raises(ProblemError) as unknown:
         start(world.desk, uuid4(), by=BRIDGE)
     assert refusal(unknown) == "liquidity-run-not-found"
@@ -361,6 +373,87 @@ def test_a_gross_round_that_fails_keeps_what_counted_on_it_queued(world: Liquidi
     assert [world.state(key).value for key in keys] == ["cancelled", "received"]
 
 
+def test_a_gross_run_that_is_held_back_ends_only_when_the_rest_of_its_round_is_decided(world: LiquidityWorld) -> None:
+    held, other = world.submit([[(A, B, "CNY", 10)], [(B, A, "AED", 5)]])
+    run = start(world.desk, preview(world.desk, RunRequest(settle_as="gross"), by=BRIDGE).id, by=BRIDGE).id
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        gates.close(connection, [gates.Gate(held, gates.GateKind.CALENDAR, "until Monday")], now=world.clock())
+    world.authoriser.unreachable.add(B)
+    engine = world.engine()
+    engine.start()
+    for _ in range(3):
+        engine.tick()
+    assert world.state(other) is SettlementState.PREPARED
+    assert _advanced(world, run)[0] == 0  # limits would not count it yet
+    world.authoriser.unreachable.clear()
+    world.clock.advance(timedelta(seconds=10))
+    world.settle(engine)
+    moved, row = _advanced(world, run)
+    assert (moved, row.state) == (1, "aborted") and "until Monday" in row.reason
+
+
+def _decide_only(world: LiquidityWorld) -> None:
+    """What was received is decided, and no ledger hears of it: the engine dies there."""
+    engine, original = world.engine(), world.log.published
+    engine.start()
+
+    def die(*_: object, **__: object) -> None:
+        raise IslandCrashed
+
+    world.log.published = die  # type: ignore[method-assign, assignment]
+    with pytest.raises(IslandCrashed):
+        any(engine.tick() is None for _ in range(10))
+    world.log.published = original  # type: ignore[method-assign]
+
+
+def _advanced(world: LiquidityWorld, run: UUID) -> tuple[int, store.RunRow]:
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        moved = advance(connection, world.clock())
+        row = store.find_run(connection, run)
+    assert row is not None
+    return moved, row
+
+
+def test_a_ledger_that_stays_away_ends_a_gross_run_in_time_and_another_can_start(world: LiquidityWorld) -> None:
+    first, second = world.submit([[(A, B, "CNY", 10)], [(B, C, "CNY", 10)]])
+    run = start(world.desk, preview(world.desk, RunRequest(settle_as="gross"), by=BRIDGE).id, by=BRIDGE).id
+    _decide_only(world)
+    assert world.state(first) is SettlementState.COMMITTED
+    world.clock.advance(UNPOSTED_MAX - timedelta(microseconds=1))
+    assert _advanced(world, run)[0] == 0
+    world.clock.advance(timedelta(microseconds=1))
+    moved, row = _advanced(world, run)
+    assert (moved, row.state) == (1, "aborted") and "has not posted it yet" in row.reason
+    assert (world.state(first), world.state(second)) == (SettlementState.COMMITTED, SettlementState.RECEIVED)
+    (other,) = world.submit([[(B, A, "AED", 5)]])
+    again = preview(world.desk, RunRequest(), by=BRIDGE)
+    assert start(world.desk, again.id, by=BRIDGE).state == "running"
+    world.settle()
+    assert {world.state(key) for key in (first, other)} == {SettlementState.SETTLED}
+
+
+def test_the_last_round_of_a_gross_run_ends_it_when_it_is_decided(world: LiquidityWorld) -> None:
+    (key,) = world.submit([[(A, B, "CNY", 10)]])
+    run = start(world.desk, preview(world.desk, RunRequest(settle_as="gross"), by=BRIDGE).id, by=BRIDGE).id
+    assert _advanced(world, run)[0] == 0  # undecided
+    _decide_only(world)
+    moved, row = _advanced(world, run)
+    assert (moved, row.state, world.state(key)) == (1, "settled", SettlementState.COMMITTED)
+    world.settle()
+
+
+def test_an_abort_ends_a_gross_run_before_every_hold_is_back(world: LiquidityWorld) -> None:
+    first, second = world.submit([[(A, B, "CNY", 10)], [(B, C, "CNY", 10)]])
+    run = start(world.desk, preview(world.desk, RunRequest(settle_as="gross"), by=BRIDGE).id, by=BRIDGE).id
+    world.authoriser.refuse.add(world.row(first).uetr)
+    _decide_only(world)
+    assert world.state(first) is SettlementState.ABORTED
+    moved, row = _advanced(world, run)
+    assert (moved, row.state) == (1, "aborted") and "stays queued" in row.reason
+    world.settle()
+    assert (world.state(first), world.state(second)) == (SettlementState.CANCELLED, SettlementState.RECEIVED)
+
+
 # --- limits
 
 
@@ -413,6 +506,268 @@ def test_a_limit_counts_what_was_paid_today_netted_or_not(world: LiquidityWorld)
     assert items[over].needs[0]["amount_minor"] == "1"
     world.clock.advance(timedelta(days=1))
     assert preview(world.desk, RunRequest(), by=BRIDGE).taken_count == 1
+
+
+# --- one run at a time
+
+
+def test_a_limits_day_is_that_of_finality_and_ends_at_midnight_utc(world: LiquidityWorld) -> None:
+    _limit_of_a(world, 8)
+    now = world.clock()
+    midnight = datetime(now.year, now.month, now.day, tzinfo=UTC) + timedelta(days=1)
+    world.clock.advance(midnight - timedelta(seconds=1) - now)
+    start(world.desk, _preview_of(world, [[(A, B, "CNY", 5)]]), by=BRIDGE)
+    world.clock.advance(timedelta(seconds=1))  # queued and started before midnight, decided after it
+    world.settle()
+    (over,) = world.submit([[(A, C, "CNY", 4)]])
+    assert preview(world.desk, RunRequest(), by=BRIDGE).taken_count == 0
+    world.clock.advance(timedelta(days=1) - timedelta(microseconds=1))
+    assert preview(world.desk, RunRequest(), by=BRIDGE).taken_count == 0
+    world.clock.advance(timedelta(microseconds=1))
+    start(world.desk, preview(world.desk, RunRequest(), by=BRIDGE).id, by=BRIDGE)
+    world.settle()
+    assert world.state(over) is SettlementState.SETTLED
+
+
+def test_two_runs_one_after_another_do_not_pass_a_limit(world: LiquidityWorld) -> None:
+    _limit_of_a(world, 8)
+    (first,) = world.submit([[(A, B, "CNY", 5)]])
+    one = preview(world.desk, RunRequest(), by=BRIDGE)
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        gates.close(connection, [gates.Gate(first, gates.GateKind.COMPLIANCE, "out of the way")], now=world.clock())
+    (second,) = world.submit([[(A, B, "CNY", 5)]])
+    two = preview(world.desk, RunRequest(), by=BRIDGE)  # each alone is within the limit
+    _open_compliance(world, first)
+    start(world.desk, one.id, by=BRIDGE)
+    with pytest.raises(ProblemError) as under_way:
+        start(world.desk, two.id, by=BRIDGE)
+    assert refusal(under_way) == "liquidity-run-under-way"
+    world.settle()
+    with pytest.raises(ProblemError) as passed:
+        start(world.desk, two.id, by=BRIDGE)
+    assert refusal(passed) == "liquidity-run-stale" and "cap limit" in str(passed.value)
+    # The database by itself: it adds up what is final today and what the run takes.
+    with pytest.raises(sa.exc.IntegrityError, match="cap limit"), world.database.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE liquidity_run SET state = 'running', started_at = :now, started_by = 'x' WHERE id = :id"),
+            {"id": two.id, "now": world.clock()},
+        )
+    assert (world.state(first), world.state(second)) == (SettlementState.SETTLED, SettlementState.RECEIVED)
+
+
+def test_of_two_starts_at_once_one_is_refused_and_the_database_agrees(world: LiquidityWorld) -> None:
+    _limit_of_a(world, 8)
+    (first,) = world.submit([[(A, B, "CNY", 5)]])
+    one = preview(world.desk, RunRequest(), by=BRIDGE)
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        gates.close(connection, [gates.Gate(first, gates.GateKind.COMPLIANCE, "out of the way")], now=world.clock())
+    (second,) = world.submit([[(A, C, "CNY", 5)]])
+    two = preview(world.desk, RunRequest(), by=BRIDGE)
+    _open_compliance(world, first)
+    together = threading.Barrier(2)
+
+    def attempt(run: UUID) -> str:
+        together.wait(10)
+        try:
+            return start(world.desk, run, by=BRIDGE).state
+        except ProblemError as error:
+            return error.refusal.value
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = sorted(pool.map(attempt, (one.id, two.id)))
+    assert answers == ["liquidity-run-under-way", "running"]
+    with world.database.engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE liquidity_run DISABLE TRIGGER USER"))
+    second_too = sa.text(
+        "UPDATE liquidity_run SET state = 'running', started_at = now(), started_by = 'x', netting_id = :other"
+        " WHERE state = 'previewed'"
+    )
+    with (
+        pytest.raises(sa.exc.IntegrityError, match="liquidity_run_one_at_a_time"),
+        world.database.engine.begin() as connection,
+    ):
+        connection.execute(second_too, {"other": second})
+    world.settle()
+    assert sorted(world.state(key).value for key in (first, second)) == ["received", "settled"]
+
+
+@pytest.mark.parametrize("settle_as", ["net", "gross"])
+def test_a_limit_that_is_set_while_a_run_starts_makes_it_stale(
+    world: LiquidityWorld, monkeypatch: pytest.MonkeyPatch, settle_as: SettleAs
+) -> None:
+    _limit_of_a(world, 8)
+    (key,) = world.submit([[(A, B, "CNY", 5)]])
+    row = preview(world.desk, RunRequest(settle_as=settle_as), by=BRIDGE)
+    read = liquidity._rooms
+
+    def read_then_lowered(connection: sa.Connection, now: datetime) -> tuple[Room, ...]:
+        found = read(connection, now)
+        _limit_of_a(world, 4)
+        return found
+
+    monkeypatch.setattr(liquidity, "_rooms", read_then_lowered)
+    with pytest.raises(ProblemError) as passed:
+        start(world.desk, row.id, by=BRIDGE)
+    assert refusal(passed) == "liquidity-run-stale" and "set meanwhile" in str(passed.value)
+    assert world.state(key) is SettlementState.RECEIVED
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        assert [item.id for item in store.read_queue(connection, limit=9)] == [key]
+        found = store.find_run(connection, row.id)
+    assert found is not None and found.state == "previewed"
+
+
+def test_the_database_counts_what_was_received_today_and_nothing_of_others(world: LiquidityWorld) -> None:
+    """A's cap is on what it pays net: what it received today makes room again, what B paid C does not."""
+    _limit_of_a(world, 8)
+    start(world.desk, _preview_of(world, [[(A, B, "CNY", 8)]]), by=BRIDGE)
+    world.settle()
+    start(world.desk, _preview_of(world, [[(B, A, "CNY", 3)], [(B, C, "CNY", 5)]]), by=BRIDGE)
+    world.settle()
+    begin = sa.text(
+        "UPDATE liquidity_run SET state = 'running', started_at = :now, started_by = 'x', settle_as = 'gross'"
+        " WHERE id = :id"
+    )
+    within, over = _preview_of(world, [[(A, C, "CNY", 3)]]), _preview_of(world, [[(A, C, "CNY", 1)]])
+    with world.database.engine.begin() as connection:  # its preview left one out
+        connection.execute(sa.text("UPDATE liquidity_run_item SET stage = 'gross' WHERE run_id = :id"), {"id": over})
+    with pytest.raises(sa.exc.IntegrityError, match="cap limit"), world.database.engine.begin() as connection:
+        connection.execute(begin, {"id": over, "now": world.clock()})
+    with world.database.engine.begin() as connection:
+        connection.execute(begin, {"id": within, "now": world.clock()})
+
+
+def _preview_of(world: LiquidityWorld, payments: Sequence[Sequence[Pay]]) -> UUID:
+    world.submit(payments)
+    return preview(world.desk, RunRequest(), by=BRIDGE).id
+
+
+def _limit_of_a(world: LiquidityWorld, amount_minor: int) -> None:
+    change = LimitChange(LimitKind.CAP, A, "CNY", None, amount_minor, world.clock().date())
+    set_limit(world.desk, change, by=A, is_operator=False)
+
+
+def _open_compliance(world: LiquidityWorld, settlement: UUID) -> None:
+    with world.database.engine.begin() as connection:
+        connection.execute(
+            sa.text("DELETE FROM gate WHERE settlement_id = :id AND kind = 'compliance'"), {"id": settlement}
+        )
+
+
+# --- hours
+
+
+def test_a_run_outside_its_ledgers_hours_is_refused_and_says_when(world: LiquidityWorld) -> None:
+    desk = replace(world.desk, calendars=open_from_to(world, "08:00", "17:00"))
+    ring = world.submit(RING)
+    row = preview(desk, RunRequest(), by=BRIDGE)
+    world.clock.advance(timedelta(hours=14))  # 18:00Z
+    with pytest.raises(ProblemError) as shut:
+        start(desk, row.id, by=BRIDGE)
+    assert refusal(shut) == "liquidity-run-out-of-hours"
+    assert "AED, CNY, HKD are not open together now; next from 2026-06-16 08:00Z" in str(shut.value)
+    world.clock.advance(timedelta(hours=14))  # 08:00Z
+    start(desk, row.id, by=BRIDGE)
+    world.settle()
+    assert {world.state(key) for key in ring} == {SettlementState.SETTLED}
+
+
+def test_a_netting_that_was_held_up_past_its_window_ends_and_its_instructions_are_queued(
+    world: LiquidityWorld,
+) -> None:
+    rules = open_from_to(world, "03:00", "17:00")
+    desk = replace(world.desk, calendars=rules)
+    ring = world.submit(RING)
+    row = start(desk, preview(desk, RunRequest(), by=BRIDGE).id, by=BRIDGE)
+    world.clock.advance(timedelta(hours=13))  # nobody ran the engine until 17:00:00Z
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        assert open_due_gates(connection, rules, now=world.clock()) == 1
+        done = store.find_run(connection, row.id)
+    assert done is not None and done.state == "aborted" and "window closed at" in done.reason
+    assert world.state(row.netting_id or UUID(int=0)) is SettlementState.CANCELLED
+    world.settle()
+    assert {world.state(key) for key in ring} == {SettlementState.RECEIVED}
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        assert [item.id for item in store.read_queue(connection, limit=9)] == ring
+
+
+def test_an_instruction_past_its_own_window_is_in_no_run_and_the_database_agrees(
+    world: LiquidityWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = open_from_to(world, "00:00", "24:00")
+    desk = replace(world.desk, calendars=rules)
+    (key,) = world.submit([[(A, B, "CNY", 5)]])
+    now = world.clock()
+    plan = PlanRow(
+        key, PaymentKind.BANK, MissedCutOff.ROLL, ("CNY",), now.date(), now.date(), now - timedelta(hours=2),
+        now + timedelta(hours=1), bytes(32), False,
+    )  # fmt: skip
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        insert_plans(connection, [plan], now=now)
+    row = preview(desk, RunRequest(), by=BRIDGE)
+    world.clock.advance(timedelta(hours=1))
+    with pytest.raises(ProblemError) as late:
+        start(desk, row.id, by=BRIDGE)
+    assert refusal(late) == "liquidity-run-out-of-hours" and ids.show("stl", key) in str(late.value)
+    with pytest.raises(ProblemError) as without:  # a service that was started again without calendars
+        start(world.desk, row.id, by=BRIDGE)
+    assert str(without.value) == str(late.value)
+    monkeypatch.setattr(liquidity, "_check_windows", lambda *_, **__: None)  # as if the plan had changed meanwhile
+    with pytest.raises(ProblemError) as changed:
+        start(world.desk, row.id, by=BRIDGE)
+    assert refusal(changed) == "liquidity-run-out-of-hours" and "not within its window" in str(changed.value)
+    with pytest.raises(sa.exc.DBAPIError, match="outside the window"), world.database.engine.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE liquidity_run SET state = 'running', started_at = :now, started_by = 'x' WHERE id = :id"),
+            {"id": row.id, "now": world.clock()},
+        )
+
+
+def open_from_to(world: LiquidityWorld, opens: str, closes: str) -> CalendarRules:
+    days = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+    calendars = {
+        currency: Calendar.model_validate(
+            {
+                "currency": currency, "title": currency, "time_zone": "UTC", "home_countries": ["CN"],
+                "covers_from": date(2026, 1, 1), "covers_to": date(2026, 12, 31), "source": "this test",
+                "working_days": [], "days_off": [], "early_closes": [],
+                "hours": [
+                    {
+                        "valid_from": date(2026, 1, 1), "days": days, "opens": opens, "closes": closes,
+                        "customer_cut_off": closes, "bank_cut_off": closes, "source": "this test",
+                    }
+                ],
+            }
+        )
+        for currency in CURRENCIES
+    }  # fmt: skip
+    return CalendarRules(CalendarSet(calendars, "00" * 32))
+
+
+def test_a_gross_run_that_the_calendar_holds_back_ends_and_another_can_start(world: LiquidityWorld) -> None:
+    first, second = world.submit([[(A, B, "CNY", 10)], [(B, C, "CNY", 10)]])
+    row = start(world.desk, preview(world.desk, RunRequest(settle_as="gross"), by=BRIDGE).id, by=BRIDGE)
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        gates.close(connection, [gates.Gate(first, gates.GateKind.CALENDAR, "until Monday")], now=world.clock())
+        assert advance(connection, world.clock()) == 1
+        done = store.find_run(connection, row.id)
+    assert done is not None and done.state == "aborted" and "until Monday" in done.reason
+    assert world.state(second) is SettlementState.RECEIVED
+
+
+# --- what a participant is told
+
+
+def test_no_amount_tried_tells_a_participant_what_another_has(world: LiquidityWorld) -> None:
+    """B has 500 AED. A asks for amounts around it, alone and behind one another: every answer is the same."""
+    keys = world.submit([[(B, A, "AED", amount)] for amount in (1, 499, 500, 501, 10**15)])
+    (paying,) = world.submit([[(A, B, "CNY", 11), (B, A, "AED", 600)]])
+    told = {why(world.desk, key, may_overtake=False, viewer=A).sentence for key in keys}
+    assert told == {f"Nothing is lacking on the side of {A}; whether the others can pay is not shown."}
+    own = why(world.desk, paying, may_overtake=False, viewer=A)
+    assert [(need.participant, need.currency, need.amount_minor) for need in own.needs] == [(A, "CNY", 1)]
+    world.islands["aed"].faults.down = True  # its own side needs no other's account
+    assert why(world.desk, paying, may_overtake=False, viewer=C).needs == ()
+    world.islands["aed"].faults.down = False
 
 
 # --- runs that break the queue's order

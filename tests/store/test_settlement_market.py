@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -21,15 +22,18 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import ParticipantId
+from settlement.domain.compliance import ListScreen, Policy, ScreeningList
 from settlement.domain.escrow import SettlementState
 from settlement.domain.instructions import Priority
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.islands.authorisers import FakeAuthoriser
 from settlement.islands.fake import FakeIsland
+from settlement.store import compliance as compliance_store
 from settlement.store import gates
 from settlement.store import market as store
 from settlement.store.batches import find_settlement
 from settlement.store.decision_log import DecisionLog
+from settlement.usecases.compliance import Compliance, ComplianceCheck, NewScreening, screen_anew
 from settlement.usecases.market import (
     ExecutionOrder,
     Market,
@@ -84,8 +88,8 @@ class World:
     def execute(
         self, given: int | None, received: int | None, *, buy: str = "AED", gate: bool = False, **changes: Any
     ) -> UUID:
+        checks = [*changes.pop("checks", ()), *([_close] if gate else [])]
         request = self.request(given, received, buy=buy, **changes)
-        checks = [_close] if gate else []
         outcome = execute(
             self.market,
             request,
@@ -536,6 +540,119 @@ def test_the_database_ends_a_lock_once_and_removes_no_leg_that_was_taken(world: 
             with pytest.raises(psycopg.errors.RestrictViolation):
                 connection.execute(change)
     assert [fill.state for fill in world.fills(settlement)] == ["consumed"]
+
+
+# --- compliance of who is quoted anew
+
+
+def _screened(world: World, *listed: tuple[ParticipantId, str]) -> tuple[World, ComplianceCheck]:
+    """The same world with a list: (BIC, action)."""
+    entries = [
+        {"id": f"E{number}", "kind": "bic", "values": [party], "action": action}
+        for number, (party, action) in enumerate(listed)
+    ]
+    found = ScreeningList.model_validate(
+        {"name": "providers", "version": "1", "valid_from": date(2020, 1, 1), "source": "this test", "entries": entries}
+    )
+    policy = Policy.model_validate({"name": "test", "version": "1", "valid_from": date(2020, 1, 1), "source": "test"})
+    compliance = Compliance(policy, (ListScreen([found]),), None, lambda *_: None)
+    market = replace(world.market, screen_anew=partial(screen_anew, compliance=compliance))
+    return replace(world, market=market), ComplianceCheck(compliance)
+
+
+def _decisions(world: World, settlement: UUID) -> list[tuple[str, dict[str, str] | None]]:
+    with world.market.database.transaction(isolation="READ COMMITTED") as connection:
+        rows = compliance_store.decisions_of(connection, [settlement])[settlement]
+    return [(row.verdict, None if row.institutions is None else dict(row.institutions)) for row in rows]
+
+
+@pytest.mark.parametrize("action", ["refuse", "review"])
+def test_a_provider_that_compliance_does_not_pass_is_not_brought_in_when_quoted_anew(world: World, action: str) -> None:
+    screened, check = _screened(world, (P2, action))
+    world.post(P1, "CNY/AED", bid="0.52", seconds=30)
+    settlement = screened.sell(10_000, gate=True, least=5_000, on_expiry="requote", checks=(check,))
+    world.clock.advance(LOCK)
+    best = world.post(P2, "CNY/AED", bid="0.519")
+    second = world.post(P3, "CNY/AED", bid="0.51")
+    assert end_expired_locks(screened.market) == 1
+    assert [(fill.attempt, fill.provider, fill.state) for fill in world.fills(settlement)] == [
+        (1, P1, "released"), (2, P3, "reserved"),
+    ]  # fmt: skip
+    assert (world.used(best), world.used(second)) == ((0, 0), (10_000, 0))
+    assert _decisions(world, settlement) == [
+        ("pass", {PAYER: "pass", PAYEE: "pass", P1: "pass"}), ("pass", {P2: action}), ("pass", {P3: "pass"}),
+    ]  # fmt: skip
+    world.open_gate(settlement)
+    world.run()
+    assert world.state(settlement) is SettlementState.SETTLED
+    assert world.moved(P2) == (0, 0, 0)
+
+
+def test_when_nobody_else_quotes_it_is_given_up_and_the_screening_stays_recorded(world: World) -> None:
+    screened, check = _screened(world, (P2, "refuse"))
+    world.post(P1, "CNY/AED", bid="0.52", seconds=30)
+    settlement = screened.sell(10_000, gate=True, least=5_000, on_expiry="requote", checks=(check,))
+    world.clock.advance(LOCK)
+    world.post(P2, "CNY/AED", bid="0.519")
+    end_expired_locks(screened.market)
+    world.run()
+    assert world.state(settlement) is SettlementState.CANCELLED
+    assert _decisions(world, settlement)[1:] == [("pass", {P2: "refuse"})]
+
+
+def test_the_database_lets_no_unscreened_provider_in_whoever_quotes_anew(world: World) -> None:
+    _, check = _screened(world)
+    old = world.post(P1, "CNY/AED", bid="0.52", seconds=30)
+    settlement = world.sell(10_000, gate=True, least=5_000, on_expiry="requote", checks=(check,))
+    world.clock.advance(LOCK)
+    world.post(P2, "CNY/AED", bid="0.519")
+    everybody = replace(world.market, screen_anew=lambda *_, **__: NewScreening(frozenset()))  # it records nothing
+    assert end_expired_locks(everybody) == 1
+    assert [(fill.attempt, fill.provider, fill.state) for fill in world.fills(settlement)] == [(1, P1, "reserved")]
+    world.run()  # what the database refuses is given up, not tried for ever
+    assert world.state(settlement) is SettlementState.CANCELLED
+    assert return_released(world.market) == 1 and world.used(old) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("is_p1_there", "expected"), [(False, SettlementState.CANCELLED), (True, SettlementState.SETTLED)]
+)
+def test_without_a_policy_only_who_was_screened_is_quoted_anew(
+    world: World, is_p1_there: bool, expected: SettlementState
+) -> None:
+    """The service was started again without its policy: the trigger would refuse anybody new, each half second."""
+    _, check = _screened(world)
+    world.post(P1, "CNY/AED", bid="0.52", seconds=30)
+    settlement = world.sell(10_000, gate=True, least=5_000, on_expiry="requote", checks=(check,))
+    world.clock.advance(LOCK)
+    world.post(P2, "CNY/AED", bid="0.519")
+    if is_p1_there:
+        world.post(P1, "CNY/AED", bid="0.51")
+    assert end_expired_locks(world.market) == 1
+    world.open_gate(settlement)
+    world.run()
+    assert world.state(settlement) is expected
+    assert {fill.provider for fill in world.fills(settlement)} == {P1}
+
+
+def test_an_expired_lock_that_cannot_be_ended_keeps_no_later_one_from_it(world: World) -> None:
+    world.post(P1, "CNY/AED", bid="0.50")
+    stuck, later = world.sell(1_000, gate=True), world.sell(1_000, gate=True)
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'planted'; END $$"
+        )
+        connection.execute(
+            "CREATE TRIGGER planted BEFORE UPDATE ON settlement FOR EACH ROW"
+            f" WHEN (OLD.id = '{stuck}') EXECUTE FUNCTION refuse()"
+        )
+    world.clock.advance(LOCK)
+    assert end_expired_locks(world.market, limit=1) == 1
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        connection.execute("DROP TRIGGER planted ON settlement")
+    world.run()
+    assert (world.state(stuck), world.state(later)) == (SettlementState.RECEIVED, SettlementState.CANCELLED)
+    assert end_expired_locks(world.market) == 1
 
 
 def test_an_execution_that_a_netting_stands_for_is_neither_quoted_anew_nor_changed(world: World) -> None:

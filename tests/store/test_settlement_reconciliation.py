@@ -6,11 +6,18 @@ Method: a real PostgreSQL as the tables' owner; each forbidden row by plain SQL.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg import errors
+
+from kernel.database import Database
+from kernel.ids import ParticipantId, new_uuid7
+from settlement.store import reconciliation as store
+from settlement.store.reconciliation import SourceRow
 
 BREAK = "00000000-0000-7000-8000-0000000000b1"
 REPAIR = "00000000-0000-7000-8000-0000000000a1"
@@ -109,3 +116,26 @@ def test_history_is_never_changed(connection: psycopg.Connection[Any], table: st
     for change in (f"DELETE FROM {table}", f"TRUNCATE {table} CASCADE"):
         with pytest.raises(errors.RestrictViolation):
             connection.execute(change.encode())
+
+
+def statement(number: int | None, minor: int, *, day: int, name: str = "STMT") -> SourceRow:
+    moment = datetime(2026, 11, day, tzinfo=UTC)
+    return SourceRow(
+        new_uuid7(), ParticipantId("BANKAEAD"), "BANKB", "camt.053", 0, bytes([minor]) * 32, 1, 1, "acc_1", "AED",
+        name, number, 0, minor, moment, "BANKAEAD", moment,
+    )  # fmt: skip
+
+
+def test_a_statement_follows_on_the_one_before_though_all_have_one_id(fresh_database: Callable[[str], str]) -> None:
+    """Among numbered ones the number says which is before; the id only tells a statement without one from itself."""
+    with (
+        closing(Database(fresh_database("settlement"), application_name="test")) as database,
+        database.transaction(isolation="READ COMMITTED") as connection,
+    ):
+        numbered = [statement(number, number, day=number) for number in (1, 2, 4)]
+        bare = [statement(None, 5, day=5), statement(None, 6, day=6, name="B"), statement(None, 7, day=7, name="B")]
+        for row in (*numbered, *bare):
+            store.insert_source(connection, row)
+        found = [store.source_before(connection, row) for row in (*numbered, *bare)]
+    closings = [None if row is None else row.closing_minor for row in found]
+    assert closings == [None, 1, 2, None, 5, 5]

@@ -53,7 +53,7 @@ def test_a_writer_that_stands_still_keeps_nobody_from_the_lease(url: str, databa
         stand_still()
     others.close()
     assert epochs == [2]
-    assert 0.1 < time.monotonic() - began < 5
+    assert 0.1 < time.monotonic() - began < 20
 
 
 class FailingEngine:
@@ -80,7 +80,7 @@ def test_after_an_error_an_engine_leaves_the_lease_to_whoever_took_it(database: 
     engine = FailingEngine(log, log if is_taken else None)
     worker = Worker(cast(Engine, engine), log, clock=system_clock, standby=timedelta(seconds=60))
     worker.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (worker.status != "standby" if is_taken else engine.starts < 2) and time.monotonic() < deadline:
         time.sleep(0.01)
     status, starts = worker.status, engine.starts

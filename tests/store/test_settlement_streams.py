@@ -7,6 +7,7 @@ the outcome must equal that of a run without a stop. Files are made by our own w
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -32,6 +33,7 @@ from settlement.store.gates import Gate, GateKind
 from settlement.usecases import streams
 from settlement.usecases.intake import Candidate, Fault
 from settlement.usecases.streams import put_part, steps, withdraw, work_on
+from settlement.usecases.submit import Submission, submit_batch
 from tests.messages_world import BANK_A, BANK_B, BRIDGE, CREATED_AT, World, instruction, pacs009
 
 
@@ -194,6 +196,28 @@ def test_another_file_with_the_message_id_of_a_booked_one_is_refused(world: Worl
     row = world.row(other)
     assert (row.state, row.refusal) == ("refused", "message-id-reused")
     assert world.counts()["settlement"] == 2
+
+
+def test_a_batch_with_the_message_id_of_a_booked_stream_is_refused(world: World) -> None:
+    """Whatever payments it holds."""
+
+    def send() -> None:
+        submit_batch(
+            Submission(pacs009(2, seed=9), "pacs.009", BANK_A, False, "k1", "/v1/batches"),
+            database=world.database,
+            directory=world.context.directory,
+            clock=world.context.clock,
+            bridge=BRIDGE,
+            run_on_submit=False,
+            render=lambda row: {"batch": str(row.id)},
+        )
+
+    assert work_on(world.context, world.send(pacs009(2)))
+    before = world.counts()
+    with pytest.raises(ProblemError) as refused:
+        send()
+    assert refused.value.refusal.value == "batch-id-reused" and "stream" in refused.value.detail
+    assert world.counts() == before
 
 
 def test_lines_whose_uetr_another_file_has_used_are_refused_alone(world: World) -> None:
@@ -378,3 +402,24 @@ def test_the_database_refuses_what_the_steps_never_do(world: World) -> None:
     ):
         with pytest.raises(sa.exc.IntegrityError), world.database.transaction(isolation="READ COMMITTED") as connection:
             connection.execute(sa.text(wrong))
+
+
+def test_halves_of_interrupted_uploads_are_swept_and_those_of_a_live_one_stay(world: World) -> None:
+    """Of any area of the files: a counterparty's source, a statement. What is whole stays however old it is."""
+    folder = world.files / "sources"
+    folder.mkdir()
+    (world.files / "streams").mkdir()
+    old, young, whole, foreign = (
+        folder / "a.1.part", folder / "a.2.part", folder / "a", world.files / "streams" / "str_of-nobody"
+    )  # fmt: skip
+    for path in (old, young, whole, foreign):
+        path.write_bytes(b"x")
+    for path in (old, whole):
+        os.utime(path, (time.time() - 7_200,) * 2)
+    worker = streams.StreamWorker(world.context, booked=lambda: None)
+    worker.start()
+    deadline = time.monotonic() + 10
+    while old.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker.stop()
+    assert [path.exists() for path in (old, young, whole, foreign)] == [False, True, True, True]

@@ -35,7 +35,7 @@ from tests.sequencer_world import Item, SequencerWorld
 from tests.tampering import Journal, LogKeys, Row
 from tests.verifier_world import Scheme, make_scheme
 
-SHORT = int(os.environ.get("JIAOZI_TAMPERINGS", "60"))
+SHORT = int(os.environ.get("JIAOZI_TAMPERINGS", "15"))
 LONG = int(os.environ.get("JIAOZI_CAMPAIGN_CASES", "20000"))
 NUMBER = {"block": "number", "account": "number", "directive": "number"}
 WIDTH = {"kind": 8, "phase": 8, "participant": 32, "submitter": 32}

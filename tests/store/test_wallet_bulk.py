@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from hashlib import sha256
+from threading import Barrier
 from uuid import UUID
 
 import pytest
@@ -166,6 +167,22 @@ def test_same_content_twice_must_be_meant(bank: Bank) -> None:
     again.register(again=True)
     job.file = again.file
     assert refusal(lambda: job.register(content=b"other")) == "bulk-file-exists"
+
+
+def test_same_content_at_the_same_moment_must_be_meant_too(bank: Bank) -> None:
+    job, gate = payroll(bank, [100]), Barrier(4)
+    files = [replace(job, file=bank.new_id()) for _ in range(4)]
+
+    def register(file: Payroll) -> str:
+        gate.wait(10)
+        try:
+            file.register()
+        except ProblemError as error:
+            return error.refusal.value
+        return "taken"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(register, files)) == ["bulk-file-repeated"] * 3 + ["taken"]
 
 
 def test_same_content_may_be_sent_after_the_first_was_cancelled(bank: Bank) -> None:

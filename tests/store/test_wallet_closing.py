@@ -4,6 +4,8 @@ Method: the use cases on a real PostgreSQL and a fake ledger with holds; every o
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -13,6 +15,7 @@ import sqlalchemy as sa
 
 from kernel.database import Database
 from kernel.errors import ProblemError
+from kernel.ids import show_account
 from tests.programs_world import ProgramBank
 from tests.purse_world import load, new_purse, seconds
 from tests.store.test_wallet_families import child_of, pushed, said
@@ -164,9 +167,11 @@ def test_suspended_parents_children_go_on_within_their_caps(bank: ProgramBank) -
 def test_code_and_refund_on_their_way_keep_the_wallet_open(bank: ProgramBank) -> None:
     holder = bank.holder()
     row = {"wallet": holder.wallet.id, "id": bank.new_id(), "now": bank.clock(), "account": holder.account}
+    said_debit = json.dumps({"terms": {"debit": show_account(holder.account)}}).encode()
+    row["token"] = f"x.{base64.urlsafe_b64encode(said_debit).decode().rstrip('=')}.x"
     code = (
-        "INSERT INTO redemption VALUES (:id, :wallet, :id, :id, 1, 5, 5, 'x', :now, 'initiated', 0, CURRENT_DATE, NULL,"
-        " NULL, NULL, :now)"
+        "INSERT INTO redemption VALUES (:id, :wallet, :id, :id, 1, 5, 5, :token, :now, 'initiated', 0, CURRENT_DATE,"
+        " NULL, NULL, NULL, :now)"
     )
     original = "INSERT INTO refund_original VALUES (:id, :wallet, :account, 1, 5, 'CNY', 5, 1, :now)"
     refund = "INSERT INTO refund VALUES (:id, :id, 5, 'reserved', 1, :now, NULL, NULL, :now)"

@@ -121,7 +121,7 @@ class Scene:
         self.core_banking = MortalCoreBanking(bank.core_banking, self.fuse)
         self.context: Context = replace(
             bank.context,
-            database=cast(Database, MortalDatabase(bank.database, self.fuse)),
+            database=cast(Database, MortalDatabase(bank.context.database, self.fuse)),
             core_banking=self.core_banking,
         )
         submit = bank.ledger.submit

@@ -23,9 +23,10 @@ from tests.wallet_bank import Bank, Holder
 from wallet import sealed_keys
 from wallet.contract.families import CHILDREN_MAX
 from wallet.domain.families import ChildCaps
+from wallet.domain.limits import Caps
 from wallet.domain.records import Payment
 from wallet.domain.rules import WalletClass
-from wallet.usecases import families
+from wallet.usecases import balance_caps, families, lifecycle
 from wallet.usecases.closing import close_wallet
 from wallet.usecases.exchange import exchange_in
 from wallet.usecases.families import Push
@@ -344,6 +345,88 @@ def test_balance_cap_says_so_when_the_ledger_cannot_be_asked(bank: Bank) -> None
     assert bank.balance(child) == 0
 
 
+def test_the_ledger_keeps_the_balance_cap_too(bank: Bank) -> None:
+    """Against what no wallet of this institution carries. It hears of each change once, and of none too late."""
+    parent, stranger = bank.holder(), bank.holder(funds=10_000)
+    child = child_of(bank, parent, ChildCaps(balance_max_minor=500))
+    plain = child_of(bank, parent, ChildCaps(day_max_minor=500))
+
+    def at_the_ledger(holder: Holder) -> int | None:
+        return bank.ledger.get_account(holder.account).balance_max_minor
+
+    def carried_by_another(amount: int) -> str | None:
+        [answer] = bank.ledger.submit_signed([bank.instruction(stranger, child.account, amount)])
+        return answer.refusal
+
+    told = len(bank.ledger.changes)
+    assert (at_the_ledger(child), at_the_ledger(plain), told) == (500, None, 1)
+    assert (carried_by_another(501), carried_by_another(400)) == ("balance-limit-exceeded", None)
+    ids = (parent.wallet.id, child.wallet.id)
+    families.set_caps(bank.context, *ids, ChildCaps(balance_max_minor=500, day_max_minor=7), version=1)
+    families.set_caps(bank.context, parent.wallet.id, plain.wallet.id, ChildCaps(day_max_minor=7), version=1)
+    assert (recover(bank.context, at_start=True).caps, len(bank.ledger.changes)) == (0, told), "nothing new to tell"
+    bank.ledger.before_call = _unreachable_for("change_account")
+    lower, higher = ChildCaps(balance_max_minor=450), ChildCaps(balance_max_minor=600)
+    assert refused(lambda: families.set_caps(bank.context, *ids, lower, version=2)) == "service-unavailable"
+    assert refused(lambda: families.set_caps(bank.context, *ids, lower, version=2)) == "service-unavailable"
+    assert recover(bank.context, at_start=True).caps == 0
+    assert said(bank, stranger, child.account, 51) == "balance-limit-exceeded", "here it holds already"
+    bank.ledger.before_call = lambda method: None
+    assert (recover(bank.context).caps, at_the_ledger(child)) == (1, 450)
+    assert (carried_by_another(51), carried_by_another(50)) == ("balance-limit-exceeded", None)
+    bank.ledger.lose_answers = 1
+    assert refused(lambda: families.set_caps(bank.context, *ids, higher, version=3)) == "service-unavailable"
+    assert families.set_caps(bank.context, *ids, higher, version=3).child.version == 4
+    families.revoke(bank.context, *ids)
+    families.set_caps(bank.context, *ids, NO_CAPS, version=5)
+    assert at_the_ledger(child) is None
+    assert recover(bank.context, at_start=True).caps == 0
+
+
+def test_the_ledger_keeps_a_holders_own_balance_cap_and_the_stricter_of_two(bank: Bank) -> None:
+    parent, stranger, holder = bank.holder(), bank.holder(funds=10_000), bank.holder()
+    child = child_of(bank, parent, ChildCaps(balance_max_minor=500))
+
+    def at_the_ledger(of: Holder) -> int | None:
+        return bank.ledger.get_account(of.account).balance_max_minor
+
+    def lower(of: Holder, **caps: int) -> None:
+        lifecycle.set_caps(bank.context, bank.new_id(), of.wallet.id, Caps(**caps), order=None)
+
+    lower(holder, balance_max_minor=300)
+    told = len(bank.ledger.changes)
+    assert (at_the_ledger(holder), said(bank, stranger, holder.account, 301)) == (300, "balance-limit-exceeded")
+    lower(holder, balance_max_minor=300, day_max_minor=10)
+    assert len(bank.ledger.changes) == told, "nothing new to tell"
+    lower(child, balance_max_minor=400)
+    assert at_the_ledger(child) == 400
+    families.set_caps(bank.context, parent.wallet.id, child.wallet.id, ChildCaps(balance_max_minor=450), version=1)
+    assert at_the_ledger(child) == 400
+    families.set_caps(bank.context, parent.wallet.id, child.wallet.id, ChildCaps(balance_max_minor=350), version=2)
+    assert at_the_ledger(child) == 350
+    bank.ledger.before_call = _unreachable_for("change_account")
+    change, lower_caps = bank.new_id(), Caps(balance_max_minor=200, day_max_minor=10)
+
+    def lower_again() -> object:
+        return lifecycle.set_caps(bank.context, change, holder.wallet.id, lower_caps, order=None)
+
+    assert (refused(lower_again), refused(lower_again)) == ("service-unavailable",) * 2
+    bank.ledger.before_call = lambda method: None
+    assert (recover(bank.context, at_start=True).caps, at_the_ledger(holder)) == (1, 200)
+    lower_again()
+    assert recover(bank.context, at_start=True).caps == 0
+
+
+def test_a_crash_before_the_ledger_has_the_cap_is_made_up_for(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = bank.holder()
+    with monkeypatch.context() as crash:
+        crash.setattr(balance_caps, "tell", lambda context, child_id: None)
+        child = child_of(bank, parent, ChildCaps(balance_max_minor=500))
+    assert bank.ledger.get_account(child.account).balance_max_minor is None
+    assert recover(bank.context, at_start=True).caps == 1
+    assert bank.ledger.get_account(child.account).balance_max_minor == 500
+
+
 def _unreachable_for(method: str) -> Callable[[str], None]:
     def fail(called: str) -> None:
         if called == method:
@@ -536,12 +619,13 @@ def test_child_closes_empty_and_its_parent_after_it(bank: Bank) -> None:
         ("UPDATE child_wallet SET sealed_key = 'x'", "child_wallet_sealed_key_ck"),
         ("UPDATE child_wallet SET state = 'closed'", "child_wallet_ended_ck"),
         ("UPDATE child_wallet SET account = 99999", "child_wallet_account_fk"),
+        ("UPDATE balance_cap SET told_version = version + 1", "balance_cap_told_ck"),
         ("UPDATE family_member SET role = 'aunt'", "family_member_role_ck"),
     ],
 )
 def test_table_refuses_what_the_core_refuses(bank: Bank, statement: str, constraint: str) -> None:
     parent = bank.holder()
-    child_of(bank, parent, ChildCaps(day_max_minor=500, total_max_minor=900))
+    child_of(bank, parent, ChildCaps(balance_max_minor=5_000, day_max_minor=500, total_max_minor=900))
     with pytest.raises(IntegrityError, match=constraint), bank.database.engine.begin() as connection:
         connection.execute(sa.text(statement))
 

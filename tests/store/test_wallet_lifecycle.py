@@ -27,6 +27,7 @@ from ledger.contract import (
     TransferKind,
     sign_account_consent,
 )
+from tests.purse_world import fund_instruction, new_purse
 from tests.wallet_bank import ALL_EVIDENCE, Bank, Holder
 from wallet.contract.lifecycle import CapsOrder, CapsView, sign_caps_order
 from wallet.domain.lifecycle import Change
@@ -34,11 +35,12 @@ from wallet.domain.limits import NO_CAPS, Caps
 from wallet.domain.records import Wallet
 from wallet.domain.rules import Evidence, WalletClass
 from wallet.store import lifecycle as store
-from wallet.usecases import changes, closing, devices, lifecycle
+from wallet.usecases import changes, closing, devices, lifecycle, offline
 from wallet.usecases.change_recovery import resume_changes
 from wallet.usecases.exchange import exchange_in
 from wallet.usecases.pay import Declined, pay, pay_one
 from wallet.usecases.recover import recover
+from wallet.usecases.refunds import refund
 from wallet.usecases.wallets import find_wallet, open_wallet
 
 PHONE = frozenset({Evidence.PHONE})
@@ -368,6 +370,33 @@ def test_second_device_pays_until_it_is_removed(bank: Bank, suite: str) -> None:
     assert notices(bank, holder) == ["add-device-done", "remove-device-done"]
 
 
+def test_what_was_carried_before_the_key_was_replaced_is_answered_as_before(bank: Bank) -> None:
+    """Else its holder would be told "refused", and pay again. What is decided anew takes a key of today's."""
+    holder, shop, new = bank.holder(funds=1_000), bank.holder(), PrivateKey.generate()
+    given = pay_one(bank.context, bank.instruction(shop_payer := bank.holder(funds=100), holder.account, 100))
+    purse = new_purse(bank, holder)
+    carried: list[tuple[Callable[[str], Any], str]] = [
+        (lambda token: pay_one(bank.context, token), bank.instruction(holder, shop.account, 10)),
+        (
+            lambda token: refund(bank.context, token),
+            bank.instruction(holder, shop_payer.account, 5, kind=TransferKind.REFUND, reference=given.id),
+        ),
+        (lambda token: offline.fund(bank.context, token), fund_instruction(bank, purse, 20)),
+    ]
+    assert [again(token).state for again, token in carried] == ["final"] * 3
+    lost, poor = bank.instruction(holder, shop.account, 40), bank.instruction(holder, shop.account, 5_000)
+    bank.ledger.lose_answers = 1
+    assert refused(lambda: pay_one(bank.context, lost)) == "outcome-unknown"
+    assert refused(lambda: pay_one(bank.context, poor)) == "insufficient-funds"
+    device_change(bank, holder, "replace-holder-key", new)
+    assert [again(token).state for again, token in carried] == ["final"] * 3
+    assert pay_one(bank.context, lost).state == "final"
+    bank.ledger.fund(holder.account, 10_000)
+    assert refused(lambda: pay_one(bank.context, poor)) == "instruction-invalid"
+    assert refused(lambda: pay_one(bank.context, bank.instruction(holder, shop.account, 1))) == "instruction-invalid"
+    assert bank.balance(shop) == 50
+
+
 def test_both_devices_are_checked_here_when_a_signature_is_in_doubt(bank: Bank) -> None:
     holder, second, shop = bank.holder(funds=1000), PrivateKey.generate(), payee(bank)
     device_change(bank, holder, "add-holder-key", second)
@@ -573,6 +602,7 @@ def test_objection_whose_answer_was_lost_is_found_by_the_recovery_pass(bank: Ban
     assert impostor.thumbprint not in wallet_of(bank, holder).devices
 
 
+@pytest.mark.extended
 def test_recovery_survives_a_silent_ledger_at_every_call(bank: Bank) -> None:
     """Each call to the ledger fails once before it arrives and once after: the recovery ends all the same."""
     for lost in ("request", "answer"):
@@ -675,6 +705,7 @@ def test_money_that_comes_in_meanwhile_is_due_too(bank: Bank) -> None:
     assert bank.core_banking.balance(holder.wallet.customer_id) == 1005
 
 
+@pytest.mark.extended
 def test_closure_survives_a_silent_ledger_at_every_call(bank: Bank) -> None:
     for lost in ("request", "answer"):
         for nth in range(1, 8):

@@ -169,7 +169,14 @@ DEATHS = [
 ]
 
 
-@pytest.mark.parametrize("comes_back", [timedelta(seconds=15), CODE_LIFE + timedelta(seconds=1), timedelta(hours=1)])
+@pytest.mark.parametrize(
+    "comes_back",
+    [
+        timedelta(seconds=15),
+        pytest.param(CODE_LIFE + timedelta(seconds=1), marks=pytest.mark.extended),
+        pytest.param(timedelta(hours=1), marks=pytest.mark.extended),
+    ],
+)
 @pytest.mark.parametrize(("where", "when"), DEATHS)
 def test_death_at_every_step_leaves_one_payment_or_none(
     banks: TwoBanks, monkeypatch: pytest.MonkeyPatch, where: str, when: str, comes_back: timedelta
@@ -293,7 +300,7 @@ def race(banks: TwoBanks, request: Request, codes: Sequence[str]) -> list[str]:
         return list(pool.map(scan, codes))
 
 
-@pytest.mark.parametrize("round_", range(3))
+@pytest.mark.parametrize("round_", [0, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 2))])
 @pytest.mark.parametrize("is_guarded_here", [True, False])
 def test_codes_that_race_for_a_request_debit_one_payer(banks: TwoBanks, is_guarded_here: bool, round_: int) -> None:
     """With the index and without it: the ledger alone also lets one through."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -166,6 +166,19 @@ def test_lost_answer_keeps_the_amount_reserved_until_the_ledger_has_spoken(bank:
     recover(bank.context)
     assert [row.state for row in find_refunds(bank.context, sale.payment.id).refunds] == ["final"]
     assert bank.balance(sale.customer) == 700
+
+
+def test_a_signature_that_stands_for_ever_stops_no_pass(bank: Bank) -> None:
+    """The end of the calendar is a merchant's to sign; what is reckoned from it must not fail for all the others."""
+    for_ever, sale = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC) - bank.clock(), Sale(bank)
+    bank.ledger.fund(sale.merchant.account, 5000)
+    for amount in (700, 200):
+        bank.ledger.lose_answers = 1
+        assert sale.give_back(amount, valid_for=for_ever) == "outcome-unknown"
+    bank.clock.advance(timedelta(seconds=11))
+    recover(bank.context)
+    assert [row.state for row in find_refunds(bank.context, sale.payment.id).refunds] == ["final", "final"]
+    assert bank.balance(sale.customer) == 900
 
 
 def test_crash_after_reserving_gives_the_amount_free_when_nothing_can_be_booked(bank: Bank) -> None:

@@ -189,7 +189,7 @@ def test_request_of_another_bank_is_shown_approved_and_known_paid_to_the_payee(b
     assert (row.state, row.paid_minor, row.payment_id) == ("paid", 500, first.id)
 
 
-@pytest.mark.parametrize("round_", range(3))
+@pytest.mark.parametrize("round_", [0, *(pytest.param(n, marks=pytest.mark.extended) for n in (1, 2))])
 def test_of_many_payers_at_two_banks_who_race_one_pays(banks: TwoBanks, round_: int) -> None:
     payee = banks.payee.holder()
     request = banks.ask(payee)

@@ -156,6 +156,7 @@ def test_too_little_money_is_tried_again_until_it_is_there(bank: Bank) -> None:
     assert order.payments()[0].refusal is None
 
 
+@pytest.mark.extended
 def test_tries_end_with_the_day_and_the_last_reason_is_kept(bank: Bank) -> None:
     order = once(bank, funds=50)
     at(bank, TODAY, 12)

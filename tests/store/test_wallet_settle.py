@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from kernel import strict_json
 from kernel.client import ServiceClient
 from kernel.crypto import jws
 from kernel.database import Database
@@ -21,6 +22,7 @@ from ledger.contract import INSTRUCTION_TYP, SignedInstruction, TransferKind, Tr
 from settlement.domain.escrow import HoldOrder, LegTerms
 from settlement.islands.authorisers import Authorised, HttpAuthoriser, leg_order
 from settlement.islands.port import Refused
+from tests.sizes import some
 from tests.wallet_bank import NOON, Bank
 from wallet.api.settlements import authorise_legs as api_authorise_legs
 from wallet.api.settlements import register_settlement_instructions
@@ -235,25 +237,28 @@ def test_thousand_orders_and_legs_at_once(bank: Bank) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"amount_minor": 1},
-        {"amount_minor": 2499},
-        {"amount_minor": None},
-        {"currency": "USD"},
-        {"currency": "CNY"},
-        {"credit": AccountNumber(98)},
-        {"credit": None},
-        {"ledger": "cny"},
-        {"ledger": "usd"},
-        {"commit_hash": b"d" * 32},
-        {"abort_hash": b"d" * 32},
-        {"commit_hash": b"a" * 32, "abort_hash": b"c" * 32},
-        {"commit_hash": None, "abort_hash": None},
-        {"reference": UETR_2},
-        {"reference": None},
-        {"kind": TransferKind.PAYMENT},
-        {"expires_at": NOON + timedelta(hours=2)},
-    ],
+    some(
+        [
+            {"amount_minor": 1},
+            {"amount_minor": 2499},
+            {"amount_minor": None},
+            {"currency": "USD"},
+            {"currency": "CNY"},
+            {"credit": AccountNumber(98)},
+            {"credit": None},
+            {"ledger": "cny"},
+            {"ledger": "usd"},
+            {"commit_hash": b"d" * 32},
+            {"abort_hash": b"d" * 32},
+            {"commit_hash": b"a" * 32, "abort_hash": b"c" * 32},
+            {"commit_hash": None, "abort_hash": None},
+            {"reference": UETR_2},
+            {"reference": None},
+            {"kind": TransferKind.PAYMENT},
+            {"expires_at": NOON + timedelta(hours=2)},
+        ],
+        each=2,
+    ),
     ids=str,
 )
 def test_nothing_is_signed_against_a_leg_that_brings_less_or_otherwise(bank: Bank, change: dict[str, Any]) -> None:
@@ -489,8 +494,8 @@ class WalletStub:
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
 
-    def post(self, path: str, body: dict[str, Any], *, idempotent: bool) -> object:
+    def post(self, path: str, body: bytes, *, idempotent: bool) -> object:
         assert (path, idempotent) == ("/v1/leg-authorisations", True)
-        parsed = LegAuthorisationsRequest.model_validate(body)
+        parsed = LegAuthorisationsRequest.model_validate(strict_json.loads(body, wire=True))
         answer = api_authorise_legs(parsed, self._bank.context, cast("Any", None))
         return answer.model_dump(mode="json", exclude_none=True)

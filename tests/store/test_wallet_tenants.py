@@ -114,7 +114,10 @@ def test_nobody_writes_anothers_row_in_any_table(owner_url: str) -> None:
         for name in tables(connection):
             table = sql.Identifier(name)
             # a row for A; a row of one's own made A's; A's row changed, taken away or copied
-            with pytest.raises(errors.InsufficientPrivilege, match="row-level security"):
+            why_not = (
+                "row-level security" if "INSERT" in grants[name] else "permission denied"
+            )  # triggers alone write it
+            with pytest.raises(errors.InsufficientPrivilege, match=why_not):
                 connection.execute(
                     sql.SQL("INSERT INTO {0} SELECT (jsonb_populate_record(null::{0}, %s)).*").format(table),
                     [json.dumps({"tenant": A})],

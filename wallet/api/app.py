@@ -64,6 +64,7 @@ from wallet.usecases.bulk import run_files
 from wallet.usecases.carrier import Carrier
 from wallet.usecases.context import Context, LedgerAccess, Ledgers
 from wallet.usecases.events import Hooks, tell, webhook_key
+from wallet.usecases.kept_twice import meaning_of
 from wallet.usecases.peers import Peers
 from wallet.usecases.privacy import PrivacyLog
 from wallet.usecases.program_pass import ProgramPass
@@ -247,6 +248,7 @@ def open_database(
         tenant_url(url, settings.participant),
         application_name="jiaozi-wallet",
         pool_size=settings.database_pool_size,
+        meaning_of=meaning_of,
     )
     with database.transaction(isolation="READ COMMITTED") as connection:
         reasons = unbound(connection, settings.participant)

@@ -6,6 +6,7 @@ from datetime import date
 from typing import Annotated
 
 from fastapi import Path, Query
+from pydantic import AfterValidator
 
 from kernel.errors import ProblemError, RequestRefusal
 from kernel.http import problems, strict_router
@@ -39,6 +40,17 @@ router = strict_router(tags=["interest"])
 _R = WalletRefusal
 _UNAVAILABLE = RequestRefusal.SERVICE_UNAVAILABLE
 WalletPath = Annotated[WalletRef, Path()]
+_YEARS = range(2000, 9000)
+
+
+def _within_reach(day: date) -> date:
+    """So that the day after it, in any zone, is a day too."""
+    if day.year not in _YEARS:
+        raise ValueError(f"the year is from {_YEARS[0]} to {_YEARS[-1]}")
+    return day
+
+
+Day = Annotated[date, AfterValidator(_within_reach), Path()]
 PAGES_OF_WALLETS_MAX = 100
 """Wallets of one page that asks the ledger about each."""
 WalletsLimit = Annotated[int, Query(ge=1, le=PAGES_OF_WALLETS_MAX, description="Wallets on a page at most.")]
@@ -135,7 +147,7 @@ def list_interest_totals(context: Services, client: Operator, limit: PageLimit =
     responses=problems(*SIGNED, _UNAVAILABLE, statuses=STATUSES),
 )
 def list_reserve_balances(
-    day: Annotated[date, Path()],
+    day: Day,
     context: Services,
     client: Operator,
     limit: WalletsLimit = PAGES_OF_WALLETS_MAX,
@@ -167,7 +179,7 @@ def list_reserve_balances(
     summary="A day's exchanges against the bank's postings and the ledger's vault: every break, with its next step",
     responses=problems(*SIGNED, _UNAVAILABLE, statuses=STATUSES),
 )
-def check_exchanges(day: Annotated[date, Path()], context: Services, client: Operator) -> ExchangeCheckView:
+def check_exchanges(day: Day, context: Services, client: Operator) -> ExchangeCheckView:
     checked = exchange_check.check_day(context, day)
     return ExchangeCheckView(
         day=checked.day,

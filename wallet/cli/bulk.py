@@ -22,7 +22,7 @@ from kernel.client import ProblemResponse
 from kernel.clock import system_clock
 from kernel.ids import AccountNumber
 from kernel.money import Currency, format_minor
-from ledger.contract import AccountRef, LedgerRefusal, Model
+from ledger.contract import AccountRef, LedgerRefusal, Model, Moment
 from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.client import WalletClient
@@ -40,6 +40,7 @@ from wallet.contract.bulk import (
     FileUnreadable,
     LineResult,
     PayrollLine,
+    SignedLineRequest,
     read_payroll,
     result_lines,
 )
@@ -67,6 +68,8 @@ class _Job(Model):
     content_sha256: str
     aliases: Annotated[dict[str, AccountRef], Field(default_factory=dict)]
     """Alias -> account, as the payer has confirmed them by name: a later run signs to no other account."""
+    valid_until: Moment | None = None
+    """Of the signatures that were written for a checker: a later run signs the very same, which he has approved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,14 @@ def run(
     again: Annotated[
         bool, typer.Option("--again", help="This content was paid before and is meant to be paid once more.")
     ] = False,
+    for_approval: Annotated[
+        Path | None,
+        typer.Option(
+            "--for-approval",
+            help="Dual control: write the signed lines here (with --resume --retry, those that need an approval) and "
+            "end; nothing is paid. Once they are approved (control approve), go on with --resume.",
+        ),
+    ] = None,
     valid_hours: Annotated[int, typer.Option(min=1, max=72, help="How long the signatures stand.")] = 24,
     yes: Annotated[
         bool, typer.Option("--yes", help="The names behind the aliases were looked at in a dry run: do not ask.")
@@ -148,16 +159,22 @@ def run(
             fail("the wallet is not open yet")
         with _progress(is_quiet=as_json) as progress:
             sent = progress.add_task("sign and send", total=payroll.lines)
+            if for_approval is not None:
+                job = job.model_copy(update={"valid_until": system_clock() + timedelta(hours=valid_hours)})
+                _save(job_path, job)
             view = _register(client, job, payroll, again=again)
             aliases = job.aliases
+            approved, now = job.valid_until, system_clock()
+            is_past = approved is not None and approved <= now  # an approval of what has expired is void too
+            valid_until = now + timedelta(hours=valid_hours) if approved is None or is_past else approved
 
             def account_of(payee: str) -> int:
                 if payee in aliases:
                     return aliases[payee]
                 return ids.parse_account(payee)
 
-            def send(lines: Iterator[PayrollLine | BadLine]) -> None:
-                for chunk in sign_lines(
+            def signed(lines: Iterator[PayrollLine | BadLine]) -> Iterator[list[SignedLineRequest]]:
+                return sign_lines(
                     lines,
                     file=job.file,
                     account_of=account_of,
@@ -165,11 +182,21 @@ def run(
                     ledger=home.ledger,
                     debit=debit,
                     currency=home.currency,
-                    valid_until=system_clock() + timedelta(hours=valid_hours),
-                ):
+                    valid_until=valid_until,
+                )
+
+            def send(lines: Iterator[PayrollLine | BadLine]) -> None:
+                for chunk in signed(lines):
                     client.add_bulk_lines(job.file, chunk)
                     progress.advance(sent, len(chunk))
 
+            if for_approval is not None:
+                wanted = _unapproved(client, job.file) if retry else None
+                lines = (line for line in payroll.read() if wanted is None or line.line_id in wanted)
+                tokens = (line.instruction for chunk in signed(lines) for line in chunk)
+                count = output.write_tokens(for_approval, tokens)
+                typer.echo(f"{count} signed lines in {for_approval}: once approved, go on with --resume", err=True)
+                raise typer.Exit
             if view.state is BulkFileState.UPLOADING:
                 send(payroll.read())
                 client.start_bulk_file(job.file)
@@ -272,6 +299,20 @@ def _begin(path: Path, wallet_id: UUID, payroll: _Payroll, aliases: dict[str, Ac
     except OSError as error:
         fail(f"cannot write {path}: {error.strerror}")
     return job
+
+
+def _save(path: Path, job: _Job) -> None:
+    """In the place of the one before, whole or not at all."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        fresh.write_text(job.model_dump_json(), encoding="ascii")
+        fresh.replace(path)
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+
+
+def _unapproved(client: WalletClient, file: UUID) -> set[str]:
+    return {line.line_id for line in client.bulk_lines(file) if line.refusal == WalletRefusal.APPROVAL_NEEDED.value}
 
 
 def _register(client: WalletClient, job: _Job, payroll: _Payroll, *, again: bool) -> BulkFileView:

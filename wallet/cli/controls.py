@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
+from pydantic import ValidationError
 
 from kernel import ids
 from kernel.clock import system_clock
-from kernel.crypto.keys import KeyRefused, PublicKey
-from kernel.strict_json import loads
+from kernel.crypto.keys import PublicKey
 from ledger.contract import InvalidInstruction, read_instruction
-from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
+from wallet.cli.options import (
+    DEFAULT_URL,
+    ClientKey,
+    DeviceKey,
+    Json,
+    Url,
+    connect,
+    fail,
+    load_key,
+    load_public_key,
+    parse_id,
+)
 from wallet.client import WalletClient
 from wallet.client.controls import payment_control
-from wallet.contract.controls import ControlView, sign_control
+from wallet.contract.controls import APPROVED_TOGETHER_MAX, ControlView, sign_control
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,7 +39,6 @@ app = typer.Typer(
     "docs/dual-control.md.",
 )
 Wallet = Annotated[str, typer.Argument(metavar="WALLET", help="wlt_...")]
-APPROVAL_LIFE = timedelta(hours=8)
 
 
 @app.command("sign")
@@ -40,9 +53,9 @@ def sign_rules(
     off: Annotated[bool, typer.Option("--off", help="One signature is enough again.")] = False,
 ) -> None:
     """Sign the rules with --device-key and print the token. Two persons sign the same; nothing is sent."""
+    named = [item.partition("=") for item in signatory]
+    who = [(person, load_public_key(Path(file))) for person, _, file in named]
     try:
-        pairs = [item.split("=", 1) for item in signatory]
-        who = [(person, PublicKey.from_jwk(loads(Path(file).read_bytes()))) for person, file in pairs]
         document = payment_control(
             parse_id("wlt", wallet),
             who,
@@ -52,8 +65,9 @@ def sign_rules(
             valid_until=valid_until.replace(tzinfo=UTC),
             is_in_force=not off,
         )
-    except (OSError, ValueError, KeyRefused) as error:
-        fail(f"give --signatory PERSON=FILE.json with a public JWK, twice or more: {error}")
+    except ValidationError as error:
+        first = error.errors()[0]
+        fail(f"give --signatory PERSON=FILE.json twice or more: {'.'.join(map(str, first['loc']))}: {first['msg']}")
     typer.echo(sign_control(document, load_key(device_key)))
 
 
@@ -83,6 +97,9 @@ def approve(
     device_key: DeviceKey,
     instructions: Annotated[Path, typer.Argument(help="The maker's signed instructions, one token a line.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    valid_hours: Annotated[
+        int, typer.Option(min=1, max=24 * 400, help="How long the approval stands; a standing payment's day is far.")
+    ] = 8,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Show what the maker wants to pay, ask, and sign an approval of exactly that with the checker's key."""
@@ -94,12 +111,15 @@ def approve(
             typer.echo(f"{ids.show_account(item.credit or 0)}  {item.amount_minor} {item.currency} (minor units)")
     except (OSError, UnicodeError, InvalidInstruction) as error:
         fail(f"{instructions} is no list of signed instructions: {error}")
+    if not tokens:
+        fail(f"{instructions} is empty")
     if not yes:
         typer.confirm("Approve?", abort=True)
+    key, until = load_key(device_key), system_clock() + timedelta(hours=valid_hours)
     with WalletClient(url) as client:
-        until = system_clock() + APPROVAL_LIFE
-        view = client.approve_payments(parse_id("wlt", wallet), tokens, key=load_key(device_key), valid_until=until)
-    typer.echo(f"{len(view.payments)} approved by {view.checker}")
+        for group in batched(tokens.items(), APPROVED_TOGETHER_MAX):
+            view = client.approve_payments(parse_id("wlt", wallet), dict(group), key=key, valid_until=until)
+            typer.echo(f"{len(view.payments)} approved by {view.checker}")
 
 
 @app.command("withdraw")
@@ -114,6 +134,13 @@ def withdraw(
     with WalletClient(url) as client:
         view = client.withdraw_approvals(parse_id("wlt", wallet), found, key=load_key(device_key))
     typer.echo(f"{len(view.payments)} taken back by {view.checker}")
+
+
+def batched(items: Iterable[tuple[UUID, str]], size: int) -> Iterator[list[tuple[UUID, str]]]:
+    """In groups of `size`, the last one smaller."""
+    rest = iter(items)
+    while group := list(islice(rest, size)):
+        yield group
 
 
 def _show(view: ControlView, *, as_json: bool) -> None:

@@ -13,13 +13,23 @@ from typing import Annotated, Any, NoReturn
 import segno
 import typer
 
-from kernel import ids, strict_json
+from kernel import ids
 from kernel.clock import system_clock
 from kernel.crypto.keys import KeyRefused, PublicKey, Suite
-from kernel.errors import ProblemError
 from kernel.money import Currency, Money, format_minor
 from wallet.cli import output
-from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
+from wallet.cli.options import (
+    DEFAULT_URL,
+    ClientKey,
+    DeviceKey,
+    Json,
+    Url,
+    connect,
+    fail,
+    load_key,
+    load_public_key,
+    parse_id,
+)
 from wallet.client import WalletClient
 from wallet.contract.offline import MESSAGE_BYTES_MAX, SYNCED_TOGETHER_MAX
 from wallet.domain.offline import element, messages
@@ -303,11 +313,7 @@ def verify_double_spend(
 
     Prints which purse and account, and both payments. Exit 1 if the file proves nothing.
     """
-    try:
-        jwk = strict_json.loads(institution_key.read_bytes()[:4096])
-        key = PublicKey.from_jwk(jwk if isinstance(jwk, dict) else {})
-    except (OSError, ProblemError, KeyRefused) as error:
-        fail(f"{institution_key} is no public JWK: {error}")
+    key = load_public_key(institution_key)
     try:
         read = messages.read_proof(_read(proof))
     except Unreadable as error:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic import BaseModel
 
 from kernel.money import Currency, format_minor
+from wallet.cli.options import fail
 
 
 def show(view: BaseModel, *, as_json: bool) -> None:
@@ -65,3 +67,16 @@ def _text(name: str, value: Any, currency: Currency | None) -> str:
     if name.endswith("_minor") and currency is not None:
         return format_minor(int(value), currency)
     return str(value)
+
+
+def write_tokens(path: Path, tokens: Iterable[str]) -> int:
+    """What `control approve` reads: a signed instruction a line. How many there are."""
+    count = 0
+    try:
+        with path.open("w", encoding="ascii") as file:
+            for token in tokens:
+                file.write(f"{token}\n")
+                count += 1
+    except OSError as error:
+        fail(f"cannot write {path}: {error.strerror}")
+    return count

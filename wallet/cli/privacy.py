@@ -209,6 +209,8 @@ def watch(
             fail(f"{error}; keep {seen}: it proves what the log was")
         except OSError as error:
             fail(f"{seen}: {error.strerror}")
+        except UnicodeError:
+            fail(f"{seen} is no checkpoint")
     typer.echo(f"the log only grew: {old_size} -> {size} entries")
 
 

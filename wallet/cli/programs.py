@@ -15,7 +15,7 @@ from kernel.ids import AccountNumber
 from kernel.money import Currency, Money, format_minor
 from ledger.contract import Model
 from wallet.cli import output
-from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
+from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id, reason
 from wallet.client import WalletClient
 from wallet.client.programs import TermsDiffer, check_terms
 from wallet.contract.programs import (
@@ -162,7 +162,7 @@ def secret(
     try:
         value = bytes.fromhex(file.read_text(encoding="ascii").strip())
     except (OSError, ValueError) as error:
-        fail(f"{file}: {error}")
+        fail(f"{file}: {reason(error)}")
     with WalletClient(url) as client:
         view = client.show_program_secret(parse_id("prg", program), value)
     _show(view, as_json=as_json)
@@ -213,7 +213,7 @@ def spend(
     try:
         account, money = ids.parse_account(merchant), Money.parse_major(amount, Currency.of(currency))
     except ValueError as error:
-        fail(str(error))
+        fail(error)
     with WalletClient(url) as client:
         view = client.spend_voucher(
             parse_id("vch", voucher),
@@ -248,7 +248,7 @@ def show_merchant(
     try:
         number = ids.parse_account(account)
     except ValueError as error:
-        fail(f"{account}: {error}")
+        fail(f"{account}: {reason(error)}")
     with connect(url, client_key) as client:
         output.show(client.get_merchant(number), as_json=as_json)
 
@@ -280,7 +280,7 @@ def merchant(
         with connect(url, client_key) as client:
             _print(client.register_merchant(number, name=name, category=category, place=place))
     except ValueError as error:
-        fail(str(error))
+        fail(error)
 
 
 @app.command()
@@ -306,7 +306,7 @@ def vouch(
             }
         )
     except ValueError as error:
-        fail(str(error))
+        fail(error)
     typer.echo(sign_merchant(statement, load_key(institution_key)))
 
 
@@ -336,7 +336,7 @@ def sign(
         template = read_template(file)
         file.with_suffix(".jws").write_text(sign_template(template, load_key(publisher_key)) + "\n", encoding="ascii")
     except (ValueError, OSError) as error:
-        fail(str(error))
+        fail(error)
     typer.echo(f"{file.with_suffix('.jws')}  sha256 {template.sha256.hex()}")
 
 
@@ -351,7 +351,7 @@ def verify(
         token = file.with_suffix(".jws").read_text(encoding="ascii").strip()
         verify_template(template, token, [load_key(publisher_key).public])
     except (ValueError, OSError) as error:
-        fail(str(error))
+        fail(error)
     typer.echo(f"{template.name} version {template.version}: signed, sha256 {template.sha256.hex()}")
 
 
@@ -370,7 +370,7 @@ def _read_request(file: Path, *, program: str | None = None) -> ProgramRequest:
             file.write_text(f'program = "{data["program"]}"\n{text}', encoding="utf-8")
         return ProgramRequest.model_validate(data)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        fail(f"{file}: {error}")
+        fail(f"{file}: {reason(error)}")
     except ValidationError as error:
         first = error.errors()[0]
         fail(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}")

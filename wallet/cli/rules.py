@@ -286,7 +286,7 @@ def _database(institution: str | None) -> Iterator[Database]:
     try:
         settings = load_institution(institution)
     except (OSError, ValueError, InvalidSettings) as error:
-        fail(f"{error}\n--replay reads the service's database: set JIAOZI_WALLET_* as for `jiaozi-wallet serve`")
+        fail(f"{error}; --replay reads the service's database: set JIAOZI_WALLET_* as for `jiaozi-wallet serve`")
     # The embedded server is the process's, not the institution's.
     process = load_settings()
     url, server = resolve_url(process.database_url, data_dir=process.data_dir, service=SERVICE)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from kernel import ids
 from kernel.money import Currency, Money, format_minor
+from wallet.cli import output
 from wallet.cli.options import DEFAULT_URL, ClientKey, DeviceKey, Json, Url, connect, fail, load_key, parse_id
 from wallet.client import WalletClient
 from wallet.contract.schedules import WAITING_MAX, BusinessDayRule, Frequency, Recurrence, ScheduleDateView
@@ -22,6 +23,10 @@ app = typer.Typer(
     help="Pay later, once or again and again. You sign every payment now, on this machine; the service keeps it and "
     "makes it on its day, tries again until that day ends if the money is not there, and never makes it twice.",
 )
+ForApproval = Annotated[
+    Path | None,
+    typer.Option("--for-approval", help="Dual control: write the signed payments here too, for control approve."),
+]
 ScheduleArgument = Annotated[str, typer.Argument(metavar="SCH", help="The schedule's id, sch_...")]
 
 
@@ -44,6 +49,7 @@ def create(
     count: Annotated[int, typer.Option(min=1, max=WAITING_MAX, help="Payments to sign now.")] = 12,
     calendar: Annotated[str, typer.Option(help="Calendar of business days.")] = "cn",
     schedule: Annotated[str, typer.Option(help="Its id, sch_...: after an unknown outcome give the same.")] = "",
+    for_approval: ForApproval = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the days; sign and send nothing.")] = False,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
@@ -57,6 +63,8 @@ def create(
             typer.echo(f"schedule {ids.show('sch', schedule_id)}", err=True)
             wallet_id = parse_id("wlt", wallet)
             tokens = _sign(client, wallet_id, schedule_id, days, device_key=device_key, payee=payee, amount=amount)
+            if for_approval is not None:
+                output.write_tokens(for_approval, tokens)
             client.create_schedule(
                 schedule=schedule_id,
                 wallet=wallet_id,
@@ -75,6 +83,7 @@ def prolong(
     client_key: ClientKey,
     device_key: DeviceKey,
     count: Annotated[int, typer.Option(min=1, max=WAITING_MAX, help="Payments to sign now.")] = 12,
+    for_approval: ForApproval = None,
     as_json: Json = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -87,6 +96,8 @@ def prolong(
         if not days:
             fail("the schedule has no more payments")
         tokens = _sign(client, view.wallet, schedule_id, days, device_key=device_key, payee=payee, amount=amount)
+        if for_approval is not None:
+            output.write_tokens(for_approval, tokens)
         client.prolong_schedule(schedule_id, first=first, instructions=tokens)
     _show_days(days, schedule=schedule, as_json=as_json)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -206,7 +207,7 @@ class FamilyCalls:
         return CardRevocationsView.model_validate(self._post("/v1/card-revocations", body))
 
     def report_card(self, wallet: UUID, thumbprint: str) -> CardView:
-        path = f"{_wallet(wallet)}/cards/{thumbprint}/report"
+        path = f"{_wallet(wallet)}/cards/{quote(thumbprint, safe='', errors='replace')}/report"
         return CardView.model_validate(self._http.post(path, {}, idempotent=True))
 
     # --- aliases

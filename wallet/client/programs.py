@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -109,7 +110,8 @@ class ProgramMethods:
         return TemplateList.model_validate(self._http.get("/v1/program-templates")).items
 
     def program_template(self, name: str, version: int) -> TemplateView:
-        return TemplateView.model_validate(self._http.get(f"/v1/program-templates/{name}/{version}"))
+        path = f"/v1/program-templates/{quote(name, safe='', errors='replace')}/{version}"
+        return TemplateView.model_validate(self._http.get(path))
 
     def preview_program(
         self,

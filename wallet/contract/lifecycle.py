@@ -38,7 +38,8 @@ _Evidence = Annotated[list[Evidence], Field(max_length=EVIDENCE_MAX)]
 class CapsView(Model):
     """The holder's own caps in minor units; null = none, then the class's alone holds.
 
-    `balance_max_minor` bounds what the holder exchanges in; what others pay him is bounded by the class's cap.
+    `balance_max_minor` bounds every credit, whoever sends it, as a child's does: the ledger keeps it too. What is there
+    above it may stay.
     """
 
     balance_max_minor: Amount | None = None

@@ -27,6 +27,9 @@ class Control:
     alone_day_max_minor: int
     alone_on: date
     alone_minor: int
+    """More than `alone_day_max_minor` if that was lowered since."""
+    time_zone: str
+    """IANA's name: where the days begin and end."""
     changed_at: datetime
     persons: Mapping[str, str]
     """Whose key is it: by thumbprint."""

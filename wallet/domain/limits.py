@@ -81,6 +81,12 @@ def release(usage: Usage, amount_minor: int, *, counted_on: date) -> Usage:
     )
 
 
+def force(usage: Usage, amount_minor: int, *, today: date) -> Usage:
+    """The usage with a payment that is booked, whatever the caps say: what was taken for refused and is not."""
+    now = usage_on(usage, today)
+    return replace(now, day_minor=now.day_minor + amount_minor, year_minor=now.year_minor + amount_minor)
+
+
 def decide_credit(amount_minor: int, *, balance_minor: int, caps: Caps) -> TransferRefusal | None:
     """Whether a wallet with this balance may receive the amount. Refuses: balance-limit-exceeded."""
     if _exceeds(balance_minor + amount_minor, caps.balance_max_minor):

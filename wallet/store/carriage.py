@@ -6,7 +6,7 @@ numbers, UUIDs, times and the characters of a JWS go in, none of which needs quo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
@@ -19,7 +19,7 @@ from wallet.domain.limits import NO_CAPS, Caps, Usage
 from wallet.domain.records import Payment, WalletStateName
 from wallet.domain.rules import WalletClass
 from wallet.store import events
-from wallet.store.rows import dict_row
+from wallet.store.rows import array_literal, dict_row
 
 Connection = psycopg.Connection[Any]
 
@@ -67,7 +67,7 @@ def lock_payers_and_rules(connection: Connection, accounts: Collection[int], ask
     """`lock_payers`, and in the same statement which of the accounts `asked` have rules of their own. One that is made
     in this very moment may be missed: nothing that a new card or child has signed is on its way yet, and a payment
     that comes while a wallet is put under dual control is one that came before."""
-    wanted = _array(set(asked))
+    wanted = array_literal(set(asked))
     rows = connection.execute(
         "SELECT account, id, wallet_class, device_key::text, device_thumbprint,"
         " usage_day, usage_day_minor, usage_year_minor, state, other_device_keys::text, changing_to,"
@@ -76,7 +76,7 @@ def lock_payers_and_rules(connection: Connection, accounts: Collection[int], ask
         " (SELECT array_agg(account) FROM hardware_card WHERE account = ANY(%s::bigint[])),"
         " (SELECT array_agg(account) FROM payment_control WHERE account = ANY(%s::bigint[])) FROM wallet"
         " WHERE account = ANY(%s::bigint[]) ORDER BY id FOR NO KEY UPDATE",
-        (wanted, wanted, wanted, _array(set(accounts))),
+        (wanted, wanted, wanted, array_literal(set(accounts))),
         prepare=True,
     ).fetchall()
     payers = {
@@ -102,7 +102,7 @@ def lock_payments(connection: Connection, payment_ids: Collection[UUID]) -> dict
     with connection.cursor(row_factory=dict_row) as cursor:
         cursor.execute(
             "SELECT * FROM payment WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE",
-            (_array(payment_ids),),
+            (array_literal(payment_ids),),
             prepare=True,
         )
         return {row["id"]: Payment(**row) for row in cursor}
@@ -127,19 +127,19 @@ def insert_initiated(connection: Connection, rows: Sequence[Payment], *, usages:
         " reference, instruction, valid_until, counted_on, created_at, tried_at)",
         (
             *_usage_arrays(usages),
-            _array([row.id for row in rows]),
-            _array([row.wallet_id for row in rows]),
-            _array([row.kind for row in rows]),
-            _array([row.debit_account for row in rows]),
-            _array([row.credit_account for row in rows]),
-            _array([row.amount_minor for row in rows]),
-            _array([row.currency for row in rows]),
-            _array([row.reference for row in rows]),
-            _array([row.instruction for row in rows]),
-            _array([_shown(row.valid_until) for row in rows]),
-            _array([row.counted_on for row in rows]),
-            _array([_shown(row.created_at) for row in rows]),
-            _array([_shown(row.tried_at) for row in rows]),
+            array_literal([row.id for row in rows]),
+            array_literal([row.wallet_id for row in rows]),
+            array_literal([row.kind for row in rows]),
+            array_literal([row.debit_account for row in rows]),
+            array_literal([row.credit_account for row in rows]),
+            array_literal([row.amount_minor for row in rows]),
+            array_literal([row.currency for row in rows]),
+            array_literal([row.reference for row in rows]),
+            array_literal([row.instruction for row in rows]),
+            array_literal([_shown(row.valid_until) for row in rows]),
+            array_literal([row.counted_on for row in rows]),
+            array_literal([_shown(row.created_at) for row in rows]),
+            array_literal([_shown(row.tried_at) for row in rows]),
         ),
         prepare=True,
     )
@@ -160,10 +160,10 @@ _SAVE_USAGES = (
 
 def _usage_arrays(usages: Mapping[int, Usage]) -> tuple[str, str, str, str]:
     return (
-        _array(usages),
-        _array([usage.day for usage in usages.values()]),
-        _array([usage.day_minor for usage in usages.values()]),
-        _array([usage.year_minor for usage in usages.values()]),
+        array_literal(usages),
+        array_literal([usage.day for usage in usages.values()]),
+        array_literal([usage.day_minor for usage in usages.values()]),
+        array_literal([usage.year_minor for usage in usages.values()]),
     )
 
 
@@ -177,9 +177,9 @@ def finish_initiated(connection: Connection, booked: Sequence[Booked]) -> int:
         " FROM unnest(%s::uuid[], %s::bigint[], %s::timestamptz[]) AS new (id, seq, booked_at)"
         " WHERE payment.id = new.id AND payment.state = 'initiated'",
         (
-            _array([item.payment_id for item in booked]),
-            _array([item.seq for item in booked]),
-            _array([_shown(item.booked_at) for item in booked]),
+            array_literal([item.payment_id for item in booked]),
+            array_literal([item.seq for item in booked]),
+            array_literal([_shown(item.booked_at) for item in booked]),
         ),
         prepare=True,
     ).rowcount
@@ -236,7 +236,3 @@ _CLASSES = {item.value: item for item in WalletClass}
 def _shown(moment: datetime) -> str:
     """Cached: the payments of a batch were made and booked at the same moment."""
     return moment.isoformat()
-
-
-def _array(values: Iterable[object]) -> str:
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"

@@ -74,11 +74,12 @@ def save_control(
     """New rules, with the (person, token) of both who signed them; the signatories before stay to be read."""
     connection.execute(
         "INSERT INTO payment_control (wallet_id, account, version, is_in_force, alone_max_minor, alone_day_max_minor,"
-        " alone_on, alone_minor, changed_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        " alone_on, alone_minor, time_zone, changed_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
         " ON CONFLICT ON CONSTRAINT payment_control_pk DO UPDATE SET version = excluded.version,"
         " is_in_force = excluded.is_in_force,"
         " alone_max_minor = excluded.alone_max_minor, alone_day_max_minor = excluded.alone_day_max_minor,"
-        " alone_on = excluded.alone_on, alone_minor = excluded.alone_minor, changed_at = excluded.changed_at",
+        " alone_on = excluded.alone_on, alone_minor = excluded.alone_minor, time_zone = excluded.time_zone,"
+        " changed_at = excluded.changed_at",
         (
             control.wallet_id,
             control.account,
@@ -88,6 +89,7 @@ def save_control(
             control.alone_day_max_minor,
             control.alone_on,
             control.alone_minor,
+            control.time_zone,
             control.changed_at,
         ),
     )

@@ -3,8 +3,8 @@ what the ledger has booked. Read in order."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -18,6 +18,7 @@ from kernel.ids import derive_uuid7, new_uuid7
 from ledger.contract import Booking
 from wallet.domain.events import Event, EventType
 from wallet.store.event_tables import event, event_counter, told_booking
+from wallet.store.rows import array_literal
 
 COUNTER = "event"
 
@@ -118,6 +119,15 @@ def told_through(connection: sa.Connection, ledger: str) -> int:
     return connection.execute(sa.select(told_booking.c.seq).where(told_booking.c.ledger == ledger)).scalar() or 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A booking as it is told to a wallet: to its payer that it is final, to its payee what came."""
+
+    booking: Booking
+    type: EventType
+    wallet_id: UUID
+
+
 def tell_bookings(
     connection: psycopg.Connection[Any],
     ledger: str,
@@ -147,26 +157,20 @@ def tell_bookings(
         return 0  # another process was quicker
     wallets = _wallets_of(connection, {account for item in bookings for account in (item.debit, item.credit)})
     payments = _carried(connection, [item.transfer for item in bookings if item.debit in wallets])
-    made: list[tuple[UUID, str, str, UUID, datetime, str]] = []
+    made: list[_Told] = []
     lost: list[tuple[UUID, int, datetime]] = []
     for item in bookings:
         payer, state, tried_at = payments.get(item.transfer, (None, None, None))
         if state == "initiated" and tried_at is not None and tried_at > under_way_since:
             through_seq = item.seq - 1
             break
-        subject = f"trf_{item.transfer}"
         if payer is not None and state in ("initiated", "final"):
             if state == "initiated":
                 lost.append((item.transfer, item.seq, item.booked_at))
-            final = EventType.PAYMENT_FINAL
-            made.append((event_id(item.transfer, final), final.value, subject, payer, item.booked_at, "{}"))
+            made.append(_Told(item, EventType.PAYMENT_FINAL, payer))
         payee = wallets.get(item.credit)
         if payee is not None and item.amount_minor:
-            data = {"kind": item.kind.value, "amount_minor": str(item.amount_minor), "seq": item.seq}
-            received = EventType.MONEY_RECEIVED
-            made.append(
-                (event_id(item.transfer, received), received.value, subject, payee, item.booked_at, json.dumps(data))
-            )
+            made.append(_Told(item, EventType.MONEY_RECEIVED, payee))
     _finish_lost(connection, lost)
     count = _add_numbered(connection, made, after=position)
     connection.execute(
@@ -183,7 +187,7 @@ _SAVE_TOLD = (
 
 
 def _wallets_of(connection: psycopg.Connection[Any], accounts: Collection[int | None]) -> dict[int | None, UUID]:
-    wanted = [account for account in accounts if account]
+    wanted = array_literal(account for account in accounts if account)
     rows = connection.execute(
         "SELECT account, id FROM wallet WHERE account = ANY(%s::bigint[])", (wanted,), prepare=True
     )
@@ -193,7 +197,7 @@ def _wallets_of(connection: psycopg.Connection[Any], accounts: Collection[int | 
 def _carried(connection: psycopg.Connection[Any], transfers: Sequence[UUID]) -> dict[UUID, tuple[UUID, str, datetime]]:
     rows = connection.execute(
         "SELECT id, wallet_id, state, tried_at FROM payment WHERE id = ANY(%s::uuid[])",
-        (list(transfers),),
+        (array_literal(transfers),),
         prepare=True,
     )
     return {row[0]: (row[1], row[2], row[3]) for row in rows}
@@ -208,26 +212,36 @@ def _finish_lost(connection: psycopg.Connection[Any], booked: Sequence[tuple[UUI
         )
 
 
-def _add_numbered(
-    connection: psycopg.Connection[Any], made: Sequence[tuple[UUID, str, str, UUID, datetime, str]], *, after: int
-) -> int:
+def _add_numbered(connection: psycopg.Connection[Any], made: Sequence[_Told], *, after: int) -> int:
     """Those that are not told yet, under the next positions; how many. The counter's row must be locked."""
-    known = connection.execute(
-        "SELECT id FROM event WHERE id = ANY(%s::uuid[])", ([row[0] for row in made],), prepare=True
-    )
-    told = {row[0] for row in known}
-    new = [row for row in made if row[0] not in told]
-    if new:
-        columns = [list(column) for column in zip(*new, strict=True)]
+    by_id = {event_id(told.booking.transfer, told.type): told for told in made}
+    known = connection.execute("SELECT id FROM event WHERE id = ANY(%s::uuid[])", (array_literal(by_id),), prepare=True)
+    for (told_already,) in known:
+        del by_id[told_already]
+    if by_id:
+        new = by_id.values()
         connection.execute(
             "INSERT INTO event (position, id, type, subject, wallet_id, created_at, data)"
-            " SELECT %s + place, id, type, subject, wallet_id, created_at, data::jsonb FROM unnest(%s::uuid[],"
-            " %s::text[], %s::text[], %s::uuid[], %s::timestamptz[], %s::text[])"
-            " WITH ORDINALITY AS new (id, type, subject, wallet_id, created_at, data, place)",
-            (after, *columns),
+            " SELECT %s + place, id, type, 'trf_' || transfer, wallet_id, created_at,"
+            " CASE WHEN type = %s THEN jsonb_build_object('kind', kind, 'amount_minor', amount, 'seq', seq)"
+            " ELSE '{}'::jsonb END FROM unnest(%s::uuid[], %s::text[], %s::uuid[], %s::uuid[], %s::timestamptz[],"
+            " %s::text[], %s::text[], %s::bigint[]) WITH ORDINALITY"
+            " AS new (id, type, transfer, wallet_id, created_at, kind, amount, seq, place)",
+            (
+                after,
+                EventType.MONEY_RECEIVED.value,
+                array_literal(by_id),
+                array_literal(told.type.value for told in new),
+                array_literal(told.booking.transfer for told in new),
+                array_literal(told.wallet_id for told in new),
+                array_literal(told.booking.booked_at.isoformat() for told in new),
+                array_literal(told.booking.kind.value for told in new),
+                array_literal(told.booking.amount_minor for told in new),
+                array_literal(told.booking.seq for told in new),
+            ),
             prepare=True,
         )
-    return len(new)
+    return len(by_id)
 
 
 def page(connection: sa.Connection, *, after: int, types: Collection[str] = (), limit: int) -> list[Event]:

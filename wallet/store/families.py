@@ -99,7 +99,11 @@ def save_caps(connection: sa.Connection, child: Child, caps: ChildCaps, usage: C
     connection.execute(
         sa.update(child_wallet)
         .where(child_wallet.c.wallet_id == child.wallet_id)
-        .values(version=child.version + 1, **_caps(caps), **_usage(usage))
+        .values(
+            version=child.version + 1,
+            **_caps(caps),
+            **_usage(usage),
+        )
     )
 
 
@@ -119,7 +123,12 @@ def end(connection: sa.Connection, child: Child, state: ChildState, *, ended_at:
     connection.execute(
         sa.update(child_wallet)
         .where(child_wallet.c.wallet_id == child.wallet_id)
-        .values(state=state, sealed_key=None, ended_at=ended_at, version=child.version + 1)
+        .values(
+            state=state,
+            sealed_key=None,
+            ended_at=ended_at,
+            version=child.version + 1,
+        )
     )
 
 

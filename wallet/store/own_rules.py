@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from kernel.ids import AccountNumber
 from wallet.domain.cards import Card
 from wallet.domain.families import Child, ChildCaps, ChildUsage
@@ -18,18 +20,22 @@ from wallet.store.carriage import Connection
 from wallet.store.rows import dict_row
 
 
-def accounts_with_rules(connection: Connection, accounts: Collection[int]) -> tuple[set[int], set[int]]:
+def accounts_with_rules(connection: Connection | sa.Connection, accounts: Collection[int]) -> tuple[set[int], set[int]]:
     """Which of the accounts are a child's, and which have a card or dual control. For nearly every batch: none."""
-    asked = _array(accounts)
-    rows = connection.execute(
-        "SELECT account, true FROM child_wallet WHERE account = ANY(%s::bigint[])"
-        " UNION ALL SELECT account, false FROM hardware_card WHERE account = ANY(%s::bigint[])"
-        " UNION ALL SELECT account, false FROM payment_control WHERE account = ANY(%s::bigint[]) AND is_in_force",
-        (asked, asked, asked),
-        prepare=True,
-    ).fetchall()
+    asked = (_array(accounts),) * 3
+    if isinstance(connection, sa.Connection):
+        rows = [tuple(row) for row in connection.exec_driver_sql(_WITH_RULES, asked)]
+    else:
+        rows = connection.execute(_WITH_RULES, asked, prepare=True).fetchall()
     of_children = {account for account, is_child in rows if is_child}
     return of_children, {account for account, is_child in rows if not is_child}
+
+
+_WITH_RULES = (
+    "SELECT account, true FROM child_wallet WHERE account = ANY(%s::bigint[])"
+    " UNION ALL SELECT account, false FROM hardware_card WHERE account = ANY(%s::bigint[])"
+    " UNION ALL SELECT account, false FROM payment_control WHERE account = ANY(%s::bigint[]) AND is_in_force"
+)
 
 
 def lock_children(connection: Connection, accounts: Collection[int]) -> dict[int, Child]:

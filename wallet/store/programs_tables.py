@@ -64,7 +64,7 @@ program = sa.Table(
     sa.CheckConstraint("state <> 'active' OR held_minor > 0", name="active_holds_something"),
     sa.CheckConstraint("(state IN ('refusing', 'refused')) = (refusal IS NOT NULL)", name="refused_says_why"),
     sa.CheckConstraint("(state IN ('active', 'finished')) = (funded_at IS NOT NULL)", name="funded_at"),
-    sa.CheckConstraint("state NOT IN ('funding', 'active') OR counted_on IS NOT NULL", name="counted_i9"),
+    sa.CheckConstraint("state NOT IN ('funding', 'active', 'finished') OR counted_on IS NOT NULL", name="counted_i9"),
     sa.CheckConstraint("deadline <= expires_at", name="deadline"),
     sa.CheckConstraint("state NOT IN ('funding', 'active', 'refusing') OR wake_at IS NOT NULL", name="not_forgotten"),
     sa.Index("program_wallet", "wallet_id", "id"),

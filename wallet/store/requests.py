@@ -13,7 +13,6 @@ from sqlalchemy.dialects.postgresql import insert
 from kernel.ids import AccountNumber
 from wallet.domain.limits import Usage
 from wallet.domain.requests import Received, Request, Terms
-from wallet.store.families_tables import child_wallet, hardware_card, payment_control
 from wallet.store.requests_tables import account_watch, incoming_request, payment_request, redemption, request_payment
 from wallet.store.tables import wallet
 
@@ -358,14 +357,6 @@ def redemptions_unfinished(connection: sa.Connection, *, before: datetime, limit
         .limit(limit)
     )
     return [Redemption(**row) for row in connection.execute(query).mappings()]
-
-
-def has_own_rules(connection: sa.Connection, wallet_id: UUID) -> bool:
-    """Whether the wallet is a child, or has a card or dual control: whose payments have rules beside their class's."""
-    is_child = sa.exists().where(child_wallet.c.wallet_id == wallet_id)
-    has_card = sa.exists().where(hardware_card.c.wallet_id == wallet_id)
-    has_control = sa.exists().where(payment_control.c.wallet_id == wallet_id, payment_control.c.is_in_force)
-    return bool(connection.execute(sa.select(sa.or_(is_child, has_card, has_control))).scalar_one())
 
 
 def save_usage(connection: sa.Connection, wallet_id: UUID, usage: Usage) -> None:

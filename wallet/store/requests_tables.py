@@ -132,6 +132,8 @@ redemption = sa.Table(
     # and two holds be posted: so one live code a payment. (The ledger refuses the second by the id of its post.)
     sa.Index("redemption_payment_i7", "payment_id", unique=True, postgresql_where=sa.text("state <> 'refused'")),
     sa.Index("redemption_unfinished", "created_at", postgresql_where=sa.text("state = 'initiated'")),
+    # A wallet's first own cap adds up what it has spent.
+    sa.Index("redemption_wallet", "wallet_id"),
 )
 
 refund_original = sa.Table(

@@ -1,8 +1,9 @@
-"""Rows of `SELECT *` as dictionaries, without the column that no code here names (`kernel.row_security`)."""
+"""How rows come from PostgreSQL and go to it: `SELECT *` as dictionaries without the column that no code here names
+(`kernel.row_security`), and columns as array literals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from psycopg import Cursor, rows
@@ -20,3 +21,9 @@ def dict_row(cursor: Cursor[Any]) -> rows.RowMaker[dict[str, Any]]:
         return row
 
     return without_tenant
+
+
+def array_literal(values: Iterable[object]) -> str:
+    """`{1,2}`, which the server unnests: a tenth of the cost of a list as a parameter. For numbers, UUIDs, times and
+    words that need no quoting: nothing with a comma, a quote, a brace, a backslash or a blank."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"

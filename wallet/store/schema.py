@@ -15,6 +15,7 @@ from wallet.store import offline_tables as offline_tables
 from wallet.store import privacy_tables as privacy_tables
 from wallet.store import programs_tables as programs_tables
 from wallet.store import requests_tables as requests_tables
+from wallet.store import spending_tables as spending_tables
 from wallet.store.tables import metadata as declared
 from wallet.store.tenancy import isolated
 

@@ -60,7 +60,7 @@ def _isolated_constraint(constraint: sa.Constraint) -> sa.Constraint:
         parent = constraint.referred_table
         columns = [*constraint.column_keys, COLUMN]
         targets = [f"{parent.name}.{column}" for column in (*(key.column.name for key in constraint.elements), COLUMN)]
-        return sa.ForeignKeyConstraint(columns, targets, name=name)
+        return sa.ForeignKeyConstraint(columns, targets, name=name, ondelete=constraint.ondelete)
     if isinstance(constraint, sa.CheckConstraint):
         return sa.CheckConstraint(constraint.sqltext, name=name)
     raise TypeError(f"{name}: a constraint of another kind")

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
+from psycopg.errors import UniqueViolation
 
 from kernel import ids
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -37,7 +38,7 @@ from wallet.domain.events import EventType
 from wallet.domain.lifecycle import caps_in_force
 from wallet.domain.limits import scheme_day
 from wallet.domain.records import Payment, Wallet
-from wallet.store import bulk, events
+from wallet.store import bulk, events, wallets
 from wallet.store.bulk import BulkFile, BulkLine, Progress
 from wallet.usecases.aliases import look_up_many
 from wallet.usecases.context import Context, ledger_unavailable
@@ -176,6 +177,8 @@ def register_file(
     if ids.is_from_future(file_id, now=now):  # the lines' ids are made from it
         raise ProblemError(LedgerRefusal.ID_FROM_FUTURE)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
+        # Two that come at once, each the other's repetition: one by one.
+        wallets.lock_wallet(connection, wallet_id)
         known = bulk.find_file(connection, file_id)
         if known is None:
             same = bulk.find_same_content(connection, wallet_id, content_sha256)
@@ -245,6 +248,8 @@ def receive_lines(context: Context, file_id: UUID, lines: Sequence[SignedLine]) 
             with connection.begin_nested():
                 bulk.insert_lines(connection, new)
         except sa.exc.IntegrityError as error:  # another line has the number
+            if not isinstance(error.orig, UniqueViolation) or error.orig.diag.constraint_name != "bulk_line_pk":
+                raise
             raise ProblemError(WalletRefusal.BULK_LINE_MISMATCH, "two lines have one number") from error
         if is_renewed and file.state == "finished":
             bulk.set_state(connection, file_id, "running", now=now)

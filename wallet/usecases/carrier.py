@@ -1,7 +1,8 @@
 """Single payments of many holders, carried together: what waits while one batch is under way forms the next.
 
 A payment alone would cost two transactions and a request to the ledger, signed and checked; a hundred cost the same.
-Nobody waits for a timer: an idle service carries a lone payment at once.
+An idle service carries a lone payment at once. Only after a batch of several does the next wait a moment: whoever was
+answered comes back.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ WAITING_MAX = 4_096
 """Payments that may wait; beyond it they are refused at once."""
 CARRIERS = 2
 """Batches under way at once: one is recorded here while the ledger books the other."""
+COME_BACK_SECONDS = 0.003
+"""After a batch of several, the next waits so long at most until it is as large, if nothing else is under way."""
 
 log = logging.getLogger("jiaozi.wallet.carrier")
 
@@ -71,7 +74,7 @@ class Carrier:
                 raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "too many payments wait; retry")
             self._waiting.append(_Waiting(token, future))
             if self._may_leave():
-                self._changed.notify()
+                self._changed.notify_all()
         return await future
 
     def _may_leave(self) -> bool:
@@ -82,20 +85,32 @@ class Carrier:
         return self._is_stopping or not self._under_way or len(self._waiting) >= max(self._under_way)
 
     def _run(self) -> None:
+        carried = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._may_leave() or (self._is_stopping and not self._waiting))
+                if carried > 1 and not self._under_way:
+                    self._await(carried)
+                    if not self._may_leave() and not self._is_stopping:
+                        continue  # the other thread has taken them
                 batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), CARRIED_TOGETHER_MAX))]
                 if not batch:
                     return
                 self._under_way.append(len(batch))
+                carried = len(batch)
             try:
                 self._carry(batch)
             finally:
                 with self._changed:
                     self._under_way.remove(len(batch))
                     if self._may_leave():
-                        self._changed.notify()
+                        self._changed.notify_all()
+
+    def _await(self, size: int) -> None:
+        """Until so many wait, another batch has left, or the moment has passed."""
+        self._changed.wait_for(
+            lambda: len(self._waiting) >= size or self._under_way or self._is_stopping, COME_BACK_SECONDS
+        )
 
     def _carry(self, batch: list[_Waiting]) -> None:
         """One call into the event loop a batch: each would wake it by itself otherwise."""

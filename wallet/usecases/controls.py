@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from kernel.crypto import jws
 from kernel.crypto.keys import KeyRefused, PublicKey
 from kernel.errors import ProblemError
 from wallet.contract import WalletRefusal
@@ -52,8 +51,8 @@ def set_control(context: Context, wallet_id: UUID, tokens: tuple[str, str]) -> K
 
     Raises: ProblemError(wallet-not-found, wallet-not-open, owner-not-corporate, control-invalid, control-changed).
     """
-    document = read_document(tokens[0], PaymentControl, refusal=_R.CONTROL_INVALID)
-    if jws.peek_payload(tokens[1]) != jws.peek_payload(tokens[0]) or document.wallet != wallet_id:
+    document, other = (read_document(token, PaymentControl, refusal=_R.CONTROL_INVALID) for token in tokens)
+    if other != document or document.wallet != wallet_id:
         raise ProblemError(_R.CONTROL_INVALID, "both sign the same document, of this wallet")
     who = _signatories(document)
     if document.alone_max_minor > document.alone_day_max_minor:
@@ -92,9 +91,10 @@ def set_control(context: Context, wallet_id: UUID, tokens: tuple[str, str]) -> K
             is_in_force=document.is_in_force,
             alone_max_minor=document.alone_max_minor,
             alone_day_max_minor=document.alone_day_max_minor,
-            alone_on=today,
+            alone_on=today if before is None else max(today, before.alone_on),
             # What was paid before stays paid: lower rules leave nothing for today.
-            alone_minor=min(0 if before is None else alone_today(before, today), document.alone_day_max_minor),
+            alone_minor=0 if before is None else alone_today(before, today),
+            time_zone=context.time_zone.key,
             changed_at=now,
             persons={item.thumbprint: item.person for item in who},
         )

@@ -17,8 +17,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
-from psycopg.errors import UniqueViolation
-
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto.keys import PrivateKey
 from kernel.errors import ProblemError
@@ -35,6 +33,7 @@ from wallet.domain.events import (
 from wallet.store import events, webhooks
 from wallet.store.webhooks import Delivery, Endpoint
 from wallet.usecases.context import Context
+from wallet.usecases.kept_twice import KeptByDatabase
 from wallet.webhook_sender import Answer, WebhookSender
 
 NUMBERED_TOGETHER_MAX = 2_000
@@ -105,8 +104,10 @@ def follow_ledger(context: Context) -> int:
                 under_way_since=now - UNDER_WAY,
             )
         )
-    except UniqueViolation:
-        return 0
+    except KeptByDatabase as kept:
+        if not kept.is_taken:
+            raise
+        return 0  # another process tells at this moment
 
 
 # --- endpoints -------------------------------------------------------------------------------------------------------

@@ -288,8 +288,14 @@ def _advance(context: Context, row: ExchangeIn) -> ExchangeIn:
             # This copy was refused, but one before it may yet be booked: wait until it no longer can.
             return _write(context, row, claimed_until=context.clock())
         refusal_code = refusal_of(result.refusal).value
+        is_vaults = refusal_code == TransferRefusal.INSUFFICIENT_FUNDS.value  # the payer here is no customer
         after = _write(
-            context, row, state="compensating", unknown_until=None, refusal=refusal_code, detail=result.detail
+            context,
+            row,
+            state="compensating",
+            unknown_until=None,
+            refusal=refusal_code,
+            detail="the institution's vault holds less currency than that" if is_vaults else result.detail,
         )
         if after.state != "compensating" or after.attempt != row.attempt:
             return after

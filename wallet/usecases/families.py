@@ -10,6 +10,7 @@ is closed only after its children.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ from ledger.contract import (
     LedgerRefusal,
     StatementResponse,
     TransferKind,
+    TransferRefusal,
     TransferTerms,
     read_instruction,
     sign_instruction,
@@ -37,11 +39,14 @@ from wallet.domain.limits import scheme_day
 from wallet.domain.records import Payment, Wallet
 from wallet.domain.rules import WalletClass
 from wallet.sealed_keys import WrongSecret, unseal
+from wallet.store import balance_caps as cap_store
 from wallet.store import families as store
 from wallet.store import wallets as wallet_store
-from wallet.usecases import wallets
+from wallet.usecases import balance_caps, controls, wallets
 from wallet.usecases.context import Context
 from wallet.usecases.pay import Declined, Outcome, pay, pay_one
+
+log = logging.getLogger("jiaozi.wallet.families")
 
 CHARGE_LIFE = timedelta(minutes=10)
 """How long the signature under a charge stands."""
@@ -118,6 +123,8 @@ def open_child(
         store.join_family(connection, child_id, "child")
         sealed_key = None if push is None else push.sealed_key
         store.insert_child(connection, child, label=label, sealed_key=sealed_key, created_at=now)
+        if caps.balance_max_minor is not None:
+            cap_store.note_change(connection, child_id, at=now)
 
     wallets.open_wallet(
         context,
@@ -127,6 +134,7 @@ def open_child(
         device_key=device_key,
         beside=join,
     )
+    balance_caps.tell(context, child_id)
     known = find_child(context, parent_id, child_id, refusal=WalletRefusal.CHILD_EXISTS)
     asked = (caps, child.merchant, label)
     if known.child.version == 1 and (known.child.caps, known.child.merchant, known.label) != asked:
@@ -172,7 +180,7 @@ def child_history(
 def set_caps(context: Context, parent_id: UUID, child_id: UUID, caps: ChildCaps, *, version: int) -> KnownChild:
     """Under the wallet's lock, so that no payment is decided on the caps before. A retry finds it done.
 
-    Raises: ProblemError(child-not-found, child-caps-too-high, child-changed, child-closed).
+    Raises: ProblemError(child-not-found, child-caps-too-high, child-changed, child-closed), as `balance_caps.tell`.
     """
     find_child(context, parent_id, child_id)
     parent = wallets.find_wallet(context, parent_id)
@@ -192,6 +200,9 @@ def set_caps(context: Context, parent_id: UUID, child_id: UUID, caps: ChildCaps,
                 raise ProblemError(WalletRefusal.CHILD_CAPS_TOO_HIGH, why_not)
             today = scheme_day(context.clock(), context.time_zone)
             store.save_caps(connection, child, caps, rules.lower_to(child.usage, caps, today=today))
+            if caps.balance_max_minor != child.caps.balance_max_minor:
+                cap_store.note_change(connection, child_id, at=context.clock())
+    balance_caps.tell(context, child_id)
     return find_child(context, parent_id, child_id)
 
 
@@ -259,7 +270,8 @@ def charge(
     """The merchant charges the child pushed to it: the sealed key and the merchant's secret meet for one signature.
 
     The payment's id is the charge's: a repetition is carried once (I7). Raises: ProblemError(child-not-found,
-    charge-not-authorised, push-revoked, and what a payment refuses).
+    charge-not-authorised, push-revoked, and what a payment refuses). What is signed only as it is charged nobody can
+    approve before: above what one signature may pay (docs/dual-control.md), that is a limit like another.
     """
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         child = store.find_child(connection, child_id)
@@ -281,7 +293,18 @@ def charge(
         currency=currency,
     )
     until = context.clock() + CHARGE_LIFE
-    return pay_one(context, sign_instruction(terms, ledger=context.ledgers.home.name, valid_until=until, key=key))
+    token = sign_instruction(terms, ledger=context.ledgers.home.name, valid_until=until, key=key)
+    try:
+        return pay_one(context, token)
+    except ProblemError as error:
+        if error.refusal is not WalletRefusal.APPROVAL_NEEDED:
+            raise
+    control = controls.find_control(context, child_id).control
+    is_above = amount_minor > control.alone_max_minor
+    raise ProblemError(
+        TransferRefusal.SINGLE_LIMIT_EXCEEDED if is_above else TransferRefusal.DAY_LIMIT_EXCEEDED,
+        "the wallet is under dual control, and nobody can approve a charge: it is above what one signature may pay",
+    )
 
 
 def _lock(connection: sa.Connection, child_id: UUID) -> Child:

@@ -223,8 +223,14 @@ def approve(context: Context, wallet_id: UUID, request_id: UUID, token: str) -> 
     """
     row = _find(context, wallet_id, request_id)
     asked, wallet = _read(row.document), find_wallet(context, wallet_id)
-    item = _signed_by_holder(wallet, token)
-    if not _is_known(context, item, wallet_id):
+    try:
+        item = read_instruction(token)
+    except InvalidInstruction as error:
+        raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, error.reason) from None
+    known = _known(context, item, wallet_id)
+    if known is None or known.instruction != token:  # the very same is answered as before, though its key be replaced
+        _check_signed(wallet, item)
+    if known is None:
         if row.state == "declined":
             raise ProblemError(WalletRefusal.REQUEST_ENDED, "the payer has declined it")
         _check_answers(item, asked, _ask_offer(context, asked.institution, request_id))
@@ -254,25 +260,22 @@ def terms_of(asked: RequestDocument) -> Terms:
     return Terms(asked.amount_minor, asked.amount_min_minor, asked.amount_max_minor, asked.payments == "many")
 
 
-def _signed_by_holder(wallet: Wallet, token: str) -> Instruction:
-    """The instruction, if a device of the wallet has signed it. Raises: ProblemError(instruction-invalid)."""
+def _check_signed(wallet: Wallet, item: Instruction) -> None:
+    """Raises: ProblemError(instruction-invalid) unless a device of the wallet has signed it."""
     try:
-        item = read_instruction(token)
-        kid = str(jws.peek_header(token).get("kid"))
-        key = wallet.devices.get(kid)
+        key = wallet.devices.get(str(jws.peek_header(item.unverified.token).get("kid")))
         if key is None:
             raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, "the key is none of this wallet's devices'")
         jws.check(item.unverified, PublicKey.from_jwk(key), typ=INSTRUCTION_TYP)
-    except (InvalidInstruction, jws.InvalidJws) as error:
+    except jws.InvalidJws as error:
         raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, error.reason) from None
-    return item
 
 
-def _is_known(context: Context, item: Instruction, wallet_id: UUID) -> bool:
-    """Whether this wallet's own payment has this id and is on its way or final: then nothing is asked anew."""
+def _known(context: Context, item: Instruction, wallet_id: UUID) -> Payment | None:
+    """This wallet's own payment with this id that is on its way or final: then nothing is asked anew."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         known = payments.find_payment(connection, item.id)
-    return known is not None and known.wallet_id == wallet_id and known.state != "refused"
+    return known if known is not None and known.wallet_id == wallet_id and known.state != "refused" else None
 
 
 def _check_answers(item: Instruction, asked: RequestDocument, offer: RequestOffer) -> None:

@@ -31,7 +31,9 @@ from wallet.domain.lifecycle import Change, enforce_evidence, refuse_caps
 from wallet.domain.limits import Caps, is_raised
 from wallet.domain.records import Customer, Wallet
 from wallet.domain.rules import Evidence, WalletClass, rule_class_name
+from wallet.store import balance_caps as cap_store
 from wallet.store import customers, lifecycle, wallets
+from wallet.usecases import balance_caps
 from wallet.usecases.changes import (
     Decision,
     account_of,
@@ -64,7 +66,8 @@ SENT_AFRESH_MAX = 3
 def set_caps(context: Context, change_id: UUID, wallet_id: UUID, own: Caps, *, order: str | None) -> Change:
     """The holder's own caps, all four as they shall be. To lower needs no signature: it only protects. To raise does.
 
-    Raises: ProblemError(wallet-closed, cap-above-class, holder-order-missing, -invalid, -expired) and as `begin`.
+    Raises: ProblemError(wallet-closed, cap-above-class, holder-order-missing, -invalid, -expired), as `begin`, and as
+    `balance_caps.tell`: then the change is made, and only the ledger does not have it yet.
     """
     shown = CapsView(**asdict(own))
     content = {"caps": shown.model_dump(mode="json")}
@@ -82,10 +85,14 @@ def set_caps(context: Context, change_id: UUID, wallet_id: UUID, own: Caps, *, o
                 raise ProblemError(WalletRefusal.HOLDER_ORDER_MISSING, "a cap is raised: sign a CapsOrder")
             _check_caps_order(connection, context, row, order, change_id, shown)
         lifecycle.save_own_caps(connection, wallet_id, own)
+        if own.balance_max_minor != row.own_caps.balance_max_minor:
+            cap_store.note_change(connection, wallet_id, at=context.clock())
         notify(connection, wallet_id, "caps-changed", at=context.clock(), data=content)
         return Decision(is_done=True, token=order)
 
-    return begin(context, change_id, wallet_id, "caps", content, decide)
+    change = begin(context, change_id, wallet_id, "caps", content, decide)
+    balance_caps.tell(context, wallet_id)
+    return change
 
 
 def _check_caps_order(

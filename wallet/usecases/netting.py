@@ -23,6 +23,7 @@ from wallet.store import netting as store
 from wallet.store import settlements
 from wallet.usecases import settle
 from wallet.usecases.context import Context
+from wallet.usecases.kept_twice import KeptByDatabase
 
 Answer = tuple[str | None, Refusal | None]
 
@@ -61,14 +62,17 @@ def _authorise_netting(
     if any(_plain(_legs(request), netted) != terms for request in requests):
         return _all(requests, WalletRefusal.COUNTER_LEG_MISMATCH)
     free_void_orders(context, order_ids, but=netting_id)
-    with context.database.transaction(isolation="READ COMMITTED") as connection:
-        known = store.find(connection, [netting_id])
-        if not known:
-            refusal = _sign(context, connection, netting_id, legs, netted, vaults, terms)
-            if refusal is not None:
-                return _all(requests, refusal)
+    try:
+        with context.database.transaction(isolation="READ COMMITTED") as connection:
             known = store.find(connection, [netting_id])
-        stands, signed = known[netting_id]
+            if not known:
+                refusal = _sign(context, connection, netting_id, legs, netted, vaults, terms)
+                if refusal is not None:
+                    return _all(requests, refusal)
+                known = store.find(connection, [netting_id])
+            stands, signed = known[netting_id]
+    except KeptByDatabase as kept:
+        return _all(requests, kept.refusal)
     if jws.canonical_json(dict(stands.terms)) != jws.canonical_json(terms):
         return _all(requests, WalletRefusal.LEG_ALREADY_AUTHORISED)
     answers: list[Answer] = []

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from kernel import ids
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
@@ -56,7 +58,7 @@ from wallet.domain.offline.records import FundingRow, PayoutRow, PurseRow
 from wallet.domain.offline.verify import Chain, verify_chain
 from wallet.domain.offline.vocabulary import PurseRefusal, Refused
 from wallet.domain.records import Wallet
-from wallet.store import carriage, offline, own_rules, wallets
+from wallet.store import carriage, offline, wallets
 from wallet.store.carriage import Connection as RawConnection
 from wallet.store.carriage import Payer
 from wallet.usecases.context import (
@@ -67,11 +69,12 @@ from wallet.usecases.context import (
     ledger_unavailable,
     refusal_of,
 )
+from wallet.usecases.kept_twice import KeptByDatabase
+from wallet.usecases.own_rules import refuse_but_payments
 
 log = logging.getLogger("jiaozi.wallet.offline")
 
 RECOVERED_AT_ONCE_MAX = 200
-_NO_PURSE = "a child wallet, a card, a wallet of two signatures has no purse: its rules end there"
 PAYOUT_AGAIN = timedelta(minutes=1)
 """How long a payout that was refused (a full or frozen wallet) rests before it is tried again."""
 
@@ -92,22 +95,22 @@ def issue_purse(
         known = offline.find_purse(connection, purse_id)
     if wallet is None:
         raise ProblemError(WalletRefusal.WALLET_NOT_FOUND)
-    if wallet.state != "open" or wallet.account is None:
-        raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
     try:
         key = PublicKey.from_jwk(device_key)
     except KeyRefused as error:
         raise ProblemError(WalletRefusal.DEVICE_KEY_REFUSED, str(error)) from None
     if known is not None:
         return _same_purse(known, wallet_id, key)
+    if wallet.state != "open" or wallet.account is None:
+        raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
     if is_from_future(purse_id, now=context.clock()):
         raise ProblemError(LedgerRefusal.ID_FROM_FUTURE)
-    context.database.run_session(lambda connection: _may_have_purse(connection, wallet.account or 0))
     row = _new_purse(context, purse_id, wallet, key, policy)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         locked = wallets.lock_wallet(connection, wallet_id)
         if locked is None or locked.state != "open":  # a closure that has begun meanwhile has seen no purse
             raise ProblemError(WalletRefusal.WALLET_NOT_OPEN)
+        refuse_but_payments(connection, wallet.account)
         unsettled = offline.purses_unsettled(connection, wallet_id)
         for purse in unsettled:
             if purse.revoked_for is None and purse.not_after <= context.clock():
@@ -272,11 +275,12 @@ def _record(
     payer = carriage.lock_payers(connection, [debit]).get(debit)
     if payer is None:
         raise ProblemError(WalletRefusal.NOT_OUR_WALLET)
-    try:
-        jws.check(item.unverified, _signer_key(token, payer), typ=INSTRUCTION_TYP)
-    except jws.InvalidJws as error:
-        raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, error.reason) from None
     known = offline.find_funding_raw(connection, item.id)
+    if known is None or known.instruction != token:  # the very same is answered as before, though its key be replaced
+        try:
+            jws.check(item.unverified, _signer_key(token, payer), typ=INSTRUCTION_TYP)
+        except jws.InvalidJws as error:
+            raise ProblemError(LedgerRefusal.INSTRUCTION_INVALID, error.reason) from None
     if known is not None:
         if (known.purse_id, known.debit_account, known.amount_minor) != (purse_id, debit, amount):
             raise ProblemError(TransferRefusal.ID_ALREADY_USED)
@@ -287,7 +291,10 @@ def _record(
         raise ProblemError(LedgerRefusal.ID_FROM_FUTURE)
     if item.credit != escrow:
         raise ProblemError(WalletRefusal.NOT_OUR_ESCROW, f"credit {ids.show_account(escrow)}")
-    _may_fund(connection, payer, debit)
+    refusal = refuse_paying(payer.state)
+    if refusal is not None:
+        raise ProblemError(refusal)
+    refuse_but_payments(connection, debit)
     purse = offline.lock_purse_of(connection, purse_id, payer.wallet_id)
     if purse is None:
         raise ProblemError(WalletRefusal.PURSE_NOT_FOUND, "the instruction's reference is no purse of this wallet")
@@ -324,24 +331,10 @@ def _record(
     return row, True
 
 
-def _may_fund(connection: RawConnection, payer: Payer, account: int) -> None:
-    refusal = refuse_paying(payer.state)
-    if refusal is not None:
-        raise ProblemError(refusal)
-    _may_have_purse(connection, account)
-
-
-def _may_have_purse(connection: RawConnection, account: int) -> None:
-    """What a purse takes in and pays out between two devices is counted towards nobody's own caps."""
-    of_children, of_cards = own_rules.accounts_with_rules(connection, {account})
-    if account in of_children or account in of_cards:
-        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, _NO_PURSE)
-
-
 def _advance(context: Context, row: FundingRow) -> FundingRow:
     """Steps 2 and 3. A refusal is believed if no other copy was ever sent, or none can be booked any more."""
     is_first = row.attempt == 1
-    is_dead = context.clock() > row.valid_until + SUBMISSION_GRACE
+    is_dead = context.clock() - SUBMISSION_GRACE > row.valid_until
     if not is_first:
         booked = _look_up(context, row)
         if booked is not None:
@@ -393,8 +386,12 @@ def _finish(context: Context, row: FundingRow, booked: TransferResult) -> Fundin
         sign=context.key.sign,
     )
     source = SourceBook(messages.read_funding(message).hash, row.purse_id, row.amount_minor, row.amount_minor)
-    with context.database.transaction(isolation="READ COMMITTED") as connection:
+
+    def work(connection: sa.Connection) -> None:
         offline.finish_funding(connection, row, seq=booked.seq, booked_at=booked_at, message=message, source=source)
+
+    # The money is in the escrow: two transactions that met must not leave the purse without it.
+    context.database.run(work, isolation="READ COMMITTED")
     return find_funding(context, row.id)
 
 
@@ -451,7 +448,8 @@ def _sync_one(context: Context, message: bytes) -> Synced:
 
 def _book(context: Context, chain: Chain, now: datetime) -> BookedSpend | Refused:
     transfer = chain.transfer
-    with context.database.transaction(isolation="READ COMMITTED") as connection:
+
+    def work(connection: sa.Connection) -> BookedSpend | Refused:
         books = offline.load_books(
             connection,
             certificates=[*chain.certificates, *(spend.payee for spend in transfer.spends)],
@@ -470,7 +468,14 @@ def _book(context: Context, chain: Chain, now: datetime) -> BookedSpend | Refuse
                 conflict.purse, write_proof(certificates[conflict.purse], conflict.first, conflict.second)
             )
         offline.save_books(connection, books, proofs=proofs, now=now)
-    return results[-1]
+        return results[-1]
+
+    try:
+        return context.database.run(work, isolation="READ COMMITTED")
+    except KeptByDatabase as kept:
+        if kept.constraint != "purse_payout_held_i3":
+            raise
+        return Refused(PurseRefusal.PURSE_HELD)  # this message's; the others are not held up
 
 
 # --- payouts and settling --------------------------------------------------------------------------------------------
@@ -629,5 +634,5 @@ def _signer_key(token: str, payer: Payer) -> PublicKey:
     """Of the device that the token names; of the first one if it names none of the wallet's."""
     jwk = json.loads(payer.device_key)
     if payer.other_devices is not None:
-        jwk = json.loads(payer.other_devices).get(jws.peek_header(token).get("kid"), jwk)
+        jwk = json.loads(payer.other_devices).get(str(jws.peek_header(token).get("kid")), jwk)
     return PublicKey.from_jwk(jwk)

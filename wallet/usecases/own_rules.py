@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from uuid import UUID
 
+import sqlalchemy as sa
+
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.database import AskOutside
-from kernel.errors import Refusal, RequestRefusal
+from kernel.errors import ProblemError, Refusal, RequestRefusal
 from kernel.ids import AccountNumber
+from ledger.contract import TransferRefusal
 from wallet.contract import WalletRefusal
 from wallet.contract.controls import instruction_digest
 from wallet.domain import cards, families
@@ -142,6 +145,17 @@ def read_balance(context: Context, account: int) -> Reading | None:
     return Reading(view.balance_minor, view.as_of_seq)
 
 
+def refuse_but_payments(connection: Connection | sa.Connection, account: int) -> None:
+    """For every way by which money leaves a wallet otherwise than as a payment: a purse, a hold, a code. Rules of its
+    own (a child's, a card's, a company's two signatures) are decided payment by payment, and these would pass them by.
+    The wallet must be locked. Raises: ProblemError(kind-not-allowed)."""
+    if any(store.accounts_with_rules(connection, [account])):
+        raise ProblemError(
+            TransferRefusal.KIND_NOT_ALLOWED,
+            "a child's wallet, one with a card, one of two signatures loads no purse, places no holds, shows no codes",
+        )
+
+
 class Tally:
     """One pass of deciding over `OwnRules`: nothing is written before `write`, which writes all of it."""
 
@@ -218,12 +232,15 @@ class Tally:
         control = self._controls.get(payment.debit_account) or self._rules.controls.get(payment.debit_account)
         if control is None:
             return None
+        approval = self._rules.approvals.get(payment.id)
+        if approval is not None and approval.wallet_id != control.wallet_id:
+            approval = None  # of another wallet's signatories
         return decide_instruction(
             control,
             signer=str(jws.peek_header(payment.instruction).get("kid")),
             digest=instruction_digest(payment.instruction),
             amount_minor=payment.amount_minor,
-            approval=self._rules.approvals.get(payment.id),
+            approval=approval,
             today=payment.counted_on or self._today,
             now=self._now,
         )

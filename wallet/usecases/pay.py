@@ -28,8 +28,6 @@ from datetime import date, datetime, timedelta
 from functools import lru_cache
 from uuid import UUID
 
-from psycopg.errors import UniqueViolation
-
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
@@ -57,6 +55,7 @@ from wallet.store import carriage
 from wallet.store.carriage import Booked, Connection, Payer
 from wallet.usecases import own_rules
 from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of, show_transfer
+from wallet.usecases.kept_twice import KeptByDatabase
 from wallet.usecases.own_rules import OwnRules, Tally
 
 _KINDS: Mapping[TransferKind, PaymentKind] = {
@@ -175,9 +174,17 @@ def _carry(
         try:
             recorded = context.database.run_session(recorder.record)
             break
-        except UniqueViolation:  # another request took one of the ids in between: now it is there to be read
+        except KeptByDatabase as kept:
+            # An id was taken in between: now it is there to be read. Or a wallet came under dual control in between, or
+            # under a cap: now its rules are there.
             if attempt == RECORD_ATTEMPTS_MAX - 1:
-                raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE, "others use these ids too; retry") from None
+                if kept.is_taken:
+                    raise
+                # What is held back holds up nobody else's payment: each by itself.
+                if len(items) == 1:
+                    return [Declined(items[0].id, kept.refusal, kept.detail)]
+                apart = [_carry(context, [item], kinds=kinds, in_doubt=in_doubt, is_payout=is_payout) for item in items]
+                return [outcomes[0] for outcomes in apart]
     to_submit = [
         item
         for index, item in enumerate(recorded.outcomes)
@@ -244,7 +251,7 @@ class _Recorder:
         """Mostly every payment is new, and then nobody need be asked: the primary key refuses one that is known.
         One that is known may look refused (its limit is used up, by itself): so nothing is declined without asking.
 
-        Raises: psycopg.errors.UniqueViolation; then run it again.
+        Raises: KeptByDatabase; then run it again.
         """
         moves = [(item.id, _debit(item), _credit(item)) for item in self._items]
         sides = {account for _, *both in moves for account in both if account}
@@ -286,7 +293,7 @@ class _Recorder:
         first_by_id: dict[UUID, Payment] = {}
         for payment_id, item in zip(self._ids, self._items, strict=True):
             payer, before = payers.get(_debit(item)), known.get(payment_id)
-            checked = self._check(payment_id, item, payer, is_known=before is not None, now=now, today=today)
+            checked = self._check(payment_id, item, payer, before=before, now=now, today=today)
             if isinstance(checked, Declined) or payer is None:
                 outcomes.append(checked)
                 continue
@@ -353,19 +360,21 @@ class _Recorder:
         item: Instruction | Payment,
         payer: Payer | None,
         *,
-        is_known: bool,
+        before: Payment | None,
         now: datetime,
         today: date,
     ) -> Payment | Declined:
-        """The payment to record. Its signature is checked here only if there is a doubt, else in tier 1."""
+        """The payment to record. Its signature is checked here only if there is a doubt, else in tier 1. What is
+        recorded is answered as before, whatever has become of the key that signed it."""
         home = self._context.ledgers.home
         if payer is None:
             return Declined(payment_id, WalletRefusal.NOT_OUR_WALLET)
         if isinstance(item, Payment):
-            return item if is_known else Declined(payment_id, LedgerRefusal.INSTRUCTION_INVALID)
+            return item if before is not None else Declined(payment_id, LedgerRefusal.INSTRUCTION_INVALID)
         thumbprint, key = _signer(item.unverified.token, payer)
         is_headed = jws.is_headed_for(item.unverified, thumbprint, typ=INSTRUCTION_TYP)
-        if is_known or not is_headed or item.debit in self._in_doubt or self._own.is_card(item.debit):
+        is_in_doubt = not is_headed or item.debit in self._in_doubt or self._own.is_card(item.debit)
+        if (before is not None or is_in_doubt) and not _is_settled_for(item, before):
             try:
                 jws.check(item.unverified, _device_key(key), typ=INSTRUCTION_TYP)
             except jws.InvalidJws as error:
@@ -410,6 +419,13 @@ class _Recorder:
             created_at=now,
             tried_at=now,
         )
+
+
+def _is_settled_for(item: Instruction, before: Payment | None) -> bool:
+    """Whether this very instruction is recorded, and nothing is decided anew if it comes again."""
+    if before is None or before.instruction != item.unverified.token:
+        return False
+    return before.state != "refused" or not before.is_transient
 
 
 def _signer(token: str, payer: Payer) -> tuple[str, str]:
@@ -614,13 +630,9 @@ def _write(
             if payment.kind == "payment" and counted_on is None:
                 forced.append(payment)
                 # Another attempt wrote "refused" first; what is booked is spent, whatever the caps say.
-                usage = limits.usage_on(usage, limits.scheme_day(context.clock(), context.time_zone))
+                today = limits.scheme_day(context.clock(), context.time_zone)
+                usage = limits.force(usage, payment.amount_minor, today=today)
                 counted_on = usage.day
-                usage = replace(
-                    usage,
-                    day_minor=usage.day_minor + payment.amount_minor,
-                    year_minor=usage.year_minor + payment.amount_minor,
-                )
             carriage.mark_final(connection, booked[payment_id], counted_on=counted_on)
         else:
             if payment.counted_on is not None:

@@ -66,7 +66,7 @@ from wallet.domain.requests import OPEN_STATES, payment_id
 from wallet.store import events, wallets
 from wallet.store import requests as store
 from wallet.store.requests import Redemption
-from wallet.usecases import incoming, requests
+from wallet.usecases import incoming, own_rules, requests
 from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE, Context, refusal_of
 from wallet.usecases.peers import REQUEST_REFUSALS, canonical, peer_unavailable, signed_document
 
@@ -171,9 +171,9 @@ def accept(context: Context, redemption: CodeRedemption) -> CodeRedemptionAnswer
     if asked.amount_minor is None or asked.payments == "many":
         raise ProblemError(WalletRefusal.REQUEST_TERMS_INVALID, "a code pays a request for one amount in one payment")
     wallet = incoming.wallet_of(context, code.account)
-    token = _instruction(context, wallet, code)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         known = store.find_redemption(connection, code.hold)
+    token = _instruction(context, wallet, code, known)
     if known is not None and known.request_id != asked.request:
         raise ProblemError(WalletRefusal.CODE_ALREADY_REDEEMED)
     if known is None:
@@ -194,10 +194,14 @@ def _check(code: PayerCode, asked: RequestDocument, now: datetime) -> None:
         raise ProblemError(WalletRefusal.REQUEST_ENDED, "the request has expired")
 
 
-def _instruction(context: Context, wallet: Wallet, code: PayerCode) -> str:
-    """The hold as the holder's device signed it, put together again. Raises: ProblemError(code-signature-invalid)."""
+def _instruction(context: Context, wallet: Wallet, code: PayerCode, known: Redemption | None) -> str:
+    """The hold as the holder's device signed it, put together again; the very one that is `known`, though its key be
+    replaced since. Raises: ProblemError(code-signature-invalid)."""
     home = context.ledgers.home
     document = hold_of(code, vault=context.ledgers.vault(home), ledger=home.name, currency=home.currency)
+    signed = f".{to_base64url(canonical(document))}.{to_base64url(code.signature)}"
+    if known is not None and known.instruction.endswith(signed):
+        return known.instruction
     for jwk in wallet.devices.values():
         key = PublicKey.from_jwk(jwk)
         token = _token(document, code.signature, key)
@@ -243,11 +247,7 @@ def _count(context: Context, wallet: Wallet, code: PayerCode, asked: RequestDocu
         refusal = refuse_paying(payer.state) if payer.state != "open" else None
         if refusal is not None:
             raise ProblemError(refusal)
-        if store.has_own_rules(connection, payer.id):
-            raise ProblemError(
-                TransferRefusal.KIND_NOT_ALLOWED,
-                "a child's, a card's, a company's wallet of two signatures shows no codes",
-            )
+        own_rules.refuse_but_payments(connection, code.account)
         caps = caps_in_force(context.pack, payer.wallet_class, changing_to=payer.changing_to, own=payer.own_caps)
         usage = limits.decide_payment(code.cap_minor, caps=caps, usage=payer.usage, today=today)
         if isinstance(usage, Refusal):
@@ -347,7 +347,7 @@ def _second_look(context: Context, row: Redemption, reason: str) -> Redemption:
     The post under the request's id says which code has paid. Without one this code has not, and that is final when no
     copy of its chain can be booked any more: after its hold's own expiry. The time is read before the ledger is asked.
     """
-    is_over = context.clock() > row.valid_until + SUBMISSION_GRACE
+    is_over = context.clock() - SUBMISSION_GRACE > row.valid_until
     try:
         post = _booked(context, post_id(row.payment_id))
         payment = _booked(context, row.payment_id)

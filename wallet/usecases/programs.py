@@ -23,12 +23,12 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Literal, TypeVar
 from uuid import UUID
 
 from psycopg.errors import UniqueViolation
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from kernel import ids, strict_json
 from kernel.client import ProblemResponse, ServiceUnreachable
@@ -89,6 +89,8 @@ from wallet.store import carriage, events, own_rules
 from wallet.store import programs as store
 from wallet.store.carriage import Connection, Payer
 from wallet.usecases.context import Context, is_definite, refusal_of
+from wallet.usecases.kept_twice import KeptByDatabase
+from wallet.usecases.own_rules import refuse_but_payments
 
 RETRY_AFTER = timedelta(seconds=10)
 """When the pass takes up what a request has left unfinished. Touching it earlier would be safe, only wasteful."""
@@ -232,9 +234,11 @@ def propose(context: Context, request: ProgramRequest) -> Known:
 
         try:
             context.database.run_session(insert)
-        except UniqueViolation as error:  # another request took the id in between, or a voucher's
-            if error.diag.table_name == "program_voucher":
+        except KeptByDatabase as kept:  # another request took the id in between, or a voucher's
+            if kept.table == "program_voucher":
                 raise ProblemError(_R.VOUCHER_EXISTS) from None
+            if not kept.is_taken:
+                raise
         known = find(context, request.program)
     if known.program.request_sha256 != request_sha256:
         raise ProblemError(_R.PROGRAM_EXISTS)
@@ -348,10 +352,7 @@ def _refuse_payer(connection: Connection, payer: Payer, account: int) -> None:
     refusal = refuse_paying(payer.state)
     if refusal is not None:
         raise ProblemError(refusal)
-    if any(own_rules.accounts_with_rules(connection, [account])):
-        # Their caps are counted payment by payment (`usecases.own_rules`): a hold would pass them by.
-        detail = "a child wallet, a card, a wallet of two signatures places no holds"
-        raise ProblemError(TransferRefusal.KIND_NOT_ALLOWED, detail)
+    refuse_but_payments(connection, account)
 
 
 def _check_payee(
@@ -578,19 +579,22 @@ def _keep_out(context: Context, known: Known) -> None:
             return
         released = sum(part.amount_minor for part in parts if part.state == "released")
         if released:
-            # A counterpart showed its secret at the ledger while a late copy of the chain was booked: that is final.
+            # A counterpart showed its secret at the ledger while a late copy of the chain was booked: that is final,
+            # and was spent after all (I9).
+            now = context.clock()
             done = replace(
                 program,
                 state="finished",
                 released_minor=released,
                 returned_minor=program.funded_minor - released,
-                funded_at=context.clock(),
+                funded_at=now,
+                counted_on=_force_usage(connection, context, program, released, now=now),
                 refusal=None,
                 detail=None,
                 wake_at=None,
             )
             store.save_program(connection, done)
-            _tell(connection, EventType.PROGRAM_FINISHED, program, context.clock())
+            _tell(connection, EventType.PROGRAM_FINISHED, program, now)
             return
         store.save_program(connection, replace(program, state="refused", wake_at=None))
         _tell(connection, EventType.PROGRAM_REFUSED, program, context.clock())
@@ -881,6 +885,16 @@ def _release_usage(connection: Connection, program: Program, amount_minor: int) 
         carriage.save_usages(connection, {program.payer_account: usage})
 
 
+def _force_usage(
+    connection: Connection, context: Context, program: Program, amount_minor: int, *, now: datetime
+) -> date:
+    """Counts what the ledger has booked of a program that was taken for refused. Returns the day."""
+    payer = carriage.lock_payers(connection, [program.payer_account])[program.payer_account]
+    usage = limits.force(payer.usage, amount_minor, today=limits.scheme_day(now, context.time_zone))
+    carriage.save_usages(connection, {program.payer_account: usage})
+    return usage.day
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
@@ -957,7 +971,7 @@ def read_document(token: str, model: type[Document], *, refusal: Refusal) -> Doc
             raise ProblemError(refusal, "the payload is not canonical JSON (RFC 8785) with every member")
     except jws.InvalidJws as error:
         raise ProblemError(refusal, error.reason) from None
-    except ValidationError as error:
+    except ValueError as error:  # pydantic's too; and a number that no canonical JSON has
         raise ProblemError(refusal, " ".join(str(error).split())[:240]) from None
     return document
 

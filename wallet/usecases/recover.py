@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
+from wallet.usecases import balance_caps
 from wallet.usecases.change_recovery import resume_changes
 from wallet.usecases.context import Context
 from wallet.usecases.exchange import resume_exchanges, resume_payments
@@ -32,10 +33,11 @@ class Recovered:
     offline: int = 0
     interest: int = 0
     pack: int = 0
+    caps: int = 0
 
     def __bool__(self) -> bool:
         done = (self.openings, self.exchanges, self.payments, self.changes, self.requests, self.offline)
-        return any(done) or bool(self.interest or self.pack)
+        return any(done) or bool(self.interest or self.pack or self.caps)
 
 
 def recover(context: Context, *, at_start: bool = False) -> Recovered:
@@ -50,6 +52,7 @@ def recover(context: Context, *, at_start: bool = False) -> Recovered:
         offline=resume_offline(context, older_than=older_than),
         interest=resume_interest(context),
         pack=adopt_pack(context),
+        caps=balance_caps.tell_all(context),
     )
 
 

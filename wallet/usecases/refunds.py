@@ -26,6 +26,7 @@ from kernel.errors import ProblemError
 from kernel.ids import AccountNumber, ParticipantId
 from ledger.contract import (
     INSTRUCTION_TYP,
+    AccountKind,
     Instruction,
     InvalidInstruction,
     LedgerRefusal,
@@ -104,8 +105,11 @@ def _payee(context: Context, item: Instruction) -> Wallet:
     """The wallet that gives back. Only what its device has signed reserves anything."""
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         wallet = wallets.find_wallet_of_account(connection, item.debit or 0)
+        known = payments.find_payment(connection, item.id)
     if wallet is None:
         raise ProblemError(WalletRefusal.NOT_OUR_WALLET)
+    if known is not None and known.instruction == item.unverified.token:
+        return wallet  # it was carried before, though its key may have been replaced since
     try:
         key = wallet.devices.get(str(jws.peek_header(item.unverified.token).get("kid")))
         if key is None:
@@ -147,7 +151,7 @@ def _received(context: Context, original_id: UUID, wallet: Wallet) -> Original |
         if behind is None:  # nobody's that is known here; given back to the vault, it would be the institution's
             return None
     elif behind is None and _may_be_voucher(context, view):
-        # The ledger does not say whose account it is; so the institution that carried it is asked, and must answer.
+        # The ledger does not say for whom a vault has paid; so the institution of it is asked, and must answer.
         behind = vouchers.ask_origin(context, ParticipantId(str(view.submitter)), view)
     return Original(
         transfer_id=original_id,
@@ -168,9 +172,11 @@ def _issuer_behind(context: Context, payment_id: UUID) -> AccountNumber | None:
 
 
 def _may_be_voucher(context: Context, view: TransferView) -> bool:
-    """Carried by another institution, under a reference of the form that programs have (`reference_of`)."""
+    """Carried by another institution, from its vault, under a reference of the form that programs have
+    (`reference_of`). What a holder has paid from a wallet is his, whatever reference it has."""
     is_others = view.submitter is not None and view.submitter != context.participant
-    return is_others and view.reference is not None and view.reference.version == 8
+    is_from_vault = view.debit_kind is AccountKind.VAULT
+    return is_others and is_from_vault and view.reference is not None and view.reference.version == 8
 
 
 def _booked(context: Context, transfer_id: UUID) -> TransferView | None:
@@ -268,7 +274,7 @@ def settle_refunds(context: Context, *, older_than: timedelta = OLD_ENOUGH) -> i
 
 
 def _settle(context: Context, row: Refund) -> bool:
-    is_over = context.clock() > row.valid_until + SUBMISSION_GRACE
+    is_over = context.clock() - SUBMISSION_GRACE > row.valid_until
     view = _booked(context, row.id)
     with context.database.transaction(isolation="READ COMMITTED") as connection:
         original = store.find_original(connection, row.original_id, lock=True)

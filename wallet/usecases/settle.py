@@ -17,6 +17,7 @@ from wallet.domain.records import SettlementOrder, SignedLeg
 from wallet.domain.settlements import LedgerLeg, Vault, decide_leg, is_sensible
 from wallet.store import settlements
 from wallet.usecases.context import Context
+from wallet.usecases.kept_twice import KeptByDatabase
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,8 @@ def authorise_legs(context: Context, requests: Sequence[LegRequest]) -> list[tup
         refusals.append(refusal)
     if new:
         # Two requests at once: the table's primary key lets one in, and both read back what stands.
+        _insert(context, list(new.values()))
         with context.database.transaction(isolation="READ COMMITTED") as connection:
-            settlements.insert_legs(connection, [row for rows in new.values() for row in rows])
             signed = settlements.find_legs(connection, order_ids)
     answers: list[tuple[str | None, Refusal | None]] = []
     for request, refusal in zip(requests, refusals, strict=True):
@@ -91,6 +92,19 @@ def authorise_legs(context: Context, requests: Sequence[LegRequest]) -> list[tup
         else:
             answers.append((stands.token, None))
     return answers
+
+
+def _insert(context: Context, by_order: Sequence[Sequence[SignedLeg]]) -> None:
+    """But those of orders that were signed for in a netting settlement meanwhile: they hold up no other order."""
+    try:
+        with context.database.transaction(isolation="READ COMMITTED") as connection:
+            settlements.insert_legs(connection, [row for rows in by_order for row in rows])
+    except KeptByDatabase as kept:
+        if kept.constraint != "order_signed_once":
+            raise
+        if len(by_order) > 1:
+            for rows in by_order:
+                _insert(context, [rows])
 
 
 def _sign_all(

@@ -17,8 +17,6 @@ from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
-from psycopg.errors import UniqueViolation
-
 from kernel.client import ProblemResponse, ServiceUnreachable
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
@@ -58,6 +56,7 @@ from wallet.usecases.context import (
     ledger_unavailable,
     refusal_of,
 )
+from wallet.usecases.kept_twice import KeptByDatabase
 from wallet.usecases.peers import canonical, peer_unavailable, signed_document
 from wallet.usecases.programs import RETRY_AFTER, Known, check_signed, keys_of, must_fit, read_document, seed_of
 
@@ -76,7 +75,9 @@ def spend(context: Context, token: str) -> Spend:
     order = read_document(token, VoucherSpend, refusal=_R.SPEND_INVALID)
     try:
         context.database.run_session(lambda connection: _record(connection, context, order, token))
-    except UniqueViolation:  # another request took the id in between: now it is there to be read
+    except KeptByDatabase as kept:  # another request took the id in between: now it is there to be read
+        if not kept.is_taken:
+            raise
         context.database.run_session(lambda connection: _record(connection, context, order, token))
     return final(carry(context, order.spend))
 
@@ -159,7 +160,7 @@ def ask_origin(context: Context, institution: ParticipantId, view: TransferView)
 
 
 def _record(connection: Connection, context: Context, order: VoucherSpend, token: str) -> None:
-    """Step 1. Raises: ProblemError; psycopg.errors.UniqueViolation."""
+    """Step 1. Raises: ProblemError; KeptByDatabase, if the id was taken meanwhile."""
     before = store.find_spend(connection, order.spend)
     if before is not None:
         if jws.peek_payload(before.token) != jws.peek_payload(token):

@@ -82,6 +82,12 @@ STATEMENTS = (
     first_seq BIGINT NOT NULL,
     body BYTEA NOT NULL,
     CONSTRAINT history_page_pkey PRIMARY KEY (run, first_account, first_seq)
+) WITH (toast_tuple_target = 8160)""",
+    """CREATE TABLE history_mark (
+    place BIGINT NOT NULL,
+    run BIGINT NOT NULL,
+    body BYTEA NOT NULL,
+    CONSTRAINT history_mark_pkey PRIMARY KEY (place, run)
 )""",
     """CREATE TABLE hold_event (
     hold_id UUID NOT NULL,

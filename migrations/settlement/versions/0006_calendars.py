@@ -93,6 +93,8 @@ STATEMENTS: tuple[str, ...] = (
     versions TEXT NOT NULL,
     reason TEXT NOT NULL,
     decided_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    institutions JSONB,
+    CONSTRAINT compliance_decision_institutions CHECK (is_officer = (institutions IS NULL)),
     CONSTRAINT compliance_decision_verdict CHECK
         (verdict IN ('pass', 'review', 'refuse') AND NOT is_officer OR verdict IN ('approve', 'reject') AND is_officer),
     CONSTRAINT compliance_decision_signed CHECK (is_officer = (key_thumbprint IS NOT NULL)),
@@ -155,6 +157,24 @@ END
 $$""",
     """CREATE TRIGGER gate_opens_by_its_rule BEFORE UPDATE ON gate FOR EACH ROW
     WHEN (NEW.opened_at IS NOT NULL AND OLD.opened_at IS NULL) EXECUTE FUNCTION refuse_gate()""",
+    # What is quoted anew has nobody in its legs whom the screens did not pass, or officers do not judge.
+    """CREATE FUNCTION check_institutions_screened() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM compliance_decision WHERE settlement_id = NEW.settlement_id AND NOT is_officer)
+        AND EXISTS (
+            SELECT FROM leg CROSS JOIN LATERAL (VALUES (payer), (payee)) AS of_leg (party)
+            WHERE leg.settlement_id = NEW.settlement_id AND NOT EXISTS (
+                SELECT FROM compliance_decision AS d WHERE d.settlement_id = NEW.settlement_id AND NOT d.is_officer
+                AND (d.institutions ->> party = 'pass' OR d.verdict <> 'pass' AND d.institutions ? party))
+        ) THEN
+        RAISE EXCEPTION 'compliance: settlement % was quoted anew with an institution that was not screened',
+            NEW.settlement_id USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END
+$$""",
+    """CREATE CONSTRAINT TRIGGER fx_institutions_are_screened AFTER UPDATE OF attempt ON fx_execution
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_institutions_screened()""",
     # No program takes a settlement past a closed gate, except to abort it.
     """CREATE FUNCTION refuse_gated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -3,7 +3,8 @@
 What the database keeps by itself, beside the code (I5): a netted instruction is settled if and only if its netting
 settlement is committed, with the same time of finality; an aborted netting settlement keeps none; its legs are what
 the netted instructions add up to, participant by participant and currency by currency. A run that needs approval
-does not start without two persons, and nobody's limit is above the operator's cap.
+does not start without two persons, one run is under way at a time, it starts within its instructions' hours and the
+limits of its payers (sums of its own over today's payments), and nobody's limit is above the operator's cap.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ STATEMENTS: tuple[str, ...] = (
         AND (state IN ('settled', 'aborted')) = (ended_at IS NOT NULL)),
     CONSTRAINT liquidity_run_netting CHECK (state = 'previewed' OR (settle_as = 'net') = (netting_id IS NOT NULL))
 )""",
-    "CREATE INDEX liquidity_run_open ON liquidity_run (id) WHERE state = 'running'",
+    "CREATE UNIQUE INDEX liquidity_run_one_at_a_time ON liquidity_run (state) WHERE state = 'running'",
     """CREATE TABLE liquidity_run_item (
     run_id UUID NOT NULL REFERENCES liquidity_run (id),
     place INTEGER NOT NULL,
@@ -187,6 +188,61 @@ END
 $$""",
     """CREATE TRIGGER run_out_of_order_has_two_persons BEFORE UPDATE OF state ON liquidity_run
     FOR EACH ROW WHEN (NEW.needs_approval AND NEW.state = 'running') EXECUTE FUNCTION check_two_persons()""",
+    # Limits count what is final today. Only one run is under way, so what a run takes is all that comes on top.
+    """CREATE FUNCTION check_run_start() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    broken RECORD;
+BEGIN
+    IF EXISTS (
+        SELECT FROM liquidity_run_item AS item JOIN calendar_plan AS plan USING (settlement_id)
+        WHERE item.run_id = NEW.id AND item.stage IS NOT NULL
+        AND NOT (plan.window_from <= NEW.started_at AND NEW.started_at < plan.window_until)
+    ) THEN
+        RAISE EXCEPTION 'hours: run % starts outside the window of an instruction', NEW.id
+            USING ERRCODE = 'restrict_violation', CONSTRAINT = 'run_within_hours';
+    END IF;
+    IF NOT EXISTS (SELECT FROM liquidity_limit) THEN
+        RETURN NEW;
+    END IF;
+    WITH in_force AS (
+        SELECT participant, currency, kind, counterparty, min(amount_minor) AS amount_minor FROM (
+            SELECT DISTINCT ON (participant, currency, kind, counterparty, is_operator) * FROM liquidity_limit
+            WHERE valid_from <= (NEW.started_at AT TIME ZONE 'UTC')::date
+            ORDER BY participant, currency, kind, counterparty, is_operator, valid_from DESC, set_at DESC, id DESC
+        ) AS latest WHERE amount_minor IS NOT NULL GROUP BY participant, currency, kind, counterparty
+    ), moved AS (
+        SELECT leg.payer, leg.payee, leg.currency, leg.amount_minor::numeric, true AS is_chosen
+        FROM liquidity_run_item AS item JOIN leg USING (settlement_id)
+        WHERE item.run_id = NEW.id AND item.stage IS NOT NULL
+        UNION ALL
+        SELECT leg.payer, leg.payee, leg.currency, leg.amount_minor, false
+        FROM decision JOIN settlement ON settlement.id = decision.settlement_id JOIN leg USING (settlement_id)
+        WHERE decision.decision = 'commit' AND NOT settlement.nets
+        AND decision.decided_at >= date_trunc('day', NEW.started_at, 'UTC')
+        AND ((leg.payer, leg.currency) IN (SELECT participant, currency FROM in_force)
+            OR (leg.payee, leg.currency) IN (SELECT participant, currency FROM in_force))
+    ), signed AS (
+        SELECT payer AS who, payee AS other, currency, amount_minor, is_chosen FROM moved
+        UNION ALL SELECT payee, payer, currency, -amount_minor, is_chosen FROM moved
+    )
+    SELECT l.participant, l.currency, l.kind INTO broken FROM in_force AS l
+        JOIN signed AS m ON m.who = l.participant AND m.currency = l.currency AND (
+            l.kind = 'cap' OR l.kind = 'bilateral' AND m.other = l.counterparty
+            OR l.kind = 'multilateral' AND NOT EXISTS (SELECT FROM in_force AS own WHERE own.kind = 'bilateral'
+                AND own.participant = m.who AND own.currency = m.currency AND own.counterparty = m.other))
+        GROUP BY l.participant, l.currency, l.kind, l.counterparty, l.amount_minor
+        HAVING sum(m.amount_minor) > l.amount_minor AND sum(m.amount_minor) FILTER (WHERE m.is_chosen) > 0
+        LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'run % would pass the % limit of % in %',
+            NEW.id, broken.kind, broken.participant, broken.currency
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'run_within_limits';
+    END IF;
+    RETURN NEW;
+END
+$$""",
+    """CREATE TRIGGER run_starts_within_hours_and_limits BEFORE UPDATE OF state ON liquidity_run
+    FOR EACH ROW WHEN (OLD.state = 'previewed' AND NEW.state = 'running') EXECUTE FUNCTION check_run_start()""",
     # A netting under way stands for an execution's legs as they are: nothing replaces them then (I5).
     """CREATE OR REPLACE FUNCTION fx_remove_legs(execution UUID) RETURNS INTEGER LANGUAGE plpgsql SECURITY DEFINER
     SET search_path FROM CURRENT AS $$

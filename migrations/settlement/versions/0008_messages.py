@@ -116,8 +116,10 @@ STATEMENTS: tuple[str, ...] = (
     uetr UUID,
     settlement_id UUID,
     was_open BOOLEAN NOT NULL,
+    fault TEXT NOT NULL,
     CONSTRAINT recall_item_pk PRIMARY KEY (recall_id, number),
     CONSTRAINT recall_item_open_one_exists CHECK (settlement_id IS NOT NULL OR NOT was_open),
+    CONSTRAINT recall_item_unlike_is_not_given_up CHECK (fault = '' OR settlement_id IS NULL),
     FOREIGN KEY(recall_id) REFERENCES recall (id),
     FOREIGN KEY(settlement_id) REFERENCES settlement (id)
 )""",

@@ -41,9 +41,11 @@ STATEMENTS: tuple[str, ...] = (
     created_by TEXT NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     PRIMARY KEY (id),
-    CONSTRAINT reconciliation_source_once UNIQUE (participant, counterparty, format, mapping_version, sha256),
+    CONSTRAINT reconciliation_source_once
+        UNIQUE NULLS NOT DISTINCT (participant, counterparty, format, mapping_version, sha256, account),
     CONSTRAINT reconciliation_source_digest CHECK (octet_length(sha256) = 32),
-    CONSTRAINT reconciliation_source_format CHECK (format IN ('camt.053', 'camt.054', 'csv', 'parquet')),
+    CONSTRAINT reconciliation_source_format CHECK
+        (format IN ('camt.052', 'camt.053', 'camt.053-pages', 'camt.054', 'csv', 'parquet')),
     CONSTRAINT reconciliation_source_mapping CHECK (mapping_version >= 0)
 )""",
     """CREATE TABLE reconciliation_run (
@@ -245,6 +247,7 @@ STATEMENTS: tuple[str, ...] = (
     FOREIGN KEY(break_id) REFERENCES reconciliation_break (id)
 )""",
     """CREATE UNIQUE INDEX reconciliation_status_open ON reconciliation_status (key) WHERE state <> 'closed'""",
+    """CREATE INDEX reconciliation_status_closed ON reconciliation_status (key) WHERE state = 'closed'""",
     """CREATE INDEX reconciliation_status_work ON reconciliation_status (participant, break_id) WHERE state <>
     'closed'""",
     """CREATE TABLE reconciliation_unmatch (
@@ -256,6 +259,7 @@ STATEMENTS: tuple[str, ...] = (
     FOREIGN KEY(run_id) REFERENCES reconciliation_run (id),
     FOREIGN KEY(break_id) REFERENCES reconciliation_break (id)
 )""",
+    "CREATE INDEX settlement_ended ON settlement (ended_at, id) WHERE ended_at IS NOT NULL",
     """CREATE TABLE control_point (
     number BIGINT NOT NULL,
     through_ended_at TIMESTAMP WITH TIME ZONE NOT NULL,
@@ -275,6 +279,8 @@ STATEMENTS: tuple[str, ...] = (
     bridge_minor NUMERIC(38, 0) NOT NULL,
     island_minor NUMERIC(38, 0) NOT NULL,
     legs BIGINT NOT NULL,
+    debits_minor NUMERIC(38, 0) NOT NULL,
+    credits_minor NUMERIC(38, 0) NOT NULL,
     CONSTRAINT control_balance_pk PRIMARY KEY (ledger, account, participant, currency)
 )""",
     # A history has no gaps, a closed break moves only by being reopened, and an adjustment is booked before a break is

@@ -173,6 +173,7 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("state = 'initiated'"),
     )
+    op.create_index("redemption_wallet", "redemption", ["wallet_id"], unique=False)
     op.create_table(
         "refund_original",
         sa.Column("transfer_id", sa.Uuid(), nullable=False),

@@ -63,7 +63,8 @@ def upgrade() -> None:
             name=op.f("program_state_ck"),
         ),
         sa.CheckConstraint(
-            "state NOT IN ('funding', 'active') OR counted_on IS NOT NULL", name=op.f("program_counted_i9_ck")
+            "state NOT IN ('funding', 'active', 'finished') OR counted_on IS NOT NULL",
+            name=op.f("program_counted_i9_ck"),
         ),
         sa.CheckConstraint(
             "state NOT IN ('funding', 'active', 'refusing') OR wake_at IS NOT NULL",

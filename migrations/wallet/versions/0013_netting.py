@@ -51,7 +51,7 @@ BEGIN
        OR (TG_TABLE_NAME = 'netting_order' AND EXISTS (
             SELECT FROM leg_authorisation WHERE instruction_id = NEW.instruction_id AND tenant = NEW.tenant)) THEN
         RAISE EXCEPTION 'order % is signed for already', NEW.instruction_id
-            USING ERRCODE = 'integrity_constraint_violation';
+            USING ERRCODE = 'integrity_constraint_violation', CONSTRAINT = 'order_signed_once';
     END IF;
     RETURN NEW;
 END

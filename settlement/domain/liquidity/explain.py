@@ -78,6 +78,15 @@ def seen_by(found: Why, viewer: ParticipantId) -> Why:
     return Why(found.id, _sentence(sentences), own, found.is_worked_out, behind)
 
 
+def own_side(settlement: UUID, found: Why | None, viewer: ParticipantId) -> Why:
+    """The answer to a participant of what was worked out as if all others could pay (None: nothing is lacking)."""
+    others = "whether the others can pay is not shown"
+    if found is None:
+        return Why(settlement, _sentence([f"nothing is lacking on the side of {viewer}; {others}"]), ())
+    seen = seen_by(found, viewer)
+    return replace(seen, sentence=_sentence([seen.sentence[:-1], others]))
+
+
 def waiting_after(snapshot: Snapshot, outcome: Outcome) -> Snapshot:
     """What is queued, and what everybody has, once the run's instructions have settled."""
     left = set(outcome.left)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 from kernel.money import Currency, format_minor
@@ -10,7 +11,8 @@ from settlement.domain.statements import Statement, booked_net_minor, summarise
 
 
 def check_statement(statement: Statement, *, as_of: date, previous: Statement | None = None) -> tuple[Break, ...]:
-    """Does the statement add up, and does it follow from the one before? Statement-level breaks, at most one a type."""
+    """Does the statement add up, and does it follow from the one before? Statement-level breaks: at most one a type,
+    and one for each entry that is not what the payments in it add up to."""
     found = Finder(statement.statement_id, statement.currency, statement.to_at.date(), as_of)
     breaks: list[Break] = []
     if previous is not None:
@@ -28,6 +30,17 @@ def check_statement(statement: Statement, *, as_of: date, previous: Statement | 
         )
         difference = statement.closing_minor - expected
         breaks.append(found(BreakType.CLOSING_NOT_OPENING_PLUS_ENTRIES, difference, sentence))
+    for entry in statement.entries:
+        parts = sum(part.signed_minor for part in entry.parts)
+        if entry.parts and parts != entry.signed_minor:
+            sentence = (
+                f"books {_show(entry.signed_minor, entry.amount.currency)} as one entry, {entry.reference}, "
+                f"of payments that add up to {_show(parts, entry.amount.currency)}."
+            )
+            difference = entry.signed_minor - parts
+            breaks.append(
+                replace(found(BreakType.SPLIT_INCOMPLETE, difference, sentence), their_references=(entry.reference,))
+            )
     if statement.summary is not None:
         declared, actual = statement.summary, summarise(statement.entries)
         pairs = (
@@ -47,12 +60,16 @@ def check_statement(statement: Statement, *, as_of: date, previous: Statement | 
 
 
 def check_succession(
-    found: Finder, *, sequence: tuple[int, int], closing_minor: int, opening_minor: int
+    found: Finder, *, sequence: tuple[int | None, int | None], closing_minor: int, opening_minor: int
 ) -> tuple[Break, ...]:
-    """Against the statement before: `sequence` is (its number, this one's), `closing_minor` its closing balance."""
+    """Against the statement before: `sequence` is (its number, this one's), `closing_minor` its closing balance.
+
+    Without numbers the balances alone tell of a statement that is missing in between."""
     breaks: list[Break] = []
-    if sequence[1] != sequence[0] + 1:
-        sentence = f"has number {sequence[1]}; the one before has {sequence[0]}."
+    before, number = sequence
+    begins_anew = number == 1 and (before or 0) > 1  # with the year; the balances below tell of one that is missing
+    if before is not None and number is not None and number != before + 1 and not begins_anew:
+        sentence = f"has number {number}; the one before has {before}."
         breaks.append(found(BreakType.SEQUENCE_GAP, None, sentence))
     if opening_minor != closing_minor:
         sentence = (

@@ -5,22 +5,24 @@ either side, every compared field is equal, and none of its other ids occurs in 
 changes nothing for the others, with one exception that is handed on (`Elsewhere`): of two copies of a line, the one
 whose reference the other side knows survives. That both ways give the same result is shown by a Hypothesis test.
 
-Ids are compared as 128-bit numbers (UETR) or by position in one dictionary of both sides; no key is hashed away.
+Lines with one id find each other by sorted hashes (`keys`), and a pair's texts are compared: no key is hashed away.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 
+from settlement.domain.reconciliation.keys import ALONE, BLOCK_LINES, CROWDED, NONE, Mask, Mates, Positions, find_mates
 from settlement.domain.reconciliation.lines import LineTable
 from settlement.domain.reconciliation.matcher import reconcile_rest
 from settlement.domain.reconciliation.model import (
@@ -31,10 +33,8 @@ from settlement.domain.reconciliation.model import (
     Totals,
     View,
 )
-from settlement.domain.statements import NOT_PROVIDED
+from settlement.domain.statements import NO_IDS
 
-Positions = np.ndarray[Any, np.dtype[np.int64]]
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 _EXACT = Rules()
 
 
@@ -98,77 +98,73 @@ def reconcile_tables(
     return BulkResult(pairs, rest, totals)
 
 
-@dataclass(slots=True)
-class _Ids:
-    """One kind of id of both sides as numbers; -1 = none. `count_*` is how often each number occurs on a side."""
-
-    ours: Positions
-    theirs: Positions
-    count_ours: Positions
-    count_theirs: Positions
-    place_theirs: Positions
-    """Where an id that occurs once on their side is."""
-
-    def once_here_absent_there(self, numbers: Positions, *, is_ours: bool) -> Mask:
-        """Of lines without the id: true."""
-        here, there = (self.count_ours, self.count_theirs) if is_ours else (self.count_theirs, self.count_ours)
-        found: Mask = (numbers < 0) | ((here[numbers] == 1) & (there[numbers] == 0))
-        return found
-
-
 def _clean_pairs(
     ours: LineTable, theirs: LineTable, *, view: View, accounts: Collection[str] | None
 ) -> tuple[Pairs, ...]:
     if not len(ours) or not len(theirs):
         return ()
-    # Arrow's dictionaries run without the interpreter's lock: the kinds of ids beside each other.
-    with ThreadPoolExecutor(3) as pool:
-        uetrs, ends, references = pool.map(
-            lambda name: _ids(_keys(ours, name), _keys(theirs, name)), ("uetr", "end_to_end_id", "reference")
-        )
     terms = _Terms(ours, theirs, view)
-    known_ours, known_theirs = _of_accounts(ours, accounts), _of_accounts(theirs, accounts)
-    once_ours = references.count_ours[references.ours] == 1
-    once_theirs = references.count_theirs[references.theirs] == 1
-    taken = np.zeros(len(ours), bool)
-    found: list[Pairs] = []
-
-    def take(rule: MatchRule, ids: _Ids, others: tuple[_Ids, ...]) -> None:
-        usable = ~taken & (ids.ours >= 0) & once_ours & known_ours
-        usable &= (ids.count_ours[ids.ours] == 1) & (ids.count_theirs[ids.ours] == 1)
-        a = np.flatnonzero(usable)
-        b = ids.place_theirs[ids.ours[a]]
-        is_clean = terms.are_equal(a, b) & once_theirs[b] & known_theirs[b]
-        for other in others:
-            # The pair's other ids are its own: shared with each other, or with nobody.
-            x, y = other.ours[a], other.theirs[b]
-            is_shared = (x >= 0) & (x == y) & (other.count_ours[x] == 1) & (other.count_theirs[x] == 1)
-            if rule is not MatchRule.UETR:
-                is_shared[:] = False  # an id that both have would have joined them before
-            is_own = other.once_here_absent_there(x, is_ours=True) & other.once_here_absent_there(y, is_ours=False)
-            is_clean &= is_shared | is_own
-        if rule is MatchRule.END_TO_END_ID:
-            is_clean &= (uetrs.ours[a] < 0) | (uetrs.theirs[b] < 0)
-        a, b = a[is_clean], b[is_clean]
-        taken[a] = True
-        if len(a):
-            found.append(Pairs(rule, a, b))
-
-    take(MatchRule.UETR, uetrs, (ends,))
-    take(MatchRule.END_TO_END_ID, ends, (uetrs,))
-    take(MatchRule.REFERENCE, references, (uetrs, ends))
+    # Hashing, sorting and comparing run without the interpreter's lock: side by side.
+    with ThreadPoolExecutor(2) as pool:
+        uetrs = find_mates(ids_of(ours, "uetr"), ids_of(theirs, "uetr"))
+        ends, references = pool.map(
+            lambda name: find_mates(ids_of(ours, name), ids_of(theirs, name), likely=uetrs.ours),
+            ("end_to_end_id", "reference"),
+        )
+        usable_ours = (references.ours != CROWDED) & _of_accounts(ours, accounts)
+        usable_theirs = (references.theirs != CROWDED) & _of_accounts(theirs, accounts)
+        found: list[Pairs] = []
+        for rule, ids, others in (
+            (MatchRule.UETR, uetrs, (ends,)),
+            (MatchRule.END_TO_END_ID, ends, (uetrs,)),
+            (MatchRule.REFERENCE, references, (uetrs, ends)),
+        ):
+            a = np.flatnonzero(usable_ours & (ids.ours >= 0))
+            a = a[usable_theirs[ids.ours[a]]]
+            if not len(a):
+                continue
+            check = partial(_are_clean, rule, ids, others, uetrs, terms)
+            a = a[np.concatenate(list(pool.map(check, _blocks(a))))]
+            usable_ours[a] = False
+            if len(a):
+                found.append(Pairs(rule, a, ids.ours[a]))
     return tuple(found)
+
+
+def _blocks(lines: Positions) -> Iterator[Positions]:
+    return (lines[start : start + BLOCK_LINES] for start in range(0, len(lines), BLOCK_LINES))
+
+
+def _are_clean(
+    rule: MatchRule, ids: Mates, others: tuple[Mates, ...], uetrs: Mates, terms: _Terms, a: Positions
+) -> Mask:
+    """Of these lines of ours, each with a mate by `ids`: which pairs the specification must match."""
+    b = ids.ours[a]
+    is_clean = terms.are_equal(a, b) & ids.are_equal(a, b)
+    for other in others:
+        # The pair's other ids are its own: shared with each other, or with nobody.
+        x, y = other.ours[a], other.theirs[b]
+        is_own = ((x == NONE) | (x == ALONE)) & ((y == NONE) | (y == ALONE))
+        if rule is MatchRule.UETR:  # otherwise an id that both have would have joined them before
+            shared = np.flatnonzero(x == b)
+            is_own[shared] = other.are_equal(a[shared], b[shared])
+        is_clean &= is_own
+    if rule is MatchRule.END_TO_END_ID:
+        is_clean &= (uetrs.ours[a] == NONE) | (uetrs.theirs[b] == NONE)
+    return is_clean
 
 
 class _Terms:
     """The compared fields of both sides, as numbers."""
 
     def __init__(self, ours: LineTable, theirs: LineTable, view: View) -> None:
-        codes = _encoded(ours.strings("currency"), theirs.strings("currency"))
-        self._ours = [codes[: len(ours)], *(ours.numbers(name) for name in _COMPARED)]
-        self._theirs = [codes[len(ours) :], *(theirs.numbers(name) for name in _COMPARED)]
+        self._ours, self._theirs = ([lines.numbers(name) for name in _COMPARED] for lines in (ours, theirs))
         if view is View.MIRROR:
-            self._theirs[1] = 1 - self._theirs[1]
+            self._theirs[0] = ~self._theirs[0]
+        codes = _codes(ours.strings("currency"), theirs.strings("currency"))
+        if codes is not None:
+            self._ours.append(codes[0])
+            self._theirs.append(codes[1])
 
     def are_equal(self, ours: Positions, theirs: Positions) -> Mask:
         equal = np.ones(len(ours), bool)
@@ -180,33 +176,22 @@ class _Terms:
 _COMPARED = ("is_credit", "amount_minor", "is_booked", "value_date")
 
 
-def _keys(lines: LineTable, name: str) -> pa.StringArray:
+def ids_of(lines: LineTable, name: str) -> pa.StringArray:
+    """A column of ids, null where there is none."""
     keys = lines.strings(name)
     if name != "end_to_end_id" or keys.null_count == len(keys):
         return keys
-    is_none = pc.or_kleene(pc.equal(keys, ""), pc.equal(keys, NOT_PROVIDED))
+    is_none = pc.is_in(pc.ascii_upper(keys), value_set=pa.array(sorted(NO_IDS), pa.string()))
     return pc.if_else(is_none, pa.scalar(None, pa.string()), keys) if pc.any(is_none).as_py() else keys
 
 
-def _ids(ours: pa.StringArray, theirs: pa.StringArray) -> _Ids:
-    numbers = _encoded(ours, theirs)
-    a, b = numbers[: len(ours)], numbers[len(ours) :]
-    size = int(numbers.max(initial=-1)) + 2  # the last place stands for "none" (-1) and is never asked of
-    count_a, count_b = np.bincount(a[a >= 0], minlength=size), np.bincount(b[b >= 0], minlength=size)
-    place = np.zeros(size, np.int64)
-    has_id = np.flatnonzero(b >= 0)
-    place[b[has_id]] = has_id
-    return _Ids(a, b, count_a, count_b, place)
-
-
-def _encoded(ours: pa.StringArray, theirs: pa.StringArray) -> Positions:
-    """Equal texts as equal numbers, over both sides; -1 = null."""
-    if ours.null_count == len(ours) and theirs.null_count == len(theirs):
-        return np.full(len(ours) + len(theirs), -1, np.int64)
-    # Two chunks with one dictionary: the texts are not copied together, whose offsets could overflow.
-    encoded = pc.dictionary_encode(pa.chunked_array([ours, theirs]))
-    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
-    return np.concatenate(parts).astype(np.int64)
+def _codes(ours: pa.StringArray, theirs: pa.StringArray) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+    """Equal texts as equal numbers; None if all of them are equal."""
+    distinct = pa.chunked_array([ours.unique(), theirs.unique()]).unique()
+    if len(distinct) == 1:
+        return None
+    a, b = (pc.index_in(side, value_set=distinct).to_numpy(zero_copy_only=False) for side in (ours, theirs))
+    return a, b
 
 
 def _of_accounts(lines: LineTable, accounts: Collection[str] | None) -> Mask:

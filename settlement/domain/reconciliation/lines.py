@@ -13,11 +13,10 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
-from settlement.domain.statements import Direction, EntryStatus, StatementEntry
+from settlement.domain.statements import Direction, EntryStatus, StatementEntry, lines_of
 
 LINES_MAX = 5_000_000
 """Of one side of a reconciliation: 100 bytes a line in memory."""
@@ -39,6 +38,7 @@ SCHEMA = pa.schema(
         pa.field("counterparty_account", pa.string()),
         pa.field("instructed_minor", pa.int64()),
         pa.field("instructed_currency", pa.string()),
+        pa.field("is_reversal", pa.bool_()),
     ]
 )
 
@@ -59,7 +59,8 @@ class LineTable:
 
     @staticmethod
     def of_entries(entries: Iterable[StatementEntry]) -> LineTable:
-        rows = [_row(entry) for entry in entries]
+        """The lines that these entries are: `lines_of`."""
+        rows = [_row(entry) for entry in lines_of(entries)]
         columns = list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMA)
         arrays = [pa.array(values, type=field.type) for values, field in zip(columns, SCHEMA, strict=True)]
         return LineTable(pa.Table.from_arrays(arrays, schema=SCHEMA))
@@ -69,19 +70,19 @@ class LineTable:
         table = self.table if positions is None else self.table.take(pa.array(positions, type=pa.int64()))
         return [_entry(row) for row in zip(*(table.column(name).to_pylist() for name in SCHEMA.names), strict=True)]
 
-    def strings(self, name: str) -> pa.StringArray:
-        found = self.table.column(name).combine_chunks()
-        return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found
+    def strings(self, name: str) -> pa.Array:
+        column = self.table.column(name)
+        # Combining copies, even a single chunk.
+        return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
-    def numbers(self, name: str) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """A column of integers, booleans, dates (days) or times (microseconds)."""
-        column = self.table.column(name).combine_chunks()
-        kind = column.type
-        if pa.types.is_date32(kind):
-            column = pc.cast(pc.cast(column, pa.int32()), pa.int64())
-        else:
-            column = pc.cast(column, pa.int64())
-        found: np.ndarray[Any, np.dtype[np.int64]] = column.to_numpy(zero_copy_only=False)
+    def numbers(self, name: str) -> np.ndarray[Any, Any]:
+        """A column of integers, booleans, dates (days) or times (microseconds), without nulls."""
+        column = self.strings(name)
+        if pa.types.is_date32(column.type):
+            column = column.cast(pa.int32())
+        elif pa.types.is_timestamp(column.type):
+            column = column.cast(pa.int64())
+        found: np.ndarray[Any, Any] = column.to_numpy(zero_copy_only=False)
         return found
 
 
@@ -120,6 +121,7 @@ def _row(entry: StatementEntry) -> tuple[Any, ...]:
         entry.counterparty_account,
         None if instructed is None else instructed.amount_minor,
         None if instructed is None else instructed.currency.code,
+        entry.is_reversal or None,
     )
 
 
@@ -140,6 +142,7 @@ def _entry(row: tuple[Any, ...]) -> StatementEntry:
         counterparty_account,
         instructed_minor,
         instructed_currency,
+        is_reversal,
     ) = row
     return StatementEntry(
         reference=reference,
@@ -155,4 +158,5 @@ def _entry(row: tuple[Any, ...]) -> StatementEntry:
         group_reference=group_reference,
         account=account,
         instructed=None if instructed_minor is None else Money(instructed_minor, Currency.of(instructed_currency)),
+        is_reversal=bool(is_reversal),
     )

@@ -31,6 +31,7 @@ COLUMNS = (
     "counterparty_account",
     "instructed_amount",
     "instructed_currency",
+    "reversal",
 )
 """What a column may be. `credit` and `debit` are amounts, one of them empty or zero on each line."""
 _CANONICAL = tuple(name for name in COLUMNS if name not in ("credit", "debit"))
@@ -39,6 +40,7 @@ WORDS_MAX = 16
 _DELIMITERS = (",", ";", "\t", "|")
 _GROUPINGS = ("", ",", ".", " ", "'")
 _ENCODINGS = ("utf-8", "windows-1252", "gb18030")
+SKIPPED_LINES_MAX = 100
 
 
 class Sign(StrEnum):
@@ -47,20 +49,32 @@ class Sign(StrEnum):
     DIRECTION = "direction"
     """A column of words; amounts have no sign."""
     POSITIVE_IS_CREDIT = "positive-is-credit"
+    """A negative amount has its minus before or behind it, or stands in parentheses."""
     POSITIVE_IS_DEBIT = "positive-is-debit"
     TWO_COLUMNS = "two-columns"
 
 
 class DateFormat(StrEnum):
     ISO = "YYYY-MM-DD"
+    """Of value dates also with a time behind it: the day is what is written before it."""
     COMPACT = "YYYYMMDD"
+    SLASHED = "YYYY/MM/DD"
     DOTTED = "DD.MM.YYYY"
+    DASHED = "DD-MM-YYYY"
     DAY_FIRST = "DD/MM/YYYY"
     MONTH_FIRST = "MM/DD/YYYY"
+    MONTH_NAMED = "DD-MMM-YYYY"
+    """The month by its first three letters in English, in whatever case."""
 
     @property
     def strptime(self) -> str:
-        return self.value.replace("YYYY", "%Y").replace("MM", "%m").replace("DD", "%d")
+        return self.value.replace("YYYY", "%Y").replace("MMM", "%b").replace("MM", "%m").replace("DD", "%d")
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression, of digits and letters of ASCII."""
+        escaped = self.value.replace(".", "[.]").replace("YYYY", "[0-9]{4}").replace("MMM", "[A-Za-z]{3}")
+        return escaped.replace("MM", "[0-9]{2}").replace("DD", "[0-9]{2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +91,16 @@ class TableMapping:
     encoding: str = "utf-8"
     decimal: str = "."
     grouping: str = ""
-    """What separates thousands."""
+    """What separates thousands; a blank may also be one that does not break."""
     is_minor: bool = False
     """Amounts are whole minor units, without a decimal sign."""
     date_format: DateFormat = DateFormat.ISO
     zone: str = "UTC"
-    """Of booking times that name none."""
+    """Of booking times that name none, in messages too, and of a Parquet column of moments that is to be a day."""
     currency: str | None = None
     """Of every line, if no column says it."""
+    skip_lines: int = 0
+    """Before the header: many banks begin with a line on the account."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.columns) - set(COLUMNS))
@@ -117,6 +133,8 @@ class TableMapping:
                 raise ValueError(f"a word is 1 to {NAME_LENGTH_MAX} characters")
         if self.delimiter not in _DELIMITERS or self.encoding not in _ENCODINGS:
             raise ValueError(f"delimiters are {_listed(_DELIMITERS)}; encodings {_listed(_ENCODINGS)}")
+        if type(self.skip_lines) is not int or not 0 <= self.skip_lines <= SKIPPED_LINES_MAX:
+            raise ValueError(f"0 to {SKIPPED_LINES_MAX} lines stand before the header")
         if self.decimal not in (".", ",") or self.grouping not in _GROUPINGS or self.decimal == self.grouping:
             raise ValueError("decimal sign '.' or ','; thousands by nothing, ',', '.', ' ' or \"'\", and another one")
         try:

@@ -2,20 +2,24 @@
 
 Recipe (each line ends in exactly one match or one break):
 1. Lines of an account that is not reconciled: `unknown-account`.
-2. Duplicates within a side: a reference that occurs again, or the same payment (UETR, or else end-to-end id) booked
-   again in the same direction and amount more often than the other side has it. The line that the other side knows
-   survives.
+2. Duplicates within a side: a line that occurs again, with its reference and direction, and with its amount and no id
+   that contradicts it or with an id of it; or the same payment (UETR, or else end-to-end id) booked again in the same
+   direction and amount more often than the other side has it. Not so if all lines of a payment add up to the one of
+   the other side. The line that the other side knows survives.
 3. Matching by id, in passes by UETR, by end-to-end id, by reference. A pair that differs by more than the rules let
    pass is one break, named after the first difference in the order of `BreakType`; the others are listed in `also`.
+   One line against several smaller ones of its id: their sum agrees, or it is `split-incomplete`.
 4. Groups: lines of one group reference (a bulk booking) against the other side's line or lines of it, or against the
    line whose end-to-end id or reference it is. Their sums agree, or it is `split-incomplete`.
 5. A line that undoes a line already paired, with the same id and amount in the other direction: `reversed`.
+   Their debit under an id of a payment already paired,
+   of no more than the agreed fee: `fee`.
 6. Lines that share an id with several candidates and fit none of them: one `ambiguous` break for the group.
 7. Composite matching of what is left, on currency, amount, direction and value date, where there is exactly one
    candidate on either side; then the same within the tolerances. Ids that contradict each other rule a candidate out:
    two payments of one amount on one day are two payments.
 8. If the rules say so: the one set of few lines that adds up to a line of the other side.
-9. What remains is missing on the other side.
+9. What remains is missing on the other side; a line that says of itself that it is a reversal, `reversed`.
 
 Pure, and linear in the number of lines apart from sorting and step 8, which is bounded.
 """
@@ -46,7 +50,7 @@ from settlement.domain.reconciliation.model import (
     View,
     age_bucket,
 )
-from settlement.domain.statements import NOT_PROVIDED, Direction, Statement, StatementEntry
+from settlement.domain.statements import Direction, Statement, StatementEntry, is_id
 
 _EXACT = Rules()
 _SUBSET_STEPS_MAX = 500_000
@@ -115,6 +119,7 @@ def reconcile_rest(
     run.match_by(MatchRule.REFERENCE, lambda line: line.entry.reference)
     run.match_groups()  # 4
     run.find_reversed()  # 5
+    run.find_fees()
     run.find_ambiguous(lambda line: line.entry.uetr, _any)  # 6
     run.find_ambiguous(lambda line: line.end_to_end_id, _not_two_uetrs)
     run.match_composite()  # 7
@@ -184,13 +189,33 @@ class _Run:
                     line.position,
                 )
 
-            for group in _groups(lines, lambda line: line.entry.reference):
-                for surplus in sorted(group, key=rank)[1:]:
-                    self._duplicate(side, surplus)
+            wholes, sums = _wholes_of_payments(others), _sums_of_payments(lines)
+            in_parts = {key for key, whole in wholes.items() if sums.get(key) == whole}
+            for group in _groups(lines, lambda line: (line.entry.reference, *line.terms[:2])):
+                first: list[_Line] = []
+                for line in sorted(group, key=rank):
+                    if _payment_key(line) in in_parts or not any(self._is_again(side, line, other) for other in first):
+                        first.append(line)
+                    else:
+                        self._duplicate(side, line)
             for group in _groups(lines, _repeat_key):
+                if _payment_key(group[0]) in in_parts:
+                    continue
                 allowed = max(1, known[_repeat_key(group[0])])
                 for surplus in sorted(group, key=rank)[allowed:]:
                     self._duplicate(side, surplus)
+
+    def _is_again(self, side: Side, line: _Line, other: _Line) -> bool:
+        """Whether two lines of one reference, currency and direction are one booking twice: banks give one reference to
+        the payments of a bulk too, and to a payment and its fee."""
+        if _ids_differ(line, other) or self._may_be_fee(side, line, other):
+            return False
+        return _amount(line) == _amount(other) or bool(set(_identities(line)) & set(_identities(other)))
+
+    def _may_be_fee(self, side: Side, line: _Line, paid: _Line) -> bool:
+        """Whether a debit of theirs is no more than the fee agreed for a payment."""
+        is_debit = side is Side.THEIRS and line.direction is Direction.DEBIT
+        return is_debit and 0 < _amount(line) <= self._rules.fee_max_minor(_amount(paid)) and line is not paid
 
     def match_by(self, rule: MatchRule, key: Key) -> None:
         theirs_by_key = _index(self._theirs, key)
@@ -201,7 +226,7 @@ class _Run:
             if theirs is None:
                 continue
             if len(ours) == 1 and len(theirs) == 1:
-                if rule is not MatchRule.END_TO_END_ID or not _uetrs_differ(ours[0], theirs[0]):
+                if not self._are_two(ours[0], theirs[0], rule):
                     self._pair(ours[0], theirs[0], rule)
                 continue
             self._match_several(ours, theirs, rule)
@@ -222,8 +247,21 @@ class _Run:
             # A line without UETR may belong to one with: settle it only if nothing else could.
             self._pair_last(ours, theirs, rule, lambda line: line.terms)
         self._pair_last(ours, theirs, rule, lambda line: line.direction)
+        self._match_parts(ours, theirs, rule)
         if not self._is_reversal_left(ours, theirs):
             self._pair_last(ours, theirs, rule, lambda line: None)
+
+    def _match_parts(self, ours: list[_Line], theirs: list[_Line], rule: MatchRule) -> None:
+        """One line against several of its id, each smaller than it: paid, or booked, in parts."""
+        a, b = ([line for line in lines if not line.is_done] for lines in (ours, theirs))
+        if min(len(a), len(b)) != 1 or len(a) == len(b):
+            return
+        (whole,), parts = (a, b) if len(a) == 1 else (b, a)
+        if rule is MatchRule.END_TO_END_ID and any(_uetrs_differ(whole, part) for part in parts):
+            return
+        alike = (whole.terms[:2], whole.entry.status)
+        if all((part.terms[:2], part.entry.status) == alike and _amount(part) < _amount(whole) for part in parts):
+            self._match_group(a, b)
 
     def _is_reversal_left(self, ours: list[_Line], theirs: list[_Line]) -> bool:
         """Whether what is left of the lines of one id undoes one of them: that is no wrong direction."""
@@ -240,8 +278,15 @@ class _Run:
                 if not line.is_done:
                     left.setdefault(key(line), ([], []))[side].append(line)
         for a, b in left.values():
-            if len(a) == 1 and len(b) == 1 and not (rule is MatchRule.END_TO_END_ID and _uetrs_differ(a[0], b[0])):
+            if len(a) == 1 and len(b) == 1 and not self._are_two(a[0], b[0], rule):
                 self._pair(a[0], b[0], rule)
+
+    @staticmethod
+    def _are_two(a: _Line, b: _Line, rule: MatchRule) -> bool:
+        """Lines of one id that are not one booking: of two payments, or a payment and what says that it undoes it."""
+        if rule is MatchRule.END_TO_END_ID and _uetrs_differ(a, b):
+            return True
+        return a.entry.is_reversal is not b.entry.is_reversal and a.direction is not b.direction
 
     def match_groups(self) -> None:
         ours, theirs = _index(self._ours, _group_key), _index(self._theirs, _group_key)
@@ -293,10 +338,29 @@ class _Run:
                     sentence = f"{_describe(line)}: {whose} reversed this payment, {lacks}."
                     self._one_sided(BreakType.REVERSED, side, line, sentence)
 
+    def find_fees(self) -> None:
+        """Fees that they book beside a payment, under an id of it."""
+        paid: dict[tuple[str, Hashable], _Line] = {}
+        for line in self._paired[Side.THEIRS]:
+            for identity in _identities(line):
+                paid.setdefault((identity[0], (identity[1], line.terms[0])), line)
+        for line in self._theirs:
+            if line.is_done or line.entry.is_reversal:
+                continue
+            for name, value in _identities(line):
+                whole = paid.get((name, (value, line.terms[0])))
+                if whole is not None and self._may_be_fee(Side.THEIRS, line, whole):
+                    sentence = f"{_describe(line)}: booked beside the payment, which is within the agreed fee."
+                    self._one_sided(BreakType.FEE, Side.THEIRS, line, sentence, names_side=False)
+                    break
+
     def find_ambiguous(self, key: Key, fits: Callable[[_Profile, _Profile], bool]) -> None:
         theirs_by_key = _index(self._theirs, key)
         for value, ours in _index(self._ours, key).items():
-            self._ambiguous(*_candidates(ours, theirs_by_key.get(value, []), fits))
+            theirs = theirs_by_key.get(value, [])
+            # What says of itself that it undoes a booking is no candidate for one.
+            a, b = (_not_undoing(lines, others) for lines, others in ((ours, theirs), (theirs, ours)))
+            self._ambiguous(*_candidates(a, b, fits))
 
     def match_composite(self) -> None:
         theirs_by_key = _index(self._theirs, _composite_key)
@@ -394,7 +458,12 @@ class _Run:
             (BreakType.MISSING_HERE, Side.THEIRS, self._theirs, "we do not have it"),
         ):
             for line in lines:
-                if not line.is_done:
+                if line.is_done:
+                    continue
+                if line.entry.is_reversal:
+                    sentence = f"{_describe(line)}: it is marked as a reversal, and {where}."
+                    self._one_sided(BreakType.REVERSED, side, line, sentence)
+                else:
                     self._one_sided(kind, side, line, f"{_describe(line)}: {where}.", names_side=False)
 
     def result(self) -> ReconciliationResult:
@@ -564,7 +633,7 @@ def summed(
 
 def _line(position: int, entry: StatementEntry, *, mirrored: bool) -> _Line:
     direction = entry.direction.opposite if mirrored else entry.direction
-    end_to_end_id = None if entry.end_to_end_id in (None, "", NOT_PROVIDED) else entry.end_to_end_id
+    end_to_end_id = entry.end_to_end_id if is_id(entry.end_to_end_id) else None
     signed_minor = entry.amount.amount_minor if direction is Direction.CREDIT else -entry.amount.amount_minor
     terms = (entry.amount.currency.code, direction, entry.amount.amount_minor, entry.status, entry.value_date)
     return _Line(position, entry, direction, signed_minor, end_to_end_id, terms)
@@ -602,6 +671,26 @@ def _repeat_key(line: _Line) -> Hashable | None:
     """One payment booked twice under two references has the same id, direction and amount."""
     identity = line.entry.uetr or line.end_to_end_id
     return None if identity is None else (identity, *line.terms[:3])
+
+
+def _payment_key(line: _Line) -> Hashable | None:
+    """A payment in its currency and direction."""
+    identity = line.entry.uetr or line.end_to_end_id
+    return None if identity is None else (identity, *line.terms[:2])
+
+
+def _sums_of_payments(lines: list[_Line]) -> dict[Hashable, int]:
+    found: dict[Hashable, int] = defaultdict(int)
+    for line in lines:
+        key = None if line.is_done else _payment_key(line)
+        if key is not None:
+            found[key] += _amount(line)
+    return found
+
+
+def _wholes_of_payments(lines: list[_Line]) -> dict[Hashable, int]:
+    """The amounts of payments that are one line."""
+    return {key: _amount(group[0]) for key, group in _index(lines, _payment_key).items() if len(group) == 1}
 
 
 def _full_key(line: _Line) -> Hashable:
@@ -651,6 +740,11 @@ def _uetrs_differ(a: _Line, b: _Line) -> bool:
     return a.entry.uetr is not None and b.entry.uetr is not None and a.entry.uetr != b.entry.uetr
 
 
+def _ids_differ(a: _Line, b: _Line) -> bool:
+    ends = a.end_to_end_id is not None and b.end_to_end_id is not None and a.end_to_end_id != b.end_to_end_id
+    return ends or _uetrs_differ(a, b)
+
+
 _Profile = tuple[bool, bool]
 
 
@@ -673,6 +767,11 @@ def _not_two_uetrs(a: _Profile, b: _Profile) -> bool:
     return not (a[0] and b[0])
 
 
+def _not_undoing(lines: list[_Line], others: list[_Line]) -> list[_Line]:
+    directions = {line.direction for line in others}
+    return [line for line in lines if not line.entry.is_reversal or line.direction in directions]
+
+
 def _candidates(
     ours: list[_Line], theirs: list[_Line], fits: Callable[[_Profile, _Profile], bool]
 ) -> tuple[list[_Line], list[_Line]]:
@@ -690,7 +789,7 @@ def _gross(
     """The value in question. A wrong date or status puts the whole amount in question, a wrong amount the
     difference."""
     if kind in _BY_DIFFERENCE and difference_minor:
-        return ((ours[0].entry.amount.currency, abs(difference_minor)),)
+        return (((ours or theirs)[0].entry.amount.currency, abs(difference_minor)),)
     by_currency: dict[Currency, int] = {}
     for lines in (ours, theirs):
         sums: dict[Currency, int] = defaultdict(int)

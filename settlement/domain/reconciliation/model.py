@@ -19,6 +19,7 @@ SUBSET_LINES_MAX = 6
 SUBSET_CANDIDATES_MAX = 16
 """A whole is sought among so many lines at most: 14,892 subsets of up to 6."""
 TOLERANCE_DAYS_MAX = 10
+_SATURDAY = 5
 
 
 class BreakType(StrEnum):
@@ -85,7 +86,7 @@ class MatchRule(StrEnum):
     END_TO_END_ID = "end-to-end-id"
     REFERENCE = "reference"
     GROUP = "group"
-    """Several lines of one group reference add up to the other side's."""
+    """Several lines of one group reference, or of one id, add up to the other side's."""
     COMPOSITE = "composite"
     """Amount, currency, direction and value date, with one candidate on either side."""
     COMPOSITE_TOLERANCE = "composite-tolerance"
@@ -138,7 +139,8 @@ class Rules:
     zone: str = "UTC"
     """The counterparty's time zone (IANA)."""
     cut_off: time | None = None
-    """In that zone: what is booked from this time on may carry the next day's value date."""
+    """In that zone: what is booked from this time on may carry the next day's value date; what would carry a Saturday's
+    or Sunday's, the Monday's."""
     fee_minor_max: int = 0
     fee_bps_max: int = 0
     """A shortfall up to the greater of the two is a fee, not a wrong amount. It remains a break."""
@@ -170,7 +172,11 @@ class Rules:
             return True
         if abs((ours.value_date - theirs.value_date).days) <= self.value_days_max:
             return True
-        return self.cut_off is not None and theirs.value_date == self.local_value_date(ours.booked_at)
+        if self.cut_off is None:
+            return False
+        day = self.local_value_date(ours.booked_at)
+        monday = day + timedelta(days=7 - day.weekday())
+        return theirs.value_date == day or (day.weekday() >= _SATURDAY and theirs.value_date == monday)
 
     def local_value_date(self, booked_at: datetime) -> date:
         """The counterparty's value date of a booking: its local day, or the next from the cut-off on."""

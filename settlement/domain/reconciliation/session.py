@@ -11,8 +11,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -20,7 +21,7 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 
 from kernel.money import Currency
 from settlement.domain.reconciliation.checks import Finder, check_succession
-from settlement.domain.reconciliation.columnar import Pairs, reconcile_tables
+from settlement.domain.reconciliation.columnar import Pairs, ids_of, reconcile_tables
 from settlement.domain.reconciliation.lines import LineTable, entry_of_json, entry_to_json
 from settlement.domain.reconciliation.model import Break, BreakType, Match, MatchRule, Rules, Totals, View
 from settlement.domain.statements import StatementEntry
@@ -38,6 +39,7 @@ AUTO_CLOSED = frozenset(
         BreakType.VALUE_DATE,
         BreakType.SPLIT_INCOMPLETE,
         BreakType.AMBIGUOUS,
+        BreakType.REVERSED,
     }
 )
 """Breaks that end when every line of ours in them (or else of theirs) is matched in a later run."""
@@ -47,7 +49,7 @@ AUTO_CLOSED = frozenset(
 class Previous:
     """The statement before theirs, for the check of succession."""
 
-    sequence_number: int
+    sequence_number: int | None
     closing_minor: int
 
 
@@ -59,6 +61,8 @@ class Selection:
     booked_from: datetime | None = None
     booked_to: datetime | None = None
     """Exclusive."""
+    is_of_batch: bool = False
+    """Their lines that name a payment of ours belong to the run whenever they say that they were booked."""
     excluded_uetrs: tuple[str, ...] = ()
     """Payments of other batches."""
     accounts: tuple[str, ...] = ()
@@ -66,18 +70,58 @@ class Selection:
     carried_ours: tuple[StatementEntry, ...] = ()
     carried_theirs: tuple[StatementEntry, ...] = ()
 
-    def mask(self, lines: LineTable) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        keep = np.ones(len(lines), bool)
-        booked_at = lines.strings("booked_at")
-        kind = pa.timestamp("us", tz="UTC")
+    def mask(self, theirs: LineTable, ours: LineTable, zone: ZoneInfo) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of their lines are compared.
+
+        Most statements say the day of a booking and no time: such a line (00:00 UTC) counts from the beginning of that
+        day in the counterparty's zone. Where a run begins within a day, such a line of that day may belong to it or to
+        what was before: it does if it names a payment of ours, or, in a run of a batch, if it names none at all.
+        """
+        booked_at = theirs.numbers("booked_at")
+        keep = np.ones(len(theirs), bool)
+        is_day = booked_at % _DAY_MICROS == 0
         if self.booked_from is not None:
-            keep &= pc.greater_equal(booked_at, pa.scalar(self.booked_from, kind)).to_numpy(zero_copy_only=False)
+            in_time = booked_at >= _micros(self.booked_from)
+            if self.is_of_batch or not in_time.all():
+                is_first_day = is_day & (booked_at >= _micros_of_day(self.booked_from.astimezone(zone).date()))
+                is_ours, is_nobodys = _named(theirs, ours)
+                may_be = is_ours | is_nobodys & is_first_day if self.is_of_batch else is_ours & is_first_day
+                in_time |= may_be
+            keep &= in_time
         if self.booked_to is not None:
-            keep &= pc.less(booked_at, pa.scalar(self.booked_to, kind)).to_numpy(zero_copy_only=False)
+            end = self.booked_to.astimezone(zone)
+            days = end.date() if end.time() == time() else end.date() + timedelta(days=1)
+            keep &= np.where(is_day, booked_at < _micros_of_day(days), booked_at < _micros(self.booked_to))
         if self.excluded_uetrs:
             others = pa.array(self.excluded_uetrs, pa.string())
-            keep &= ~pc.is_in(lines.strings("uetr"), value_set=others).to_numpy(zero_copy_only=False)
+            keep &= ~pc.is_in(theirs.strings("uetr"), value_set=others).to_numpy(zero_copy_only=False)
         return keep
+
+
+_DAY_MICROS = 86_400_000_000
+_EPOCH = date(1970, 1, 1)
+
+
+def _micros(at: datetime) -> int:
+    return int((at - datetime(1970, 1, 1, tzinfo=UTC)) / timedelta(microseconds=1))
+
+
+def _micros_of_day(day: date) -> int:
+    return (day - _EPOCH).days * _DAY_MICROS
+
+
+def _named(theirs: LineTable, ours: LineTable) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Of each line of theirs: whether it has an id of a line of ours, and whether it has no id at all."""
+    is_ours, is_nobodys, no_uetr = np.zeros(len(theirs), bool), np.ones(len(theirs), bool), np.ones(len(theirs), bool)
+    for name in ("uetr", "end_to_end_id"):
+        ids, known = (ids_of(lines, name) for lines in (theirs, ours))
+        is_nobodys &= ids.is_null().to_numpy(zero_copy_only=False)
+        if known.null_count < len(known):
+            found = pc.is_in(ids, value_set=known.drop_null().unique()).to_numpy(zero_copy_only=False)
+            is_ours |= found & no_uetr  # an end-to-end id may be a payer's for many payments
+        if name == "uetr":
+            no_uetr = is_nobodys.copy()
+    return is_ours, is_nobodys
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +129,7 @@ class StatementPapers:
     """What a camt statement says beside its lines, and the breaks within it."""
 
     statement_id: str
-    sequence_number: int
+    sequence_number: int | None
     opening_minor: int
     currency: Currency
     day: date
@@ -123,7 +167,7 @@ def run_session(
     asked_theirs: Collection[str] = (),
 ) -> Outcome:
     """Reconcile. `asked_*` are references of older breaks: are their lines matched now?"""
-    kept = np.flatnonzero(selection.mask(theirs))
+    kept = np.flatnonzero(selection.mask(theirs, ours, ZoneInfo(rules.zone)))
     chosen = theirs if len(kept) == len(theirs) else LineTable(theirs.table.take(pa.array(kept)).combine_chunks())
     our_count, their_count = len(ours), len(theirs)
     places = np.concatenate([kept, their_count + np.arange(len(selection.carried_theirs))]).astype(np.int64)
@@ -306,6 +350,7 @@ def selection_to_json(selection: Selection) -> dict[str, Any]:
     moments = {"booked_from": selection.booked_from, "booked_to": selection.booked_to}
     return {
         **{name: None if at is None else at.astimezone(UTC).isoformat() for name, at in moments.items()},
+        "is_of_batch": selection.is_of_batch,
         "excluded_uetrs": list(selection.excluded_uetrs),
         "accounts": list(selection.accounts),
         "previous": None
@@ -323,14 +368,19 @@ def selection_of_json(value: Mapping[str, Any]) -> Selection:
     return Selection(
         booked_from=moments[0],
         booked_to=moments[1],
+        is_of_batch=bool(value["is_of_batch"]),
         excluded_uetrs=tuple(value["excluded_uetrs"]),
         accounts=tuple(value["accounts"]),
         previous=None
         if previous is None
-        else Previous(int(previous["sequence_number"]), int(previous["closing_minor"])),
+        else Previous(_count(previous["sequence_number"]), int(previous["closing_minor"])),
         carried_ours=tuple(entry_of_json(line) for line in value["carried_ours"]),
         carried_theirs=tuple(entry_of_json(line) for line in value["carried_theirs"]),
     )
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
 
 
 _MOMENTS = ("booked_from", "booked_to")

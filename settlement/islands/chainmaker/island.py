@@ -12,20 +12,19 @@ A call waits `wait_seconds` for blocks and then answers `Unknown`, with what it 
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from eth_utils.address import to_checksum_address
 
 from kernel.ids import AccountNumber
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
-from settlement.islands.booked import Booked
+from settlement.islands.balances import EscrowTotals
 from settlement.islands.chainmaker import wire_pb2 as wire
 from settlement.islands.chainmaker.client import (
     Node,
@@ -36,11 +35,10 @@ from settlement.islands.chainmaker.client import (
     verified_sender,
 )
 from settlement.islands.chainmaker.terms import VALID_SECONDS, ChainMakerTerms, LockRequest, read_lock
+from settlement.islands.escrow_holds import Patience, SeenHold, ended_as, known_ends, standing_of
 from settlement.islands.evm.contracts import ESCROW, TOKEN, AbiMismatch, chain_id_of_hold, uuid_of
 from settlement.islands.evm.island import EvmLine
 from settlement.islands.port import (
-    Contradiction,
-    Ended,
     EndOrder,
     EndOutcome,
     Held,
@@ -58,6 +56,8 @@ RESEND_SECONDS = 5.0
 ATTEMPTS_MAX = 3
 RETRY_SECONDS = 60.0
 """After ATTEMPTS_MAX posts or voids that changed nothing, no oftener than this."""
+READINGS_MAX = 3
+"""Of the escrow's totals, until no block came in between."""
 CHECK_SECONDS = 30.0
 """The installed version of the escrow is asked for as often."""
 _TRANSIENT = ("duplicate", "exist", "full", "limit", "busy", "timeout")
@@ -68,21 +68,6 @@ Outcome = TypeVar("Outcome")
 
 class EscrowAstray(Exception):
     """The contract under the escrow's name is not known to be this program's; nothing it says is believed (I5)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A hold in the newest block's state."""
-
-    payee: str
-    deadline: int
-    ended_at: int
-    standing: int
-    token: str
-    amount: int
-    commit_hash: bytes
-    abort_hash: bytes
-    is_buried: bool
 
 
 @dataclass(slots=True)
@@ -143,11 +128,11 @@ class ChainMakerIsland:
         self._terms = terms
         self._node = node
         self._install_tx_id = install_tx_id
-        self._wait_seconds = wait_seconds
-        self._poll_seconds = poll_seconds
+        self._patience = Patience(
+            wait_seconds, poll_seconds, monotonic, sleep, (NodeUnreachable, NodeRefused, EscrowAstray)
+        )
         self._resend_seconds = resend_seconds
         self._monotonic = monotonic
-        self._sleep = sleep
         self._book = _Book(first_block)
         self._lock = threading.Lock()
         self._lock_sent: dict[str, float] = {}
@@ -174,7 +159,7 @@ class ChainMakerIsland:
         def work(places: Sequence[int]) -> dict[int, PrepareOutcome]:
             return self._lock_round({place: (holds[place].order, locks[place]) for place in places})
 
-        self._rounds(list(locks), work, outcomes)
+        self._patience.rounds(locks, work, outcomes)
         return [outcomes[place] for place in range(len(holds))]
 
     def fulfil(self, orders: Sequence[EndOrder]) -> list[EndOutcome]:
@@ -213,6 +198,24 @@ class ChainMakerIsland:
         for place, balance in zip(known, balances, strict=True):
             found[place] = balance // self._terms.unit
         return found
+
+    def escrow_totals(self) -> EscrowTotals | None:
+        """What the escrow holds and counts in one block. Equal counts before and after would not show that it is one:
+        a hold may end and another of the same amount begin."""
+        try:
+            for _ in range(READINGS_MAX):
+                height = self._node.height()
+                held = self._escrow_held()
+                (balance,) = self._ask_token([("balanceOf", (self._terms.escrow_address,))])
+                if self._node.height() == height:
+                    return EscrowTotals(balance // self._terms.unit, held // self._terms.unit)
+        except (NodeUnreachable, NodeRefused, AbiMismatch):
+            return None
+        return None
+
+    def _escrow_held(self) -> int:
+        (data,) = self._node.query_evm(self._terms.escrow, [ESCROW.call("heldTotal", self._terms.token_address)])
+        return int(ESCROW.result("heldTotal", data)[0])
 
     # --- placing
 
@@ -281,19 +284,12 @@ class ChainMakerIsland:
     # --- ending
 
     def _end(self, orders: Sequence[EndOrder], function: str) -> list[EndOutcome]:
-        outcomes: dict[int, EndOutcome] = {}
-        for place, order in enumerate(orders):
-            wanted = order.order.commit_hash if function == "commit" else order.order.abort_hash
-            if self._terms.address(order.order.terms.debit) is None:
-                # Without an address no lock was ever sent: `prepare` refuses it.
-                outcomes[place] = Ended() if function == "abort" else Unknown("the payer has no address on the chain")
-            elif hashlib.sha256(order.secret).digest() != wanted:
-                outcomes[place] = Unknown("the secret is not this hold's: it is shown to nobody")
+        outcomes = known_ends(orders, function, lambda order: self._terms.address(order.terms.debit) is not None)
 
         def work(places: Sequence[int]) -> dict[int, EndOutcome]:
             return self._end_round({place: orders[place] for place in places}, function)
 
-        self._rounds([place for place in range(len(orders)) if place not in outcomes], work, outcomes)
+        self._patience.rounds([place for place in range(len(orders)) if place not in outcomes], work, outcomes)
         return [outcomes[place] for place in range(len(orders))]
 
     def _end_round(self, asked: dict[int, EndOrder], function: str) -> dict[int, EndOutcome]:
@@ -357,30 +353,12 @@ class ChainMakerIsland:
         """`end_id` cannot be guessed before the decision, so nobody uses up this id first."""
         return transaction_id(self._terms.chain_id, self._terms.escrow, function, str(end.end_id), str(attempt))
 
-    def _ended(self, order: HoldOrder, seen: _Seen | None, function: str) -> EndOutcome | None:
-        """The outcome if the end is there, or never can be; None if it is still to come."""
-        standing = self._standing(order, seen)
-        if function == "commit":
-            match standing:
-                case HoldStanding.POSTED:
-                    return Booked(_moment(seen))
-                case HoldStanding.VOIDED:
-                    return Contradiction("a committed leg stands voided")
-                case HoldStanding.OTHER:
-                    return Contradiction("a committed leg stands with other terms")
-                case _:
-                    return None
-        match standing:
-            case HoldStanding.VOIDED:
-                return Booked(_moment(seen)) if seen is not None and seen.ended_at else Ended()
-            case HoldStanding.POSTED:
-                return Contradiction("an aborted leg stands posted")
-            case _:
-                return None
+    def _ended(self, order: HoldOrder, seen: SeenHold | None, function: str) -> EndOutcome | None:
+        return ended_as(self._standing(order, seen), seen, function)
 
     # --- reading
 
-    def _states(self, orders: Sequence[HoldOrder]) -> list[_Seen | None]:
+    def _states(self, orders: Sequence[HoldOrder]) -> list[SeenHold | None]:
         """Each hold in the newest state; None for accounts without an address."""
         self._check_escrow()
         known = [place for place, order in enumerate(orders) if self._terms.address(order.terms.debit) is not None]
@@ -392,22 +370,22 @@ class ChainMakerIsland:
             )
             for place in known
         ]
-        found: list[_Seen | None] = [None] * len(orders)
+        found: list[SeenHold | None] = [None] * len(orders)
         for place, seen in zip(known, self._look_up(asked), strict=True):
             found[place] = seen
         return found
 
-    def _look_up(self, asked: Sequence[tuple[str, bytes, bytes]]) -> list[_Seen]:
+    def _look_up(self, asked: Sequence[tuple[str, bytes, bytes]]) -> list[SeenHold]:
         """Of (payer, id, abort hash)."""
         chunks = [asked[start : start + LOOK_UP_MAX] for start in range(0, len(asked), LOOK_UP_MAX)]
         calls = [ESCROW.call("lookUp", *(list(column) for column in zip(*chunk, strict=True))) for chunk in chunks]
-        seen: list[_Seen] = []
+        seen: list[SeenHold] = []
         for data in self._node.query_evm(self._terms.escrow, calls):
             try:
                 holds, buried = ESCROW.result("lookUp", data)
             except AbiMismatch:
                 raise NodeUnreachable(f"no escrow answers as {self._terms.escrow}") from None
-            seen += [_Seen(*(*hold, is_buried)) for hold, is_buried in zip(holds, buried, strict=True)]
+            seen += [SeenHold(*(*hold, is_buried)) for hold, is_buried in zip(holds, buried, strict=True)]
         if len(seen) != len(asked):
             raise NodeUnreachable("the escrow answered for another number of holds")
         return seen
@@ -443,25 +421,9 @@ class ChainMakerIsland:
             raise EscrowAstray(f"transaction {self._install_tx_id} did not install this program's escrow")
         return str(values.get("CONTRACT_VERSION", b"").decode("utf-8", "replace"))
 
-    def _standing(self, order: HoldOrder, seen: _Seen | None) -> HoldStanding:
-        if seen is None:
-            return HoldStanding.ABSENT
-        if seen.standing == 0 or seen.abort_hash != order.abort_hash:
-            if seen.is_buried:
-                return HoldStanding.VOIDED
-            return HoldStanding.ABSENT if seen.standing == 0 else HoldStanding.OTHER
-        if seen.standing == 3:  # under our abort hash, so ours can never be placed, whatever else its terms were
-            return HoldStanding.VOIDED
-        is_ours = (
-            to_checksum_address(seen.payee) == self._terms.address(order.terms.credit)
-            and to_checksum_address(seen.token) == self._terms.token_address
-            and seen.amount == order.terms.amount.amount_minor * self._terms.unit
-            and seen.commit_hash == order.commit_hash
-            and seen.deadline == 0
-        )
-        if not is_ours:
-            return HoldStanding.OTHER
-        return HoldStanding.HELD if seen.standing == 1 else HoldStanding.POSTED
+    def _standing(self, order: HoldOrder, seen: SeenHold | None) -> HoldStanding:
+        payee = self._terms.address(order.terms.credit)
+        return standing_of(order, seen, payee=payee, token=self._terms.token_address, unit=self._terms.unit)
 
     # --- statements
 
@@ -534,30 +496,6 @@ class ChainMakerIsland:
         ]
         return sorted(lines, key=lambda line: (line.block_number, line.log_index))
 
-    # --- waiting
-
-    def _rounds(
-        self,
-        places: Sequence[int],
-        work: Callable[[Sequence[int]], dict[int, Outcome]],
-        outcomes: dict[int, Outcome | Any],
-    ) -> None:
-        """Rounds until nothing is unknown or the time is over. A node without an answer ends the waiting."""
-        until = self._monotonic() + self._wait_seconds
-        waiting = list(places)
-        while waiting:
-            try:
-                answers: dict[int, Any] = dict(work(waiting))
-                is_over = self._monotonic() >= until
-            except (NodeUnreachable, NodeRefused, EscrowAstray) as error:
-                answers, is_over = dict.fromkeys(waiting, Unknown(str(error)[:200])), True
-            outcomes |= answers
-            waiting = [place for place in waiting if isinstance(answers[place], Unknown)]
-            if is_over:
-                return
-            if waiting:
-                self._sleep(self._poll_seconds)
-
 
 def _admitted(answer: wire.TxResponse | NodeUnreachable) -> Unknown | Refused:
     """Admission is no outcome; a definite no of the node is one, before a decision."""
@@ -569,7 +507,3 @@ def _admitted(answer: wire.TxResponse | NodeUnreachable) -> Unknown | Refused:
     if any(word in answer.message.lower() for word in _TRANSIENT):
         return Unknown(text)
     return Refused("lock-not-admitted", text)
-
-
-def _moment(seen: _Seen | None) -> datetime | None:
-    return datetime.fromtimestamp(seen.ended_at, UTC) if seen is not None and seen.ended_at else None

@@ -10,7 +10,6 @@ A call waits `wait_seconds` for finality and then answers `Unknown`, with what i
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,20 +17,17 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from eth_utils.address import to_checksum_address
-
 from kernel.ids import AccountNumber
 from settlement.domain.escrow import HoldOrder
 from settlement.domain.refusals import AbortReason
-from settlement.islands.booked import Booked
+from settlement.islands.balances import EscrowTotals
+from settlement.islands.escrow_holds import Patience, SeenHold, ended_as, known_ends, standing_of
 from settlement.islands.evm.contracts import ESCROW, TOKEN, AbiMismatch, chain_id_of_hold, uuid_of
 from settlement.islands.evm.finality import Block, ChainView, NodeAstray
 from settlement.islands.evm.rpc import Call, Node, NodeRefused, NodeUnreachable, data_bytes, quantity
 from settlement.islands.evm.sender import RESEND_SECONDS, GasTooDear, Sender, is_known
 from settlement.islands.evm.terms import EvmTerms, LockTransaction, read_lock
 from settlement.islands.port import (
-    Contradiction,
-    Ended,
     EndOrder,
     EndOutcome,
     Held,
@@ -73,21 +69,6 @@ class EvmLine:
     log_index: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """A hold in a block's state."""
-
-    payee: str
-    deadline: int
-    ended_at: int
-    standing: int
-    token: str
-    amount: int
-    commit_hash: bytes
-    abort_hash: bytes
-    is_buried: bool
-
-
 @dataclass(slots=True)
 class _Try:
     count: int
@@ -118,13 +99,13 @@ class EvmIsland:
         self._view = view
         self._sender = sender
         self._first_block = first_block
-        self._wait_seconds = wait_seconds
-        self._poll_seconds = poll_seconds
+        self._patience = Patience(
+            wait_seconds, poll_seconds, monotonic, sleep, (NodeUnreachable, NodeAstray, NodeRefused, GasTooDear)
+        )
         self._ends_per_transaction = ends_per_transaction
         self._resend_seconds = resend_seconds
         self._recall = recall
         self._monotonic = monotonic
-        self._sleep = sleep
         self._locks: dict[UUID, str] = {}
         self._lock_sent: dict[UUID, float] = {}
         self._tries: dict[str, _Try] = {}
@@ -150,7 +131,7 @@ class EvmIsland:
         def work(places: Sequence[int]) -> dict[int, PrepareOutcome]:
             return self._lock_round({place: (holds[place].order, locks[place]) for place in places})
 
-        self._rounds(locks, work, outcomes)
+        self._patience.rounds(locks, work, outcomes)
         return [outcomes[place] for place in range(len(holds))]
 
     def fulfil(self, orders: Sequence[EndOrder]) -> list[EndOutcome]:
@@ -190,6 +171,17 @@ class EvmIsland:
         except (NodeUnreachable, NodeAstray, NodeRefused):
             return [None] * len(accounts)
         return found
+
+    def escrow_totals(self) -> EscrowTotals | None:
+        """What the escrow holds and counts, in the newest final block."""
+        try:
+            at = {"blockHash": self._view.final().hash}
+            balance = self._ask_token(at, "balanceOf", self._terms.escrow)
+            asked = {"to": self._terms.escrow, "data": _hex(ESCROW.call("heldTotal", self._terms.token))}
+            held = int(ESCROW.result("heldTotal", data_bytes(self._node.call("eth_call", asked, at)))[0])
+        except (NodeUnreachable, NodeAstray, NodeRefused, AbiMismatch):
+            return None
+        return EscrowTotals(balance // self._terms.unit, held // self._terms.unit)
 
     # --- placing
 
@@ -294,18 +286,12 @@ class EvmIsland:
     # --- ending
 
     def _end(self, orders: Sequence[EndOrder], function: str) -> list[EndOutcome]:
-        outcomes: dict[int, EndOutcome] = {}
-        for place, order in enumerate(orders):
-            if self._terms.address(order.order.terms.debit) is None:
-                # Without an address no lock was ever sent: `prepare` refuses it.
-                outcomes[place] = Ended() if function == "abort" else Unknown("the payer has no address on the chain")
-            elif hashlib.sha256(order.secret).digest() != _wanted_hash(order.order, function):
-                outcomes[place] = Unknown("the secret is not this hold's: it is shown to nobody")
+        outcomes = known_ends(orders, function, lambda order: self._terms.address(order.terms.debit) is not None)
 
         def work(places: Sequence[int]) -> dict[int, EndOutcome]:
             return self._end_round({place: orders[place] for place in places}, function)
 
-        self._rounds([place for place in range(len(orders)) if place not in outcomes], work, outcomes)
+        self._patience.rounds([place for place in range(len(orders)) if place not in outcomes], work, outcomes)
         return [outcomes[place] for place in range(len(orders))]
 
     def _end_round(self, asked: dict[int, EndOrder], function: str) -> dict[int, EndOutcome]:
@@ -335,26 +321,8 @@ class EvmIsland:
             answers |= self._send_ends({place: asked[place] for place in due}, function)
         return answers
 
-    def _ended(self, order: HoldOrder, seen: _Seen | None, function: str) -> EndOutcome | None:
-        """The outcome if the end is there in this state, or never can be; None if it is still to come."""
-        standing = self._standing(order, seen)
-        if function == "commit":
-            match standing:
-                case HoldStanding.POSTED:
-                    return Booked(_moment(seen))
-                case HoldStanding.VOIDED:
-                    return Contradiction("a committed leg stands voided")
-                case HoldStanding.OTHER:
-                    return Contradiction("a committed leg stands with other terms")
-                case _:
-                    return None
-        match standing:
-            case HoldStanding.VOIDED:
-                return Booked(_moment(seen)) if seen is not None and seen.ended_at else Ended()
-            case HoldStanding.POSTED:
-                return Contradiction("an aborted leg stands posted")
-            case _:
-                return None
+    def _ended(self, order: HoldOrder, seen: SeenHold | None, function: str) -> EndOutcome | None:
+        return ended_as(self._standing(order, seen), seen, function)
 
     def _send_ends(self, asked: dict[int, EndOrder], function: str) -> dict[int, EndOutcome]:
         """Each is tried on the newest state first: what would fail costs no gas and says why."""
@@ -427,7 +395,7 @@ class EvmIsland:
 
     # --- reading
 
-    def _states(self, orders: Sequence[HoldOrder], block: Block) -> tuple[list[_Seen | None], list[_Seen | None]]:
+    def _states(self, orders: Sequence[HoldOrder], block: Block) -> tuple[list[SeenHold | None], list[SeenHold | None]]:
         """Each hold in the final block's state and in the newest; None for accounts without an address."""
         known = [place for place, order in enumerate(orders) if self._terms.address(order.terms.debit) is not None]
         calls: list[Call] = []
@@ -441,7 +409,7 @@ class EvmIsland:
                     [order.abort_hash for order in chunk],
                 )
                 calls.append(("eth_call", [{"to": self._terms.escrow, "data": _hex(data)}, tag]))
-        seen: list[_Seen] = []
+        seen: list[SeenHold] = []
         for answer in self._node.batch(calls):
             if isinstance(answer, NodeRefused):
                 raise answer
@@ -449,12 +417,12 @@ class EvmIsland:
                 holds, buried = ESCROW.result("lookUp", data_bytes(answer))
             except AbiMismatch:
                 raise NodeUnreachable(f"no escrow answers at {self._terms.escrow}") from None
-            seen += [_Seen(*(*hold, is_buried)) for hold, is_buried in zip(holds, buried, strict=True)]
+            seen += [SeenHold(*(*hold, is_buried)) for hold, is_buried in zip(holds, buried, strict=True)]
         if len(seen) != 2 * len(known):
             raise NodeUnreachable("the escrow answered for another number of holds")
         self._check_code()
-        final: list[_Seen | None] = [None] * len(orders)
-        head: list[_Seen | None] = [None] * len(orders)
+        final: list[SeenHold | None] = [None] * len(orders)
+        head: list[SeenHold | None] = [None] * len(orders)
         for number, place in enumerate(known):
             final[place], head[place] = seen[number], seen[len(known) + number]
         return final, head
@@ -467,25 +435,9 @@ class EvmIsland:
             raise NodeAstray(f"the contract at {self._terms.escrow} is not this program's escrow")
         self._is_code_checked = True
 
-    def _standing(self, order: HoldOrder, seen: _Seen | None) -> HoldStanding:
-        if seen is None:
-            return HoldStanding.ABSENT
-        if seen.standing == 0 or seen.abort_hash != order.abort_hash:
-            if seen.is_buried:
-                return HoldStanding.VOIDED
-            return HoldStanding.ABSENT if seen.standing == 0 else HoldStanding.OTHER
-        if seen.standing == 3:  # under our abort hash, so ours can never be placed, whatever else its terms were
-            return HoldStanding.VOIDED
-        is_ours = (
-            to_checksum_address(seen.payee) == self._terms.address(order.terms.credit)
-            and to_checksum_address(seen.token) == self._terms.token
-            and seen.amount == order.terms.amount.amount_minor * self._terms.unit
-            and seen.commit_hash == order.commit_hash
-            and seen.deadline == 0
-        )
-        if not is_ours:
-            return HoldStanding.OTHER
-        return HoldStanding.HELD if seen.standing == 1 else HoldStanding.POSTED
+    def _standing(self, order: HoldOrder, seen: SeenHold | None) -> HoldStanding:
+        payee = self._terms.address(order.terms.credit)
+        return standing_of(order, seen, payee=payee, token=self._terms.token, unit=self._terms.unit)
 
     def _lines(self, address: str, block: Block) -> list[EvmLine]:
         word = "0x" + "00" * 12 + address[2:].lower()
@@ -543,30 +495,6 @@ class EvmIsland:
     def _payer(self, order: HoldOrder) -> str:
         return self._terms.addresses[order.terms.debit]
 
-    # --- waiting
-
-    def _rounds(
-        self,
-        places: Sequence[int] | dict[int, Any],
-        work: Callable[[Sequence[int]], dict[int, Outcome]],
-        outcomes: dict[int, Outcome | Any],
-    ) -> None:
-        """Rounds until nothing is unknown or the time is over. A node without an answer ends the waiting."""
-        until = self._monotonic() + self._wait_seconds
-        waiting = list(places)
-        while waiting:
-            try:
-                answers: dict[int, Any] = dict(work(waiting))
-                is_over = self._monotonic() >= until
-            except (NodeUnreachable, NodeAstray, NodeRefused, GasTooDear) as error:
-                answers, is_over = dict.fromkeys(waiting, Unknown(str(error)[:200])), True
-            outcomes |= answers
-            waiting = [place for place in waiting if isinstance(answers[place], Unknown)]
-            if is_over:
-                return
-            if waiting:
-                self._sleep(self._poll_seconds)
-
 
 def _is_revert(error: NodeRefused) -> bool:
     return error.code == 3 or "revert" in error.message.lower()
@@ -574,14 +502,6 @@ def _is_revert(error: NodeRefused) -> bool:
 
 def _key(order: HoldOrder, function: str) -> str:
     return f"{function} {order.hold_id}"
-
-
-def _wanted_hash(order: HoldOrder, function: str) -> bytes:
-    return order.commit_hash if function == "commit" else order.abort_hash
-
-
-def _moment(seen: _Seen | None) -> datetime | None:
-    return datetime.fromtimestamp(seen.ended_at, UTC) if seen is not None and seen.ended_at else None
 
 
 def _hex(data: bytes) -> str:

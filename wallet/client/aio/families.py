@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -207,7 +208,7 @@ class AsyncFamilyCalls:
         return CardRevocationsView.model_validate(await self._post("/v1/card-revocations", body))
 
     async def report_card(self, wallet: UUID, thumbprint: str) -> CardView:
-        path = f"{_wallet(wallet)}/cards/{thumbprint}/report"
+        path = f"{_wallet(wallet)}/cards/{quote(thumbprint, safe='', errors='replace')}/report"
         return CardView.model_validate(await self._http.post(path, {}, idempotent=True))
 
     # --- aliases

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -54,7 +55,8 @@ class AsyncProgramMethods:
         return TemplateList.model_validate(await self._http.get("/v1/program-templates")).items
 
     async def program_template(self, name: str, version: int) -> TemplateView:
-        return TemplateView.model_validate(await self._http.get(f"/v1/program-templates/{name}/{version}"))
+        path = f"/v1/program-templates/{quote(name, safe='', errors='replace')}/{version}"
+        return TemplateView.model_validate(await self._http.get(path))
 
     async def preview_program(
         self,
