@@ -64,7 +64,7 @@ def demo(
     port: PortOption = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running afterwards.")] = False,
     instructions: Annotated[
-        int, typer.Option(min=400, max=8_000, help="Cross-border instructions in the batch of step 4.")
+        int, typer.Option(min=400, max=8_000, help="Cross-border instructions in the batches of step 4.")
     ] = 1_200,
 ) -> None:
     """Run the main job: issue, open, pay, settle across a border through a crash, reconcile, prove the supply.

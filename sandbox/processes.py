@@ -181,6 +181,20 @@ class Processes:
         service.pid_file.unlink(missing_ok=True)
         return int(process.pid)
 
+    @contextmanager
+    def held_still(self, service: Service) -> Iterator[None]:
+        """SIGSTOP to a service's process, SIGCONT at the end if it still lives: what it would do waits meanwhile."""
+        process = self.find(service)
+        if process is not None:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        try:
+            yield
+        finally:
+            if process is not None:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
     def stop_all(self) -> list[int]:
         """SIGTERM to every process of this sandbox, SIGKILL to those that do not go. Returns the pids stopped.
 
