@@ -34,7 +34,7 @@ console = Console(stderr=True, width=160)
 @dataclass(frozen=True)
 class Sizes:
     bulk_transfers: int = 2_000_000
-    payments: int = 8_000
+    payments: int = 16_000
     signed_batches: int = 8
     accounts: int = 10_000_000
     journal: int = 50_000_000

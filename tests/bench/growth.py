@@ -175,6 +175,7 @@ def _reader(world: LedgerWorld, accounts: npt.NDArray[np.int64]) -> Iterator[lis
     key_path = world.settings.genesis_path.parent / f"{world.ledger}.pem"  # type: ignore[union-attr]
     worker = multiprocessing.get_context("spawn").Process(target=_read, args=(world.url, key_path, accounts, child))
     worker.start()
+    child.close()  # if the reader fails, the next line does too
     found: list[float] = []
     parent.recv()  # it is reading
     try:

@@ -97,6 +97,12 @@ def endpoint(bank: Bank, hook: Hooks, url: str, types: tuple[str, ...] = ()) -> 
     return made
 
 
+def tell(bank: Bank, hook: Hooks) -> None:
+    """One round of both passes."""
+    events.follow(bank.context)
+    events.tell(bank.context, hook)
+
+
 def feed(bank: Bank) -> list[Event]:
     while events.follow_ledger(bank.context):
         pass
@@ -178,7 +184,7 @@ def test_webhook_arrives_signed_and_thin_and_once(bank: Bank, receiver: Receiver
     made = endpoint(bank, hook, receiver.url, ("payment.final",))
     payment = pay(bank)
     for _ in range(4):
-        events.tell(bank.context, hook)
+        tell(bank, hook)
     [(path, headers, body)] = receiver.got
     assert path == "/in"
     message_id = verify_webhook(headers, body, keys=[hook.key.public], now=bank.clock())
@@ -207,7 +213,7 @@ def test_failing_receiver_is_tried_again_by_the_schedule_then_dead_then_replayed
     receiver.status, receiver.manner = status, manner
     tries = 10 if not manner else 1
     for _ in range(tries):
-        events.tell(bank.context, hook)
+        tell(bank, hook)
         bank.clock.advance(timedelta(hours=29))
         events.enable_endpoint(bank.context, made, client="channel", is_enabled=True)  # five days pass on the way
     [row] = events.deliveries(bank.context, made, client="channel", state=None, after=0, limit=10)
@@ -240,15 +246,15 @@ def test_endpoint_that_is_gone_or_fails_for_days_is_disabled_and_later_told_what
     made = endpoint(bank, hook, receiver.url, ("payment.final",))
     receiver.status = 410
     pay(bank)
-    events.tell(bank.context, hook)
+    tell(bank, hook)
     assert events.find_endpoint(bank.context, made, client="channel").disabled_for == "gone"
     pay(bank)
-    events.tell(bank.context, hook)
+    tell(bank, hook)
     assert len(receiver.got) == 1
     receiver.status = 200
     events.enable_endpoint(bank.context, made, client="channel", is_enabled=True)
     bank.clock.advance(timedelta(minutes=1))
-    events.tell(bank.context, hook)
+    tell(bank, hook)
     assert len(receiver.got) == 3
     with pytest.raises(ProblemError, match="endpoint-not-found"):
         events.find_endpoint(bank.context, made, client="operator")

@@ -63,7 +63,7 @@ from wallet.usecases.aliases import SandboxCodeSender
 from wallet.usecases.bulk import run_files
 from wallet.usecases.carrier import Carrier
 from wallet.usecases.context import Context, LedgerAccess, Ledgers
-from wallet.usecases.events import Hooks, tell, webhook_key
+from wallet.usecases.events import Hooks, follow, tell, webhook_key
 from wallet.usecases.kept_twice import meaning_of
 from wallet.usecases.peers import Peers
 from wallet.usecases.privacy import PrivacyLog
@@ -206,13 +206,18 @@ class _Running:
         )
         programs_due = ProgramPass(self.context)
         self._workers = [
-            Worker(name, work, every_seconds=settings.worker_seconds)
-            for name, work in (
-                ("bulk", lambda at_start: run_files(self.context, at_start=at_start)),
-                ("schedules", lambda at_start: execute_due(self.context, at_start=at_start)),
-                ("events", lambda at_start: tell(self.context, self.hooks)),
-                ("programs", lambda at_start: programs_due()),
-            )
+            Worker(
+                "bookings", lambda at_start: follow(self.context), every_seconds=settings.worker_seconds, is_gentle=True
+            ),
+            *(
+                Worker(name, work, every_seconds=settings.worker_seconds)
+                for name, work in (
+                    ("bulk", lambda at_start: run_files(self.context, at_start=at_start)),
+                    ("schedules", lambda at_start: execute_due(self.context, at_start=at_start)),
+                    ("events", lambda at_start: tell(self.context, self.hooks)),
+                    ("programs", lambda at_start: programs_due()),
+                )
+            ),
         ]
         for worker in self._workers:
             worker.start()
