@@ -7,7 +7,8 @@ counter currency for one of base, and a fee in parts per million of what the cus
 worth is its all-in rate: the price less the fee.
 
 *Price-time priority.* Sides of one pair are used in the order of their all-in rate, the older first among equals. A
-route is one pair, or two joined by a bridge currency; a payment takes one route and as many quotes of it as it needs.
+route is one pair, or two joined by a bridge currency; a payment takes one route and as many quotes of it as it needs,
+8 a pair at most: where the first 8 do not do, the smallest makes way for the next.
 
 *Best.* Of the routes that can do the whole amount: the one that delivers most (of an amount to be sold) or asks least
 (for an amount to be bought); among equals fewer hops, fewer fills, the alphabet.
@@ -387,13 +388,14 @@ class Wish:
 def with_limit_rate(wish: Wish, rate: Fraction) -> Wish:
     """The wish with a limit of its all-in rate (major units bought for one sold) as a limit of the other amount.
 
-    `received >= given * rate` in whole minor units, so the limit is the same to the minor unit.
+    `received >= given * rate` in whole minor units, so the limit is the same to the minor unit. Whatever the rate, no
+    limit is above the largest amount there is: it would limit nothing, and no column could keep it.
     """
     minor = rate * Fraction(10**wish.buy.exponent, 10**wish.sell.exponent)
     if wish.given_minor is not None:
         least = ceil(wish.given_minor * minor)
         return replace(wish, least_received_minor=max(least, wish.least_received_minor or 0))
-    most = floor((wish.received_minor or 0) / minor)
+    most = min(floor((wish.received_minor or 0) / minor), AMOUNT_MINOR_MAX)
     return replace(wish, most_given_minor=most if wish.most_given_minor is None else min(most, wish.most_given_minor))
 
 
@@ -531,9 +533,7 @@ def _sell(given_minor: int, ways: Sequence[Sequence[Edge]]) -> list[tuple[Fill, 
     for edges in ways:
         fills: list[Fill] = []
         left = amount
-        for edge in edges[:FILLS_OF_A_HOP_MAX]:
-            if left == 0:
-                break
+        for edge in _enough(edges, amount, lambda edge: edge.capacity_minor):
             given = min(left, edge.capacity_minor)
             fills.append(Fill(edge, given, floor(given * edge.rate)))
             left -= given
@@ -552,12 +552,8 @@ def _buy(received_minor: int, ways: Sequence[Sequence[Edge]]) -> list[tuple[Fill
     for edges in reversed(ways):
         fills: list[Fill] = []
         left = amount
-        for edge in edges[:FILLS_OF_A_HOP_MAX]:
-            if left == 0:
-                break
+        for edge in _enough(edges, amount, lambda edge: floor(edge.capacity_minor * edge.rate)):
             received = min(left, floor(edge.capacity_minor * edge.rate))
-            if received == 0:
-                continue
             fills.append(Fill(edge, ceil(received / edge.rate), received))
             left -= received
         if left:
@@ -568,6 +564,26 @@ def _buy(received_minor: int, ways: Sequence[Sequence[Edge]]) -> list[tuple[Fill
         hops.append(tuple(fills))
     hops.reverse()
     return hops
+
+
+def _enough(edges: Sequence[Edge], amount: int, size_of: Callable[[Edge], int]) -> list[Edge]:
+    """The first that do the amount together, FILLS_OF_A_HOP_MAX at most. Where so many do not, the smallest of them
+    makes way for the next: a handful of tiny quotes at the top of a book must not close the market behind them."""
+    chosen: list[tuple[int, Edge]] = []
+    left = amount
+    for edge in edges:
+        size = size_of(edge)
+        if left <= 0:
+            break
+        if size == 0:
+            continue
+        chosen.append((size, edge))
+        left -= size
+        if len(chosen) > FILLS_OF_A_HOP_MAX:
+            # Of equals the last: it has the worst price.
+            smallest = min(reversed(range(len(chosen))), key=lambda place: chosen[place][0])
+            left += chosen.pop(smallest)[0]
+    return [edge for _, edge in chosen]
 
 
 def _short(left: int, edges: Sequence[Edge], what: str) -> str:

@@ -272,7 +272,9 @@ def preview(desk: Desk, request: RunRequest, *, by: str) -> store.RunRow:
         for place, item in enumerate(snapshot.queue, start=1)
     ]
     run = new_uuid7()
-    summary = _summary(snapshot, outcome, chosen, flows) | extra | {"seconds": f"{seconds:.3f}", "uetr": str(uuid4())}
+    queued = {item.id: item.flows for item in snapshot.queue}
+    summary = _summary(snapshot, outcome, chosen, flows) | extra
+    summary |= {"seconds": f"{seconds:.3f}", "uetr": str(uuid4()), "flows_sha256": _flows_digest(queued).hex()}
     values: dict[str, Any] = {
         "id": run,
         "state": "previewed",
@@ -385,6 +387,12 @@ def _plain(flow: Flow) -> tuple[str, str, str, int]:
 def taken_digest(chosen: Sequence[UUID], net: Sequence[Flow]) -> bytes:
     """What approvals are of: the chosen instructions in queue order and the net payments."""
     document = {"taken": [str(key) for key in chosen], "net": [_flow_json(flow) for flow in net]}
+    return hashlib.sha256(jws.canonical_json(document)).digest()
+
+
+def _flows_digest(flows: Mapping[UUID, Sequence[Flow]]) -> bytes:
+    """What a preview was worked out from: an execution in the queue may be quoted anew, and then has other legs."""
+    document = {str(key): [_flow_json(flow) for flow in found] for key, found in flows.items()}
     return hashlib.sha256(jws.canonical_json(document)).digest()
 
 
@@ -608,6 +616,8 @@ def _check_stored(
     whether the limits leave room for it now (`rooms`). Raises: liquidity-run-stale if not."""
     flows = store.flows_of(connection, [item.settlement for item in items])
     summary = row.summary
+    if _flows_digest(flows).hex() != summary["flows_sha256"]:
+        raise ProblemError(R.LIQUIDITY_RUN_STALE, "an instruction was quoted anew since it was previewed")
     balances = {
         (ParticipantId(item["participant"]), item["currency"]): int(item["before_minor"])
         for item in summary["positions"]

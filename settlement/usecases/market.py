@@ -317,10 +317,10 @@ def execute(
         raise ProblemError(SettlementRefusal.SUBMITTER_NOT_PARTY, detail)
     print_ = idempotency.fingerprint("POST", request.path, request.content)
     digest = hashlib.sha256(request.content).digest()
-    now = market.clock()
 
     def work() -> tuple[int, dict[str, Any]]:
         store.lock_market(connection)
+        now = market.clock()  # after the wait for the market: a quote that expired meanwhile is not used
         known = store.find_execution(connection, uetr=request.uetr)
         if known is not None:
             if (known.execution.submitter, known.execution.request_sha256) != (request.submitter, digest):
@@ -528,6 +528,7 @@ class CreditorPrices:
             self._is_quoted = store.has_live_quotes(self._connection, now=self._now)
             if self._is_quoted:
                 store.lock_market(self._connection)
+                self._now = self._market.clock()  # after the wait: a quote that expired meanwhile is not used
                 store.return_released(self._connection)
         if not self._is_quoted:
             return {}
@@ -560,7 +561,7 @@ def end_expired_locks(market: Market, *, limit: int = 100) -> int:
     for _ in range(EXPIRED_PAGES_MAX):
         with market.database.transaction(isolation="READ COMMITTED") as connection:
             page = store.expired_locks(connection, now=now, limit=limit, after=after)
-        ended = sum(_is_lock_ended(market, key, now=now) for _, key in page)
+        ended = sum(_is_lock_ended(market, key) for _, key in page)
         done += ended
         if ended == len(page):
             break  # what is behind a full page is first in the next round; what failed would be so again and again
@@ -568,14 +569,14 @@ def end_expired_locks(market: Market, *, limit: int = 100) -> int:
     return done
 
 
-def _is_lock_ended(market: Market, settlement: UUID, *, now: datetime) -> bool:
+def _is_lock_ended(market: Market, settlement: UUID) -> bool:
     try:
         try:
-            _end_lock(market, settlement, now=now, may_requote=True)
+            _end_lock(market, settlement, may_requote=True)
         except sa.exc.IntegrityError:
             # A rule of the database's own refuses the new legs, and would refuse them again.
             log.exception("settlement %s cannot be quoted anew: it is given up", settlement)
-            _end_lock(market, settlement, now=now, may_requote=False)
+            _end_lock(market, settlement, may_requote=False)
     except sa.exc.DBAPIError:
         # One that cannot be dealt with must not keep the others from it; the next round tries again.
         log.exception("the expired lock of settlement %s was not ended", settlement)
@@ -583,10 +584,10 @@ def _is_lock_ended(market: Market, settlement: UUID, *, now: datetime) -> bool:
     return True
 
 
-def _end_lock(market: Market, settlement: UUID, *, now: datetime, may_requote: bool) -> None:
+def _end_lock(market: Market, settlement: UUID, *, may_requote: bool) -> None:
     with market.database.transaction(isolation="READ COMMITTED") as connection:
         store.lock_market(connection)
-        _end_locked(connection, market, settlement, now=now, may_requote=may_requote)
+        _end_locked(connection, market, settlement, now=market.clock(), may_requote=may_requote)
 
 
 def _end_locked(

@@ -193,6 +193,44 @@ def test_fills_of_a_hop_are_bounded() -> None:
     assert found.best is None and "8 quotes a pair" in found.considered[0].why_not
 
 
+@pytest.mark.parametrize("is_sale", [True, False])
+def test_tiny_quotes_at_the_top_of_the_book_do_not_close_the_market(is_sale: bool) -> None:
+    """Eight quotes of 2 minor units cost nobody anything: what stands behind them is still reached."""
+    tiny = [quote(n, (CNY, AED), bid="0.6", size=2, provider=P2) for n in range(1, FILLS_OF_A_HOP_MAX + 2)]
+    large = quote(99, (CNY, AED), bid="0.5", provider=P1)
+    route = best((sell if is_sale else buy)(5_000, *tiny, large))
+    assert len(route.fills) == FILLS_OF_A_HOP_MAX
+    assert [fill.edge.quote for fill in route.fills[:-1]] == [UUID(int=n) for n in range(1, FILLS_OF_A_HOP_MAX)]
+    assert route.fills[-1].edge.quote == UUID(int=99)
+    fixed = fixed_edges(CNY, AED, Fraction("0.5"), P3, priority=0)
+    wish = Wish(CNY, AED, 5_000, None) if is_sale else Wish(CNY, AED, None, 5_000)
+    found = search_with_fallback(wish, edges(*tiny), fixed)
+    assert found.is_fallback and best(found).fills[-1].edge.provider == P3
+
+
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9), min_size=9, max_size=14), amount=st.integers(1, 80))
+def test_what_any_eight_quotes_of_a_pair_can_do_is_done(sizes: list[int], amount: int) -> None:
+    books = [quote(n, (CNY, AED), bid=Fraction(200 - n, 100), size=size) for n, size in enumerate(sizes, start=1)]
+    is_possible = sum(sorted(sizes, reverse=True)[:FILLS_OF_A_HOP_MAX]) >= amount
+    found = sell(amount, *books).best
+    assert (found is not None) is is_possible
+    assert found is None or (len(found.fills) <= FILLS_OF_A_HOP_MAX and found.given_minor == amount)
+
+
+def test_a_limit_rate_of_any_size_is_a_limit_that_can_be_kept() -> None:
+    tiny, huge = Fraction("0." + "0" * 30 + "1"), Fraction("9" * 40)
+    wish = with_limit_rate(Wish(CNY, AED, None, 5_000), tiny)
+    assert wish.most_given_minor == 2**63 - 1
+    assert search(wish, edges(quote(1, (CNY, AED), bid="0.5"))).best is not None
+    assert (
+        search(with_limit_rate(Wish(CNY, AED, None, 5_000), huge), edges(quote(1, (CNY, AED), bid="0.5"))).best is None
+    )
+    assert (
+        search(with_limit_rate(Wish(CNY, AED, 5_000, None), huge), edges(quote(1, (CNY, AED), bid="0.5"))).best is None
+    )
+
+
 def test_a_provider_of_both_hops_keeps_the_bridge_currency_and_legs_are_few() -> None:
     route = best(
         sell(

@@ -7,6 +7,7 @@ then plain SQL that tries what the code never does.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
@@ -33,7 +34,9 @@ from settlement.store import gates
 from settlement.store import market as store
 from settlement.store.batches import find_settlement
 from settlement.store.decision_log import DecisionLog
+from settlement.usecases import liquidity
 from settlement.usecases.compliance import Compliance, ComplianceCheck, NewScreening, screen_anew
+from settlement.usecases.liquidity import Desk, RunRequest, SettleAs
 from settlement.usecases.market import (
     ExecutionOrder,
     Market,
@@ -111,6 +114,7 @@ class World:
         uetr: UUID | None = None,
         submitter: ParticipantId = PAYER,
         content: bytes = b"",
+        limit_rate: str | None = None,
     ) -> ExecutionOrder:
         order = make_order(
             self.market,
@@ -122,7 +126,7 @@ class World:
             received_minor=received,
             least_received_minor=least,
             most_given_minor=most,
-            limit_rate=None,
+            limit_rate=limit_rate,
         )
         uetr = uetr or new_uetr()
         return ExecutionOrder(
@@ -356,6 +360,72 @@ def test_no_quote_is_used_beyond_its_size_by_executions_at_once(world: World) ->
     assert [world.used(quote) for quote in quotes] == [(1_000, 0)] * 3
     world.run()
     assert world.moved(PAYEE) == (0, 0, sum(fill.received_minor for key in done for fill in world.fills(key)))
+
+
+def test_a_quote_that_expires_while_an_execution_waits_for_the_market_is_not_used(world: World) -> None:
+    quote = world.post(P1, "CNY/AED", bid="0.50", seconds=10)
+    refused: list[object] = []
+
+    def work() -> None:
+        try:
+            world.sell(100)
+        except ProblemError as error:
+            refused.append(error.refusal)
+
+    with psycopg.connect(world.owner_dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [store._MARKET_LOCK])
+        thread = threading.Thread(target=work)
+        thread.start()
+        _until_waiting(world)
+        world.clock.advance(timedelta(seconds=10))
+    thread.join(60)
+    assert refused == [R.FX_NO_ROUTE]
+    assert world.used(quote) == (0, 0)
+
+
+def test_a_quote_that_expires_while_a_lock_is_ended_is_not_taken_anew(world: World) -> None:
+    world.post(P1, "CNY/AED", bid="0.50", seconds=30)
+    settlement = world.sell(100, gate=True, on_expiry="requote")
+    world.clock.advance(LOCK)
+    late = world.post(P2, "CNY/AED", bid="0.50", seconds=10)
+    with psycopg.connect(world.owner_dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [store._MARKET_LOCK])
+        thread = threading.Thread(target=end_expired_locks, args=(world.market,))
+        thread.start()
+        _until_waiting(world)
+        world.clock.advance(timedelta(seconds=10))
+    thread.join(60)
+    assert world.used(late) == (0, 0)
+    world.run()
+    assert world.state(settlement) is SettlementState.CANCELLED
+
+
+def _until_waiting(world: World) -> None:
+    """Somebody waits for an advisory lock."""
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        for _ in range(1_000):
+            if connection.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted").fetchone():
+                return
+            time.sleep(0.01)
+    raise AssertionError("nobody waits for the market")
+
+
+def test_any_limit_rate_is_kept_or_refused_and_never_a_fault(world: World) -> None:
+    world.post(P1, "CNY/AED", bid="0.50")
+    request = world.request(None, 5_000, limit_rate="0." + "0" * 30 + "1")
+
+    def run(request: ExecutionOrder) -> dict[str, Any]:
+        outcome = execute(
+            world.market,
+            request,
+            is_started=True,
+            checks=(),
+            render=lambda _, row: {"most": str(row.execution.most_given_minor)},
+        )
+        return outcome.body
+
+    assert run(request) == {"most": str(2**63 - 1)}
+    assert refusal_of(lambda: run(world.request(None, 5_000, limit_rate="9" * 40))) is R.FX_LIMIT_NOT_MET
 
 
 def test_quotes_change_during_executions_and_nothing_is_overused(world: World) -> None:
@@ -674,3 +744,23 @@ def test_an_execution_that_a_netting_stands_for_is_neither_quoted_anew_nor_chang
     assert [(fill.attempt, fill.provider, fill.state) for fill in world.fills(netted)] == before
     with world.market.database.transaction(isolation="READ COMMITTED") as connection:
         assert store.lock_settlement(connection, netted) is None
+
+
+def test_a_run_over_an_execution_that_was_quoted_anew_since_its_preview_is_stale(world: World) -> None:
+    """Its legs are others now: what was previewed is not what would be booked, which is no fault of anybody's."""
+    world.post(P1, "CNY/AED", bid="0.52", seconds=30)
+    settlement = world.sell(10_000, gate=True, on_expiry="requote")
+    desk = Desk(world.market.database, world.market.directory, world.islands, BRIDGE, {}, world.clock)
+    kinds: tuple[SettleAs, ...] = ("net", "gross")
+    old = [liquidity.preview(desk, RunRequest(settle_as=kind), by=BRIDGE) for kind in kinds]
+    assert [row.taken_count for row in old] == [1, 1]
+    world.clock.advance(LOCK)
+    world.post(P2, "CNY/AED", bid="0.51")
+    assert end_expired_locks(world.market) == 1
+    for row in old:
+        assert refusal_of(partial(liquidity.start, desk, row.id, by=BRIDGE)) is R.LIQUIDITY_RUN_STALE
+    again = liquidity.preview(desk, RunRequest(), by=BRIDGE)
+    liquidity.start(desk, again.id, by=BRIDGE)
+    world.run()
+    assert world.state(settlement) is SettlementState.SETTLED
+    assert world.moved(PAYEE) == (0, 0, 5_100)
