@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -65,9 +65,12 @@ def build_oversight(settings: SettlementSettings, directory: Directory, clock: C
             if isinstance(screen, HttpScreen):
                 screen.close()
 
+    clear_out = {entry.currency: entry for entry in read_clear_out(settings)}
+    if rules is not None:
+        _check_returns(clear_out.values(), rules)
     return Oversight(
         calendars=rules,
-        clear_out={entry.currency: entry for entry in read_clear_out(settings)},
+        clear_out=clear_out,
         compliance=compliance,
         officers={
             PublicKey.from_jwk(entry.key).thumbprint: (entry.officer, PublicKey.from_jwk(entry.key))
@@ -77,6 +80,14 @@ def build_oversight(settings: SettlementSettings, directory: Directory, clock: C
         passes=tuple(passes),
         close=close,
     )
+
+
+def _check_returns(entries: Iterable[ClearOutEntry], rules: CalendarRules) -> None:
+    """A balance that is returned abroad is not returned. Raises: ValueError."""
+    for entry in entries:
+        calendar = rules.calendars.calendars.get(entry.currency)
+        if calendar is not None and entry.returns_to[4:6] not in calendar.home_countries:
+            raise ValueError(f"the clear-out of {entry.currency} returns to {entry.returns_to}, which is foreign there")
 
 
 def _due(rules: CalendarRules) -> Pass:

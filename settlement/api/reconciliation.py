@@ -70,6 +70,7 @@ def reconcile(body: ReconciliationRequest, service: Services, caller: Signed) ->
         rules = rules_of_json(body.rules.model_dump(mode="json"))
     except ValueError as error:
         raise ProblemError(R.RULES_INVALID, str(error)) from None
+    calendars = service.oversight.calendars
     wanted = work.Wanted(
         body.reconciliation,
         body.participant,
@@ -83,6 +84,7 @@ def reconcile(body: ReconciliationRequest, service: Services, caller: Signed) ->
         body.view,
         rules,
         body.as_of,
+        None if calendars is None else calendars.calendars.calendars.get(currency.code),
     )
     with service.heavy_work():
         row = work.reconcile(

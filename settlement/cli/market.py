@@ -278,7 +278,7 @@ def executions(
     for item in found:
         names = ids.show("stl", item.settlement), ids.show("bat", item.batch)
         amounts = _major(item.given_minor, item.sell), _major(item.received_minor, item.buy)
-        until = f"{item.lock_expires_at:%H:%M:%S}" if item.is_locked and item.lock_expires_at else ""
+        until = f"{item.lock_expires_at:%H:%M:%S}" if item.is_locked else ""
         table.add_row(*names, item.payer, item.payee, *amounts, item.settlement_state.value, until)
     console.print(table if found else "No executions.")
 

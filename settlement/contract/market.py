@@ -294,7 +294,7 @@ class ExecutionSummary(Model):
     settlement_state: SettlementState
     is_locked: bool
     """Its quotes are locked: it is not decided."""
-    lock_expires_at: Moment | None
+    lock_expires_at: Moment
     """None: the quotes are locked until the settlement is decided (a batch's instruction)."""
     created_at: Moment
 

@@ -111,6 +111,11 @@ class RulesBody(Model):
     fee_minor_max: Annotated[int, Field(ge=0, le=10**12)] = 0
     fee_bps_max: Annotated[int, Field(ge=0, le=1_000)] = 0
     subset_lines_max: Annotated[int, Field(ge=0, le=6)] = 0
+    days_off: Annotated[tuple[date, ...], Field(max_length=4_000)] = ()
+    """Closed beside Saturdays and Sundays. With a cut-off and neither list given: those of the currency's calendar, if
+    the bridge has calendars."""
+    working_days: Annotated[tuple[date, ...], Field(max_length=4_000)] = ()
+    """Saturdays and Sundays that are worked."""
 
 
 class ReconciliationRequest(Model):

@@ -43,6 +43,7 @@ MINUTES_OF_DAY = 24 * 60
 
 _WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 Weekday = Literal["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
+_SATURDAY = _WEEKDAYS.index("saturday")
 _CLOCK = re.compile(r"([01][0-9]|2[0-3]):([0-5][0-9])|24:00", re.ASCII)
 
 
@@ -214,6 +215,19 @@ class Calendar(_Data):
         if off is not None:
             return f"{self.currency}: {off.name}{' (assumed)' if off.assumed else ''}"
         return f"{self.currency}: closed on {_WEEKDAYS[day.weekday()].capitalize()}s"
+
+    def beside_weekends(self) -> tuple[frozenset[date], frozenset[date]]:
+        """Of all days that are covered: those off that are no Saturday or Sunday, and Saturdays and Sundays that are
+        worked."""
+        off: set[date] = set()
+        worked: set[date] = set()
+        for day in days_between(self.covers_from, self.covers_to):
+            is_weekend, is_open = day.weekday() >= _SATURDAY, self.session(day) is not None
+            if is_weekend and is_open:
+                worked.add(day)
+            elif not is_weekend and not is_open:
+                off.add(day)
+        return frozenset(off), frozenset(worked)
 
     def _work_out(self, day: date) -> Session | None:
         found = self._times(day)

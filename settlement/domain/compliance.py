@@ -223,10 +223,13 @@ def name_tokens(text: str) -> tuple[str, ...]:
     """A name as it is compared: compatibility forms and accents folded, lower case, words sorted.
 
     "Müller, Änne" and "anne MULLER" are one name. Letters of other scripts stay what they are; nothing is
-    transliterated, and nothing is matched by likeness: a misspelt name is another name.
+    transliterated, and nothing is matched by likeness: a misspelt name is another name. What nobody sees is left out: a
+    soft hyphen or a joiner of no width within a word would make two of it.
     """
     folded = unicodedata.normalize("NFKD", text).casefold()
-    plain = "".join(letter for letter in folded if not unicodedata.combining(letter))
+    plain = "".join(
+        letter for letter in folded if not unicodedata.combining(letter) and unicodedata.category(letter) != "Cf"
+    )
     return tuple(sorted(re.findall(r"[^\W_]+", plain)))
 
 

@@ -88,7 +88,7 @@ class MemoryLog:
 
     # --- step 1
 
-    def received(self, *, limit: int, without_payers: Collection[str] = ()) -> list[UUID]:
+    def received(self, *, limit: int, now: datetime, without_payers: Collection[str] = ()) -> list[UUID]:
         found = [
             row
             for row in self.rows.values()

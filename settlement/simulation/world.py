@@ -622,8 +622,8 @@ class _Log:
     def renew_lease(self, *, epoch: int, now: datetime) -> None:
         self._world.write(self._engine, "renew_lease", epoch, lambda: self._log.renew_lease(epoch=epoch, now=now))
 
-    def received(self, *, limit: int, without_payers: Collection[str] = ()) -> list[UUID]:
-        return self._log.received(limit=limit, without_payers=without_payers)
+    def received(self, *, limit: int, now: datetime, without_payers: Collection[str] = ()) -> list[UUID]:
+        return self._log.received(limit=limit, now=now, without_payers=without_payers)
 
     def persist(self, secrets: Mapping[UUID, Secrets], *, epoch: int, now: datetime) -> list[Settlement]:
         return self._world.write(

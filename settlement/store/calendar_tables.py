@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from uuid import UUID
+
 import sqlalchemy as sa
 
 from settlement.store.tables import metadata
@@ -37,6 +40,13 @@ calendar_plan = sa.Table(
     sa.Index("calendar_plan_due", "window_from", postgresql_where=sa.text("NOT is_done")),
 )
 """`is_done`: the settlement has left the state received, so its hours matter no more."""
+
+
+def is_window_over(settlement: sa.ColumnElement[UUID], now: datetime) -> sa.ColumnElement[bool]:
+    """Whether a settlement was to be carried out in a window that has closed. Without a plan: never."""
+    plan = calendar_plan.c
+    return sa.exists().where(plan.settlement_id == settlement, plan.window_until <= now)
+
 
 calendar_event = sa.Table(
     "calendar_event",

@@ -238,7 +238,9 @@ class Position:
     net_minor: int
     """Received less paid, of posted legs. Negative: it paid with money that came another way."""
     outgoing_minor: int
-    """What settlements under way or waiting will still pay of it."""
+    """What is surely on its way out by the day: settlements under way, those that wait for nothing but their hours, and
+    returns. Not what waits for a later day, in a queue or for officers: else it would keep a balance from being
+    returned for as long as its holder likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +267,23 @@ class ClearOutRow:
     approved_at: datetime | None
 
 
-def positions(connection: sa.Connection, *, currency: str) -> list[Position]:
-    """Every participant that a posted or pending leg of the currency names, in the order of their codes."""
+def positions(connection: sa.Connection, *, currency: str, through: date) -> list[Position]:
+    """Every participant that a posted or pending leg of the currency names, in the order of their codes; of what is
+    still to come, what is paid `through` that day."""
     amount, is_posted = t.leg.c.amount_minor, t.leg.c.state == LegState.POSTED.value
-    alive = (SettlementState.RECEIVED, SettlementState.PREPARED, SettlementState.COMMITTED)
-    is_coming = ~is_posted & t.settlement.c.state.in_([state.value for state in alive])
+    state = t.settlement.c.state
+    is_under_way = state.in_([SettlementState.PREPARED.value, SettlementState.COMMITTED.value])
+    is_due = sa.func.coalesce(c.calendar_plan.c.value_date, t.settlement.c.value_date) <= through
+    waits_for_more = sa.exists().where(
+        t.gate.c.settlement_id == t.settlement.c.id,
+        t.gate.c.kind != GateKind.CALENDAR.value,
+        t.gate.c.opened_at.is_(None),
+    )
+    is_return = sa.exists().where(c.clear_out_line.c.uetr == t.settlement.c.uetr)
+    is_sure = is_return | (is_due & t.batch.c.started_at.is_not(None) & ~waits_for_more)
+    # What a netting under way stands for is in that netting's own legs.
+    is_next = (state == SettlementState.RECEIVED.value) & t.settlement.c.netted_by.is_(None) & is_sure
+    is_coming = ~is_posted & (is_under_way | is_next)
     nothing = sa.cast(0, sa.Numeric)
 
     def side(who: sa.ColumnElement[str], net: int, outgoing: int) -> sa.Select[tuple[str, int, int]]:
@@ -280,6 +294,8 @@ def positions(connection: sa.Connection, *, currency: str) -> list[Position]:
                 sa.case((is_coming, amount * outgoing), else_=0).label("outgoing"),
             )
             .join(t.settlement, t.settlement.c.id == t.leg.c.settlement_id)
+            .join(t.batch, t.batch.c.id == t.settlement.c.batch_id)
+            .outerjoin(c.calendar_plan, c.calendar_plan.c.settlement_id == t.settlement.c.id)
             .where(t.leg.c.currency == currency)
         )
 

@@ -32,6 +32,7 @@ from settlement.domain.escrow import (
     state_after,
 )
 from settlement.domain.refusals import AbortReason
+from settlement.store import calendar_tables as calendar
 from settlement.store import market_tables as market
 from settlement.store import tables as t
 from settlement.store.liquidity import follow_decisions
@@ -157,17 +158,18 @@ class DecisionLog:
 
     # --- step 1
 
-    def received(self, *, limit: int, without_payers: Collection[str] = ()) -> list[UUID]:
+    def received(self, *, limit: int, now: datetime, without_payers: Collection[str] = ()) -> list[UUID]:
         """The next settlements of started batches: by priority, then in the order of their submission.
 
         Those with a closed gate wait, and those with a leg of one of `without_payers`; but what the operator has given
         up is taken in any case, since all that is left to do with it is ABORT. One whose quotes' lock has expired waits
-        to be quoted anew or given up (settlement.usecases.market).
+        to be quoted anew or given up (settlement.usecases.market); one whose window is over at `now`, to be rolled or
+        ended (settlement.usecases.calendars): the engine may be back before whoever does that.
         """
         is_free = t.batch.c.started_at.is_not(None) & ~sa.exists().where(
             t.gate.c.settlement_id == t.settlement.c.id, t.gate.c.opened_at.is_(None)
         )
-        is_free &= ~market.is_lock_expired(t.settlement.c.id)
+        is_free &= ~market.is_lock_expired(t.settlement.c.id) & ~calendar.is_window_over(t.settlement.c.id, now)
         if without_payers:
             is_free &= ~sa.exists().where(
                 t.leg.c.settlement_id == t.settlement.c.id, t.leg.c.payer.in_(sorted(without_payers))
@@ -203,7 +205,7 @@ class DecisionLog:
                 ).scalars()
             )
             # Asked again under the rows' locks: a gate that closed since `received` keeps its settlement.
-            open_ids -= _gated(connection, open_ids)
+            open_ids -= _gated(connection, open_ids, now=now)
             if not open_ids:
                 return []
             taken = [key for key in ids if key in open_ids]
@@ -454,13 +456,13 @@ def _published(connection: sa.Connection, ids: Sequence[UUID]) -> dict[UUID, tup
     return found
 
 
-def _gated(connection: sa.Connection, ids: Collection[UUID]) -> set[UUID]:
-    """Which of these have a closed gate and are not given up."""
+def _gated(connection: sa.Connection, ids: Collection[UUID], *, now: datetime) -> set[UUID]:
+    """Which of these have a closed gate, or a window that is over, and are not given up."""
+    is_closed = sa.exists().where(t.gate.c.settlement_id == t.settlement.c.id, t.gate.c.opened_at.is_(None))
     statement = (
-        sa.select(t.gate.c.settlement_id)
-        .join(t.settlement, t.settlement.c.id == t.gate.c.settlement_id)
-        .where(is_one_of(t.gate.c.settlement_id, sorted(ids)), t.gate.c.opened_at.is_(None))
-        .where(t.settlement.c.abort_requested_at.is_(None))
+        sa.select(t.settlement.c.id)
+        .where(is_one_of(t.settlement.c.id, sorted(ids)), t.settlement.c.abort_requested_at.is_(None))
+        .where(is_closed | calendar.is_window_over(t.settlement.c.id, now))
     )
     return set(connection.execute(statement).scalars()) if ids else set()
 

@@ -44,8 +44,7 @@ class NewExecution:
     least_received_minor: int | None
     most_given_minor: int | None
     on_expiry: str
-    lock_expires_at: datetime | None
-    """None: locked until the settlement is decided."""
+    lock_expires_at: datetime
 
 
 @dataclass(frozen=True, slots=True)

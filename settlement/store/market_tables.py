@@ -78,7 +78,7 @@ fx_execution = sa.Table(
     sa.Column("most_given_minor", sa.BigInteger),
     sa.Column("on_expiry", sa.Text, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("lock_expires_at", _MOMENT),
+    sa.Column("lock_expires_at", _MOMENT, nullable=False),
     sa.Column("is_locked", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("created_at", _MOMENT, nullable=False),
     sa.UniqueConstraint("uetr", name="fx_execution_uetr_once"),
@@ -95,7 +95,7 @@ fx_execution = sa.Table(
 )
 """An execution is its settlement: a payer sells, a payee receives. A re-quote changes amounts, never beyond a limit.
 
-`is_locked` until the settlement is decided (trigger), whatever `lock_expires_at`, which a batch's instruction lacks."""
+`is_locked` until the settlement is decided (trigger), whatever `lock_expires_at`."""
 
 fx_execution_report = sa.Table(
     "fx_execution_report",

@@ -1,9 +1,9 @@
 """The end-of-day clear-out: foreign institutions' balances of a currency are returned by the day's end.
 
 mBridge's rule. The bridge holds no balances and may not read those of others, so what it reports and proposes to return
-is what its own settlements have left with an institution: received less paid, of posted legs, less what is on its way
-out. A proposal is a list of PvP instructions; nothing moves before the operator approves it, and then only as any other
-batch does: with the payer's institution's signature, by the engine.
+is what its own settlements have left with an institution: received less paid, of posted legs, less what is surely on
+its way out by then. A proposal is a list of PvP instructions; nothing moves before the operator approves it, and then
+only as any other batch does: with the payer's institution's signature, by the engine.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ClearOuts:
         home = calendars[0].home_countries
         items = tuple(
             Uncleared(found, max(0, found.net_minor - found.outgoing_minor))
-            for found in store.positions(connection, currency=currency)
+            for found in store.positions(connection, currency=currency, through=planned.value_date)
             if found.participant[4:6] not in home
         )
         return Report(entry, planned.value_date, planned.cut_off_at, items)

@@ -66,6 +66,10 @@ REQUOTES_MAX = 20
 """Then an execution that still waits is given up."""
 EXPIRED_PAGES_MAX = 10
 """Pages of expired locks that one round looks at, on past those that could not be ended."""
+BATCH_LOCK_TIME = timedelta(days=1)
+"""How long a batch's instruction keeps its price while it waits, in a queue or for its hours."""
+BATCH_DAYS_AHEAD_MAX = 1
+"""Of the value date, from today in UTC: tomorrow is somebody's today. A quote is a price for now, and no forward."""
 SCREENINGS_MAX = 4
 """Of one execution that is quoted anew: each may bring in other providers, who are screened in their turn."""
 
@@ -458,8 +462,9 @@ class CreditorPrices:
     """Prices of a batch's instructions without a counter amount: the creditor's own live quotes, if they do it whole.
 
     Such an instruction is a trade of its two parties with each other, so nobody else's quote is used. What is used is
-    locked, until the settlement is decided: the batch was accepted at this price. For one transaction, under the
-    market's lock as soon as there is a live quote at all.
+    locked: the batch was accepted at this price, for value now, and for a day at most. Without these bounds its debtor
+    would have the creditor's price to take or leave for as long as it likes. For one transaction, under the market's
+    lock as soon as there is a live quote at all.
     """
 
     def __init__(self, market: Market, connection: sa.Connection, *, now: datetime) -> None:
@@ -473,6 +478,8 @@ class CreditorPrices:
     def price(self, instruction: Instruction) -> Quote | None:
         """What the debtor gets for the amount; None if the creditor's quotes do not do it."""
         creditor, sell = instruction.creditor, instruction.amount.currency
+        if (instruction.value_date - self._now.date()).days > BATCH_DAYS_AHEAD_MAX:
+            return None
         quotes = self._of(creditor)
         live = [edge for quote in quotes.values() for edge in edges_of(quote) if edge.source == sell]
         targets = {edge.target for edge in live}
@@ -517,7 +524,7 @@ class CreditorPrices:
                     None,
                     None,
                     "abort",
-                    None,
+                    self._now + BATCH_LOCK_TIME,
                 ),
                 now=self._now,
             )

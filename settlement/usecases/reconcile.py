@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import AccountNumber, ParticipantId, new_uuid7
 from kernel.money import Currency
+from settlement.domain.calendars import Calendar
 from settlement.domain.reconciliation import JOURNAL, Break, BreakType, Rules, Side, View
 from settlement.domain.reconciliation import session as sessions
 from settlement.domain.reconciliation.lifecycle import BreakState, Event, EventKind
@@ -83,6 +84,17 @@ class Wanted:
     view: View = View.SAME_ACCOUNT
     rules: Rules = _EXACT
     as_of: date | None = None
+    calendar: Calendar | None = None
+    """Of the currency. Its days count where the rules have a cut-off and name no days of their own; not part of the
+    request, which may come again after the data have changed."""
+
+    @property
+    def rules_and_days(self) -> Rules:
+        rules = self.rules
+        if self.calendar is None or rules.cut_off is None or rules.days_off or rules.working_days:
+            return rules
+        off, worked = self.calendar.beside_weekends()
+        return replace(rules, days_off=off, working_days=worked)
 
     @property
     def request_sha256(self) -> bytes:
@@ -308,7 +320,7 @@ def reconcile(
             ours_read.lines,
             read.lines,
             selection=selection,
-            rules=wanted.rules,
+            rules=wanted.rules_and_days,
             view=wanted.view,
             as_of=as_of,
             papers=papers_of(read),
@@ -459,7 +471,7 @@ def _run_row(
         our_source=ours.id,
         their_source=theirs.id,
         selection=sessions.selection_to_json(selection),
-        rules=sessions.rules_to_json(wanted.rules),
+        rules=sessions.rules_to_json(wanted.rules_and_days),
         as_of=as_of,
         lines_ours=outcome.lines_ours,
         lines_theirs=outcome.lines_theirs,

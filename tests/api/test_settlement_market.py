@@ -38,6 +38,7 @@ from settlement.islands.authorisers import FakeAuthoriser
 from settlement.islands.fake import FakeIsland
 from settlement.iso20022.pacs009 import write_pacs009
 from settlement.settings import SettlementSettings
+from settlement.usecases.market import BATCH_LOCK_TIME
 from tests.ledger_world import free_port
 from tests.market_world import (
     AED,
@@ -335,7 +336,7 @@ def test_a_batch_is_priced_by_its_creditors_own_quotes_and_else_by_the_fixed_rat
         assert client.wait_for_batch(batch.batch).counts[SettlementState.SETTLED] == 4
         report = client.execution(found[1].settlement)
         assert [(fill.state, fill.given_minor) for fill in report.fills] == [("consumed", 4_000), ("consumed", 5_000)]
-        assert report.lock_expires_at is None
+        assert report.lock_expires_at == report.created_at + BATCH_LOCK_TIME
     assert service.moved(P1) == (21_000, 0, -9_800)
 
 

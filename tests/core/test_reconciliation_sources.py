@@ -6,6 +6,7 @@ trip; the break types that ids alone do not show.
 
 from __future__ import annotations
 
+import json
 import uuid
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
@@ -17,14 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
+from settlement.domain.calendars import Calendar
 from settlement.domain.reconciliation import BreakType, MatchRule, Rules, Severity, reconcile, severity
 from settlement.domain.reconciliation.lines import LineTable
 from settlement.domain.reconciliation.mapping import TableMapping
 from settlement.domain.reconciliation.model import AgeBucket
+from settlement.domain.reconciliation.session import rules_of_json, rules_to_json
 from settlement.domain.statements import Direction, EntryStatus, StatementEntry
 from settlement.sources import tables
 from settlement.sources.tables import read_csv, read_parquet, write_csv
+from settlement.usecases.reconcile import Wanted
 
 CNY, JPY, KWD, AED = (Currency.of(code) for code in ("CNY", "JPY", "KWD", "AED"))
 DAY = date(2026, 11, 2)
@@ -287,6 +292,54 @@ def test_tolerances_cut_offs_and_subsets() -> None:
     assert outcome(parts, [bare], subset_lines_max=3) == [MatchRule.SUBSET]
     twice = [*parts, *(replace(part, reference=f"Q{part.reference}") for part in parts)]
     assert MatchRule.SUBSET not in outcome([bare], twice, subset_lines_max=3)
+
+
+@pytest.mark.parametrize(
+    ("booked", "value_date", "is_met"),
+    [
+        # 9.30 UTC is 17.30 in Shanghai, after its cut-off: the next day's value, or the next that is open.
+        ("2026-09-30", "2026-10-01", True),  # the holiday itself: it is what the clock says
+        ("2026-09-30", "2026-10-08", True),  # the first day after the National Day holiday
+        ("2026-09-30", "2026-10-07", False),
+        ("2026-09-30", "2026-10-09", False),
+        ("2026-10-09", "2026-10-10", True),  # a Saturday that is worked
+        ("2026-10-09", "2026-10-12", False),
+        ("2026-10-16", "2026-10-19", True),  # a Friday evening's is Monday's
+        ("2026-10-16", "2026-10-20", False),
+    ],
+)
+def test_what_is_booked_after_the_cut_off_carries_the_next_day_on_which_they_are_open(
+    booked: str, value_date: str, is_met: bool
+) -> None:
+    calendar = Calendar.model_validate(
+        {
+            "currency": "CNY", "title": "test", "time_zone": "Asia/Shanghai", "home_countries": ["CN"],
+            "source": "test",
+            "covers_from": date(2026, 1, 1), "covers_to": date(2026, 12, 31), "working_days": [date(2026, 10, 10)],
+            "days_off": [{"name": "National Day", "first": date(2026, 10, 1), "last": date(2026, 10, 7)}],
+            "hours": [
+                {
+                    "valid_from": date(2026, 1, 1), "opens": "08:30", "closes": "17:00", "source": "test",
+                    "days": ["monday", "tuesday", "wednesday", "thursday", "friday"],
+                    "customer_cut_off": "17:00", "bank_cut_off": "17:00",
+                }
+            ],
+        }
+    )  # fmt: skip
+    day = date.fromisoformat(booked)
+    ours = replace(line(1), booked_at=datetime.combine(day, time(9, 30), tzinfo=UTC), value_date=day)
+    theirs = replace(ours, value_date=date.fromisoformat(value_date))
+    asked = Rules(zone="Asia/Shanghai", cut_off=time(17))
+    wanted = Wanted(
+        uuid.UUID(int=1), ParticipantId("AAAACNBJ"), "B", CNY, uuid.UUID(int=2), rules=asked, calendar=calendar
+    )
+    assert wanted.rules_and_days.value_dates_agree(ours, theirs) is is_met
+    assert rules_of_json(json.loads(json.dumps(rules_to_json(wanted.rules_and_days)))) == wanted.rules_and_days
+    # A request that comes again is the same request, whatever the calendar says by then.
+    assert replace(wanted, calendar=None).request_sha256 == wanted.request_sha256
+    own = replace(asked, days_off=frozenset({date(2026, 12, 24)}))
+    assert replace(wanted, rules=own).rules_and_days == own
+    assert replace(wanted, rules=Rules()).rules_and_days == Rules()
 
 
 def test_severity_is_the_worse_of_value_and_age() -> None:

@@ -176,6 +176,11 @@ def test_an_entry_that_could_never_match_is_not_taken(entry: dict[str, Any]) -> 
         ScreeningList.model_validate(LIST.model_dump() | {"entries": [entry]})
 
 
+@pytest.mark.parametrize("hidden", ["\u00ad", "\u200b", "\u200d", "\u2060", "\ufeff"])
+def test_what_nobody_sees_in_a_name_hides_nobody(hidden: str) -> None:
+    assert name_tokens(f"Jo{hidden}hn Smi{hidden}th") == name_tokens("John Smith")
+
+
 @given(st.text(max_size=60))
 @settings(max_examples=50, deadline=None)
 def test_a_name_is_one_name_however_its_words_are_ordered_and_cased(text: str) -> None:

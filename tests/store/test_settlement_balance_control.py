@@ -23,6 +23,7 @@ from settlement.islands.fake import FakeIsland
 from settlement.islands.native import NativeIsland
 from settlement.usecases import balance_control
 from settlement.usecases.control import Control, ControlWatch
+from settlement.usecases.liquidity import RunRequest, preview, start
 from tests.liquidity_world import BRIDGE, A, B, C, LiquidityWorld, account
 
 
@@ -65,6 +66,22 @@ def test_balances_that_cover_the_legs_raise_no_alarm_whatever_others_pay(world: 
     world.islands["aed"].faults.down = True
     assert control.compare_balances() == ()
     world.islands["aed"].faults.down = False
+
+
+def test_what_was_netted_counts_once_by_the_legs_that_paid_it(world: LiquidityWorld) -> None:
+    """A netted instruction moved nothing by itself: it is neither missing on an island nor counted twice."""
+    control = control_of(world)
+    pair = world.submit([[(A, B, "CNY", 900)], [(B, A, "CNY", 650)]])
+    start(world.desk, preview(world.desk, RunRequest(), by=BRIDGE).id, by=BRIDGE)
+    world.settle()
+    assert {world.state(key) for key in pair} == {SettlementState.SETTLED}
+    found = control.run()
+    assert (found.settlements, found.legs, found.alarms, found.is_whole) == (3, 3, (), True)
+    sums = {(item.participant, item.bridge_minor, item.island_minor) for item in control.report().balances}
+    assert sums == {(A, -250, -250), (B, 250, 250)}
+    assert control.compare_balances() == ()
+    world.islands["cny"]._lines.clear()  # what only whole balances show: the net leg's money is gone
+    assert len(control.compare_balances()) == 2
 
 
 def test_posted_money_that_is_gone_is_one_alarm_and_stays_one(world: LiquidityWorld) -> None:

@@ -18,13 +18,14 @@ from kernel.clock import ManualClock
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.money import Money
+from settlement.api.oversight import _check_returns
 from settlement.calendar_files import load_calendars
 from settlement.domain.calendars import DayRule, MissedCutOff
 from settlement.domain.escrow import Decision, LegState, SettlementState
 from settlement.domain.refusals import AbortReason
 from settlement.settings import ClearOutEntry
+from settlement.store import batches, gates, tables
 from settlement.store import calendars as store
-from settlement.store import gates, tables
 from settlement.store.gates import GateKind
 from settlement.usecases.calendars import CalendarCheck, CalendarRules, open_due_gates
 from settlement.usecases.clear_out import ClearOuts
@@ -226,6 +227,44 @@ def test_the_database_opens_no_calendar_gate_out_of_hours(
         open_gate(world, key, GateKind.CALENDAR)
 
 
+def test_an_engine_that_is_back_before_the_calendar_takes_nothing_out_of_hours(
+    new_world: Callable[..., OversightWorld],
+) -> None:
+    """The service was down when the window closed: whoever wakes first then, no money moves before the next one."""
+    world = new_world("2026-11-23T09:00:00")
+    (key,) = world.submit(world.instruction(value_date=MONDAY))
+    assert world.closed([key]) == {}
+    world.at(at("2026-11-23T09:15:00"))  # the very moment at which the window is over
+    for _ in range(5):
+        world.engine.tick()
+    assert world.row(key).state is SettlementState.RECEIVED
+    with pytest.raises(sa.exc.DBAPIError, match="the window of settlement"), world.database.engine.begin() as plain:
+        plain.execute(
+            sa.text(
+                "UPDATE settlement SET state = 'prepared', epoch = 1, prepared_at = :now,"
+                " commit_hash = sha256('a'), abort_hash = sha256('b') WHERE id = :id"
+            ),
+            {"id": key, "now": world.clock()},
+        )
+    world.run()
+    found, events = plan_of(world, key)
+    assert [event.event for event in events] == ["rolled"] and found.value_date == date(2026, 11, 24)
+    world.at(at("2026-11-24T04:00:00"))
+    world.run()
+    assert world.row(key).state is SettlementState.SETTLED
+
+
+def test_what_is_given_up_after_its_window_is_still_ended(new_world: Callable[..., OversightWorld]) -> None:
+    world = new_world("2026-11-23T09:00:00")
+    (key,) = world.submit(world.instruction(value_date=MONDAY))
+    world.at(at("2026-11-23T10:00:00"))
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        batches.request_abort(connection, key, by=BRIDGE, now=world.clock())
+    for _ in range(9):
+        world.engine.tick()
+    assert world.row(key).state is SettlementState.CANCELLED
+
+
 def test_the_database_lets_nobody_prepare_past_a_closed_gate(new_world: Callable[..., OversightWorld]) -> None:
     world = new_world("2026-11-23T03:00:00")
     (key,) = world.submit(world.instruction(value_date=MONDAY))
@@ -275,6 +314,52 @@ def test_the_clear_out_returns_what_foreigners_hold_once(new_world: Callable[...
     with world.database.transaction(isolation="READ COMMITTED") as connection:
         assert [item.uncleared_minor for item in desk.report(connection, "CNY", now=world.clock()).items] == [0]
         assert desk.propose(connection, "CNY", by=BRIDGE, now=world.clock()).lines == ()
+
+
+@pytest.mark.parametrize("trick", ["a later day", "a queue", "officers"])
+def test_no_payment_that_only_waits_keeps_a_balance_from_being_returned(
+    new_world: Callable[..., OversightWorld], trick: str
+) -> None:
+    """Else its holder submits one each evening, recalls it each morning, and returns nothing for ever."""
+    world = new_world("2026-11-23T05:00:00")
+    world.submit(world.instruction(value_date=MONDAY, amount=Money(70_000, CNY)))
+    world.run()
+    back = world.instruction(
+        value_date=MONDAY if trick != "a later day" else date(2027, 6, 1),
+        amount=Money(70_000, CNY),
+        debtor=BANK_B,
+        creditor=BANK_A,
+    )
+    (key,) = world.submit(back)
+    desk = ClearOuts(RULES, CLEAR_OUT)
+    kinds = {"a queue": GateKind.LIQUIDITY, "officers": GateKind.COMPLIANCE}
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        if trick in kinds:
+            # Free to go within its hours, it is as good as returned.
+            assert [item.uncleared_minor for item in desk.report(connection, "CNY", now=world.clock()).items] == [0]
+            gates.close(connection, [gates.Gate(key, kinds[trick], "waits")], now=world.clock())
+        report = desk.report(connection, "CNY", now=world.clock())
+    assert [item.uncleared_minor for item in report.items] == [70_000]
+
+
+def test_a_return_that_waits_is_not_proposed_again(new_world: Callable[..., OversightWorld]) -> None:
+    world = new_world("2026-11-23T05:00:00")
+    world.submit(world.instruction(value_date=MONDAY, amount=Money(70_000, CNY)))
+    world.run()
+    desk = ClearOuts(RULES, CLEAR_OUT)
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        row = desk.propose(connection, "CNY", by=BRIDGE, now=world.clock())
+    checks = (*world.checks, CloseLiquidity())
+    desk.approve(row, by=BRIDGE, database=world.database, directory=world.directory, clock=world.clock, checks=checks)
+    with world.database.transaction(isolation="READ COMMITTED") as connection:
+        assert desk.propose(connection, "CNY", by=BRIDGE, now=world.clock()).lines == ()
+
+
+def test_a_clear_out_returns_to_no_foreigner() -> None:
+    _check_returns(CLEAR_OUT.values(), RULES)
+    abroad = ClearOutEntry(currency="CNY", returns_to=BANK_B, against="AED")
+    with pytest.raises(ValueError, match="BBBBAEAD, which is foreign there"):
+        _check_returns([abroad], RULES)
 
 
 def test_an_approval_that_died_after_its_batch_finds_the_batch(

@@ -244,7 +244,7 @@ def test_the_engine_and_withdrawals_leave_a_netted_instruction_alone(world: Liqu
     with world.database.transaction(isolation="READ COMMITTED") as connection:
         batches.request_abort(connection, ring[0], by=BRIDGE, now=world.clock())
         gates.open_gates(connection, gates.GateKind.LIQUIDITY, ring, by="test", now=world.clock())
-    assert not set(world.log.received(limit=10)) & set(ring)
+    assert not set(world.log.received(limit=10, now=world.clock())) & set(ring)
     world.settle()
     assert {world.state(key) for key in ring} == {SettlementState.SETTLED}
 

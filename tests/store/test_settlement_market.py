@@ -23,14 +23,16 @@ from kernel.crypto.keys import PrivateKey
 from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import ParticipantId
+from kernel.money import Money
 from settlement.domain.compliance import ListScreen, Policy, ScreeningList
 from settlement.domain.escrow import SettlementState
-from settlement.domain.instructions import Priority
+from settlement.domain.instructions import Instruction, Priority
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.islands.authorisers import FakeAuthoriser
 from settlement.islands.fake import FakeIsland
+from settlement.iso20022.pacs009 import write_pacs009
+from settlement.store import batches, gates
 from settlement.store import compliance as compliance_store
-from settlement.store import gates
 from settlement.store import market as store
 from settlement.store.batches import find_settlement
 from settlement.store.decision_log import DecisionLog
@@ -38,6 +40,7 @@ from settlement.usecases import liquidity
 from settlement.usecases.compliance import Compliance, ComplianceCheck, NewScreening, screen_anew
 from settlement.usecases.liquidity import Desk, RunRequest, SettleAs
 from settlement.usecases.market import (
+    BATCH_LOCK_TIME,
     ExecutionOrder,
     Market,
     end_expired_locks,
@@ -49,8 +52,11 @@ from settlement.usecases.market import (
     withdraw_quote,
 )
 from settlement.usecases.settle import Engine
+from settlement.usecases.submit import Submission, submit_batch
 from tests.market_world import (
+    AED,
     BRIDGE,
+    CNY,
     INSTITUTIONS,
     P1,
     P2,
@@ -764,3 +770,70 @@ def test_a_run_over_an_execution_that_was_quoted_anew_since_its_preview_is_stale
     world.run()
     assert world.state(settlement) is SettlementState.SETTLED
     assert world.moved(PAYEE) == (0, 0, 5_100)
+
+
+# --- batches
+
+
+def test_a_creditors_quote_is_a_price_for_now_and_no_forward(world: World) -> None:
+    quote = world.post(P1, "CNY/AED", bid="0.50")
+    today = world.clock().date()
+    with pytest.raises(ProblemError) as refused:
+        submit(world, value_date=today + timedelta(days=2))
+    assert [item["refusal"] for item in refused.value.extra["problems"]] == ["quote-not-found"]
+    assert world.used(quote) == (0, 0)
+    submit(world, value_date=today + timedelta(days=1))
+    assert world.used(quote) == (10_000, 0)
+
+
+def test_a_batch_that_waits_keeps_its_price_for_a_day_and_no_longer(world: World) -> None:
+    """Else its debtor had the price to take or to leave: it may queue its own batch, and recall it."""
+    quote = world.post(P1, "CNY/AED", bid="0.50")
+    settlement = submit(world, value_date=world.clock().date(), gate=True)
+    world.clock.advance(BATCH_LOCK_TIME - timedelta(microseconds=1))
+    assert end_expired_locks(world.market) == 0
+    world.clock.advance(timedelta(microseconds=1))
+    assert end_expired_locks(world.market) == 1
+    world.run()
+    assert world.state(settlement) is SettlementState.CANCELLED
+    assert return_released(world.market) == 1 and world.used(quote) == (0, 0)
+
+
+def test_a_quote_that_expires_while_a_batch_waits_for_the_market_prices_nothing(world: World) -> None:
+    quote = world.post(P1, "CNY/AED", bid="0.50", seconds=10)
+    refused: list[object] = []
+
+    def work() -> None:
+        try:
+            submit(world, value_date=world.clock().date())
+        except ProblemError as error:
+            refused.append(error.refusal)
+
+    with psycopg.connect(world.owner_dsn) as other:
+        other.execute("SELECT pg_advisory_xact_lock(%s)", [store._MARKET_LOCK])
+        thread = threading.Thread(target=work)
+        thread.start()
+        _until_waiting(world)
+        world.clock.advance(timedelta(seconds=10))
+    thread.join(60)
+    assert refused == [R.BATCH_INVALID] and world.used(quote) == (0, 0)
+
+
+def submit(world: World, *, value_date: date, gate: bool = False) -> UUID:
+    """The payer pays P1 CNY 100.00 against AED, at P1's price."""
+    line = Instruction("I1", "E1", new_uetr(), PAYER, P1, Money(10_000, CNY), AED, None, value_date)
+    content = write_pacs009([line], message_id=new_uetr().hex, created_at=world.clock())
+    outcome = submit_batch(
+        Submission(content, "pacs.009", PAYER, False, new_uetr().hex, "/v1/batches"),
+        database=world.market.database,
+        directory=world.market.directory,
+        clock=world.clock,
+        bridge=BRIDGE,
+        run_on_submit=True,
+        checks=[_close] if gate else (),
+        market=world.market,
+        render=lambda row: {"batch": str(row.id)},
+    )
+    with world.market.database.transaction(isolation="READ COMMITTED") as connection:
+        (row,) = batches.settlements_page(connection, UUID(outcome.body["batch"]), after=0, limit=9)
+    return row.id

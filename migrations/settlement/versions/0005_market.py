@@ -62,7 +62,7 @@ STATEMENTS: tuple[str, ...] = (
     most_given_minor BIGINT,
     on_expiry TEXT NOT NULL,
     attempt INTEGER NOT NULL,
-    lock_expires_at TIMESTAMP WITH TIME ZONE,
+    lock_expires_at TIMESTAMP WITH TIME ZONE NOT NULL,
     is_locked BOOLEAN DEFAULT true NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     PRIMARY KEY (settlement_id),

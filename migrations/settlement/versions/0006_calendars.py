@@ -175,11 +175,14 @@ END
 $$""",
     """CREATE CONSTRAINT TRIGGER fx_institutions_are_screened AFTER UPDATE OF attempt ON fx_execution
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION check_institutions_screened()""",
-    # No program takes a settlement past a closed gate, except to abort it.
+    # No program takes a settlement past a closed gate, or when its window is over, except to abort it.
     """CREATE FUNCTION refuse_gated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM gate WHERE settlement_id = NEW.id AND opened_at IS NULL) THEN
         RAISE EXCEPTION 'a gate of settlement % is closed', NEW.id USING ERRCODE = 'restrict_violation';
+    END IF;
+    IF EXISTS (SELECT FROM calendar_plan WHERE settlement_id = NEW.id AND window_until <= NEW.prepared_at) THEN
+        RAISE EXCEPTION 'hours: the window of settlement % is over', NEW.id USING ERRCODE = 'restrict_violation';
     END IF;
     RETURN NEW;
 END

@@ -19,6 +19,10 @@ SUBSET_LINES_MAX = 6
 SUBSET_CANDIDATES_MAX = 16
 """A whole is sought among so many lines at most: 14,892 subsets of up to 6."""
 TOLERANCE_DAYS_MAX = 10
+CLOSED_DAYS_MAX = 62
+"""In a row: twice what a calendar may have (settlement.domain.calendars)."""
+RULE_DAYS_MAX = 4_000
+"""A calendar of ten years, whatever its weekend."""
 _SATURDAY = 5
 
 
@@ -139,8 +143,12 @@ class Rules:
     zone: str = "UTC"
     """The counterparty's time zone (IANA)."""
     cut_off: time | None = None
-    """In that zone: what is booked from this time on may carry the next day's value date; what would carry a Saturday's
-    or Sunday's, the Monday's."""
+    """In that zone: what is booked from this time on may carry the next day's value date; what would carry a day's on
+    which the counterparty is closed, that of the next on which it is not."""
+    days_off: frozenset[date] = frozenset()
+    """Closed beside Saturdays and Sundays."""
+    working_days: frozenset[date] = frozenset()
+    """Saturdays and Sundays that are worked."""
     fee_minor_max: int = 0
     fee_bps_max: int = 0
     """A shortfall up to the greater of the two is a fee, not a wrong amount. It remains a break."""
@@ -154,6 +162,8 @@ class Rules:
             (self.fee_minor_max, 10**12),
             (self.fee_bps_max, 1_000),
             (self.subset_lines_max, SUBSET_LINES_MAX),
+            (len(self.days_off), RULE_DAYS_MAX),
+            (len(self.working_days), RULE_DAYS_MAX),
         )
         if any(type(value) is not int or not 0 <= value <= highest for value, highest in bounds):
             raise ValueError("a tolerance is out of bounds")
@@ -175,8 +185,15 @@ class Rules:
         if self.cut_off is None:
             return False
         day = self.local_value_date(ours.booked_at)
-        monday = day + timedelta(days=7 - day.weekday())
-        return theirs.value_date == day or (day.weekday() >= _SATURDAY and theirs.value_date == monday)
+        return theirs.value_date in (day, self.next_open(day))
+
+    def next_open(self, day: date) -> date:
+        """That day, or the next on which the counterparty is not closed."""
+        for _ in range(CLOSED_DAYS_MAX):
+            if day in self.working_days or (day.weekday() < _SATURDAY and day not in self.days_off):
+                break
+            day += timedelta(days=1)
+        return day
 
     def local_value_date(self, booked_at: datetime) -> date:
         """The counterparty's value date of a booking: its local day, or the next from the cut-off on."""

@@ -283,13 +283,16 @@ def rules_to_json(rules: Rules) -> dict[str, Any]:
         "fee_minor_max": rules.fee_minor_max,
         "fee_bps_max": rules.fee_bps_max,
         "subset_lines_max": rules.subset_lines_max,
+        "days_off": [day.isoformat() for day in sorted(rules.days_off)],
+        "working_days": [day.isoformat() for day in sorted(rules.working_days)],
     }
 
 
 def rules_of_json(value: Mapping[str, Any]) -> Rules:
     """Raises ValueError, TypeError."""
     cut_off = value.get("cut_off")
-    return Rules(**(dict(value) | {"cut_off": None if cut_off is None else time.fromisoformat(cut_off)}))
+    days = {name: frozenset(map(date.fromisoformat, value.get(name, ()))) for name in ("days_off", "working_days")}
+    return Rules(**(dict(value) | {"cut_off": None if cut_off is None else time.fromisoformat(cut_off)} | days))
 
 
 def _json(value: object) -> bytes:
