@@ -20,6 +20,7 @@ from settlement.domain.liquidity.limits import Limit
 from settlement.domain.liquidity.model import Flow, LimitKind, Queued
 from settlement.store import gates
 from settlement.store import liquidity_tables as lt
+from settlement.store import market_tables as market
 from settlement.store import tables as t
 
 _KIND = gates.GateKind.LIQUIDITY
@@ -97,7 +98,8 @@ def _queued() -> sa.ColumnElement[bool]:
 
 
 def read_queue(connection: sa.Connection, *, limit: int) -> list[Queued]:
-    """What a run may take, in order: nothing else holds it up, no run has it, nobody has given it up."""
+    """What a run may take, in order: nothing else holds it up, no run has it, nobody has given it up, and no lock on
+    the quotes that it uses is over."""
     picked = (
         sa.select(
             t.settlement.c.id,
@@ -110,6 +112,7 @@ def read_queue(connection: sa.Connection, *, limit: int) -> list[Queued]:
         .join(t.batch, t.batch.c.id == t.settlement.c.batch_id)
         .where(_queued(), ~_other_gate(), t.settlement.c.netted_by.is_(None))
         .where(t.batch.c.started_at.is_not(None), t.settlement.c.abort_requested_at.is_(None))
+        .where(~market.is_lock_expired(t.settlement.c.id))
         .order_by("place")
         .limit(limit)
         .subquery()
@@ -203,6 +206,7 @@ def lock_received(connection: sa.Connection, settlements: Collection[UUID]) -> d
                 & ~_other_gate()
                 & t.settlement.c.netted_by.is_(None)
                 & t.settlement.c.abort_requested_at.is_(None)
+                & ~market.is_lock_expired(t.settlement.c.id)
             ).label("is_queued"),
         ).where(t.settlement.c.id == sa.any_(_array(locked)))
     )

@@ -566,8 +566,8 @@ def _insert_fill(connection: psycopg.Connection, settlement: UUID, quote: UUID, 
     connection.execute(
         "INSERT INTO fx_fill (settlement_id, attempt, number, hop, quote_id, revision, side, provider, source,"
         " given_minor, target, received_minor, base_minor, price, fee_ppm, fee_minor, rounding_minor, state)"
-        " VALUES (%s, 1, %s, 0, %s, 1, 'bid', 'X', 'CNY', 1, 'AED', 1, %s, '1', 0, '0', '0', 'reserved')",
-        [settlement, number, quote, base_minor],
+        " VALUES (%s, 1, %s, 0, %s, 1, 'bid', %s, 'CNY', %s, 'AED', 1, %s, '1', 0, '0', '0', 'reserved')",
+        [settlement, number, quote, P1, base_minor, base_minor],
     )
 
 
@@ -600,6 +600,44 @@ def test_the_database_refuses_a_use_beyond_the_size_whoever_writes_it(world: Wor
                 )
             ):
                 connection.execute(change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "provider = 'PRV2USNY'", "revision = 2", "fee_ppm = 1", "source = 'USD'", "target = 'USD'", "side = 'offer'",
+        "base_minor = 99",
+    ],
+)  # fmt: skip
+def test_the_database_refuses_a_use_of_a_quote_that_is_not_what_was_signed(world: World, change: str) -> None:
+    quote = world.post(P1, "CNY/AED", bid="0.50", size=1_000)
+    settlement = world.sell(900)
+    column, _, value = change.partition(" = ")
+    given = {
+        "provider": f"'{P1}'", "revision": "1", "fee_ppm": "0", "source": "'CNY'", "target": "'AED'",
+        "side": "'bid'", "base_minor": "100",
+    } | {column: value}  # fmt: skip
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        with pytest.raises(psycopg.errors.CheckViolation, match="fx_fill_as_quoted"):
+            connection.execute(
+                f"INSERT INTO fx_fill ({', '.join(given)}, settlement_id, attempt, number, hop, quote_id, given_minor,"
+                f" received_minor, price, fee_minor, rounding_minor, state) VALUES ({', '.join(given.values())},"
+                " %s, 1, 10, 0, %s, 100, 50, '1/2', '0', '0', 'reserved')",
+                [settlement, quote],
+            )
+        withdraw_quote(world.market, quote, provider=P1)
+        with pytest.raises(psycopg.errors.CheckViolation, match="fx_fill_as_quoted"):
+            _insert_fill(connection, settlement, quote, 10, 100)
+
+
+def test_the_database_locks_nothing_for_a_settlement_that_is_decided(world: World) -> None:
+    quote = world.post(P1, "CNY/AED", bid="0.50", size=1_000)
+    settlement = world.sell(900)
+    world.run()
+    decided = pytest.raises(psycopg.errors.RestrictViolation, match="is decided")
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection, decided:
+        _insert_fill(connection, settlement, quote, 10, 100)
+    assert world.used(quote) == (900, 0)
 
 
 def test_the_database_ends_a_lock_once_and_removes_no_leg_that_was_taken(world: World) -> None:
@@ -770,6 +808,19 @@ def test_a_run_over_an_execution_that_was_quoted_anew_since_its_preview_is_stale
     world.run()
     assert world.state(settlement) is SettlementState.SETTLED
     assert world.moved(PAYEE) == (0, 0, 5_100)
+
+
+def test_a_run_takes_no_execution_whose_lock_is_over(world: World) -> None:
+    """As the engine takes none: the provider has promised no more."""
+    world.post(P1, "CNY/AED", bid="0.52")
+    world.sell(10_000, gate=True)
+    desk = Desk(world.market.database, world.market.directory, world.islands, BRIDGE, {}, world.clock)
+    before = liquidity.preview(desk, RunRequest(), by=BRIDGE)
+    assert before.taken_count == 1
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        connection.execute("UPDATE fx_execution SET lock_expires_at = now() - interval '1 second'")
+    assert refusal_of(lambda: liquidity.start(desk, before.id, by=BRIDGE)) is R.LIQUIDITY_RUN_STALE
+    assert liquidity.preview(desk, RunRequest(), by=BRIDGE).queue_count == 0
 
 
 # --- batches

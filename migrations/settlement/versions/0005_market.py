@@ -116,8 +116,9 @@ STATEMENTS: tuple[str, ...] = (
     "CREATE INDEX fx_fill_quote ON fx_fill (quote_id)",
     "CREATE INDEX fx_fill_provider ON fx_fill (provider, target)",
     "CREATE INDEX fx_fill_to_return ON fx_fill (settlement_id) WHERE state = 'released' AND NOT is_returned",
-    # Every locked amount is added to its quote's row, whatever wrote the fill; the row's CHECK refuses too much. What
-    # was locked stays what it was, and ends once: consumed or released, then returned to the quote once.
+    # Every locked amount is added to its quote's row, whatever wrote the fill; the row's CHECK refuses too much. It is
+    # a use of what the provider has signed and not withdrawn, for a settlement that is not decided. What was locked
+    # stays what it was, and ends once: consumed or released, then returned to the quote once.
     """CREATE FUNCTION fx_fill_counts() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     change BIGINT;
@@ -125,6 +126,22 @@ BEGIN
     IF TG_OP = 'INSERT' THEN
         IF NEW.state <> 'reserved' OR NEW.is_returned THEN
             RAISE EXCEPTION 'a fill begins reserved' USING ERRCODE = 'check_violation';
+        END IF;
+        IF EXISTS (SELECT FROM decision WHERE settlement_id = NEW.settlement_id) THEN
+            RAISE EXCEPTION 'settlement % is decided: nothing is locked for it', NEW.settlement_id
+                USING ERRCODE = 'restrict_violation';
+        END IF;
+        IF NEW.quote_id IS NOT NULL AND NOT EXISTS (
+            SELECT FROM fx_quote AS q WHERE q.id = NEW.quote_id AND q.withdrawn_at IS NULL
+            AND (q.provider, q.revision, q.fee_ppm) = (NEW.provider, NEW.revision, NEW.fee_ppm)
+            AND CASE NEW.side
+                WHEN 'bid' THEN q.bid IS NOT NULL AND (q.base, q.counter) = (NEW.source, NEW.target)
+                    AND NEW.base_minor = NEW.given_minor
+                ELSE q.offer IS NOT NULL AND (q.counter, q.base) = (NEW.source, NEW.target)
+                    AND NEW.base_minor >= NEW.received_minor END
+        ) THEN
+            RAISE EXCEPTION 'fx_fill_as_quoted: a fill of quote % is not what its provider signed', NEW.quote_id
+                USING ERRCODE = 'check_violation';
         END IF;
         change := NEW.base_minor;
     ELSE
