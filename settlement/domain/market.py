@@ -49,6 +49,8 @@ CLOCK_AHEAD_MAX = timedelta(seconds=5)
 QUOTES_OF_A_PROVIDER_MAX = 100
 QUOTES_OF_A_PAIR_MAX = 200
 """Live ones: what one search has to look at is bounded."""
+QUOTES_OF_A_PAIR_KEPT = 10
+"""So many of a pair each provider may have however full it is: else two providers could keep all others out of it."""
 SIZE_MINOR_MAX = 10**15
 PRICE_MIN, PRICE_MAX = Fraction(1, 10**9), Fraction(10**9)
 FILLS_OF_A_HOP_MAX = 8
@@ -109,11 +111,12 @@ def judge_quote(
     now: datetime,
     live_of_provider: int,
     live_of_pair: int,
+    own_of_pair: int,
 ) -> tuple[SettlementRefusal, str] | None:
     """Why a new or amended quote is refused, or None. `known` is the quote with this id as it stands.
 
-    The counts leave the quote itself out. Refuses: quote-invalid, quote-stale, quote-of-another, quote-superseded,
-    quote-withdrawn, quote-size-used, too-many-quotes.
+    The counts leave the quote itself out; `own_of_pair` is the provider's part of `live_of_pair`. Refuses:
+    quote-invalid, quote-stale, quote-of-another, quote-superseded, quote-withdrawn, quote-size-used, too-many-quotes.
     """
     fault = _fault_of(terms)
     if fault is not None:
@@ -138,7 +141,7 @@ def judge_quote(
             return SettlementRefusal.FX_QUOTE_SIZE_USED, f"locked or consumed already: {used}"
     if live_of_provider >= QUOTES_OF_A_PROVIDER_MAX:
         return SettlementRefusal.FX_TOO_MANY_QUOTES, f"a provider has {QUOTES_OF_A_PROVIDER_MAX} live quotes at most"
-    if live_of_pair >= QUOTES_OF_A_PAIR_MAX:
+    if live_of_pair >= QUOTES_OF_A_PAIR_MAX and own_of_pair >= QUOTES_OF_A_PAIR_KEPT:
         return SettlementRefusal.FX_TOO_MANY_QUOTES, f"a pair has {QUOTES_OF_A_PAIR_MAX} live quotes at most"
     return None
 

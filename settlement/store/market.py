@@ -105,20 +105,22 @@ def signed_quote(connection: sa.Connection, quote: UUID, revision: int) -> str |
     return connection.execute(statement).scalar_one_or_none()
 
 
-def count_live(connection: sa.Connection, terms: QuoteTerms, *, now: datetime) -> tuple[int, int]:
-    """(of the provider, of the pair in either direction), without the quote itself."""
+def count_live(connection: sa.Connection, terms: QuoteTerms, *, now: datetime) -> tuple[int, int, int]:
+    """(of the provider, of the pair in either direction, of both), without the quote itself."""
     pair = (terms.base.code, terms.counter.code)
     quote = m.fx_quote.c
+    is_own, is_of_pair = quote.provider == terms.provider, quote.base.in_(pair) & quote.counter.in_(pair)
     statement = (
         sa.select(
-            sa.func.count().filter(quote.provider == terms.provider),
-            sa.func.count().filter(quote.base.in_(pair), quote.counter.in_(pair)),
+            sa.func.count().filter(is_own),
+            sa.func.count().filter(is_of_pair),
+            sa.func.count().filter(is_own, is_of_pair),
         )
         .select_from(m.fx_quote)
         .where(quote.withdrawn_at.is_(None), quote.valid_until > now, quote.id != terms.quote)
     )
-    of_provider, of_pair = connection.execute(statement).one()
-    return of_provider, of_pair
+    of_provider, of_pair, of_both = connection.execute(statement).one()
+    return of_provider, of_pair, of_both
 
 
 def save_quote(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from kernel.ids import ParticipantId
 from settlement.domain.escrow import LegState
 from settlement.store import tables as t
+from settlement.store.calendar_tables import calendar_plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,8 @@ def settlement_report(
     limit: int,
 ) -> list[ReportRow]:
     """In the order of value date, batch, participant, currency. Everything is of posted legs: of what is final."""
+    # Of what a calendar moved, the day for which it was carried out; the instruction's own date is what was asked for.
+    day = sa.func.coalesce(calendar_plan.c.value_date, t.settlement.c.value_date)
     sides = []
     for party, is_paid in ((t.leg.c.payer, True), (t.leg.c.payee, False)):
         side = (
@@ -69,13 +72,14 @@ def settlement_report(
                 t.settlement.c.batch_id.label("batch"),
                 party.label("participant"),
                 t.leg.c.currency.label("currency"),
-                t.settlement.c.value_date.label("value_date"),
+                day.label("value_date"),
                 (t.leg.c.amount_minor if is_paid else sa.literal(0)).label("paid"),
                 (sa.literal(0) if is_paid else t.leg.c.amount_minor).label("received"),
                 sa.literal(1 if is_paid else 0).label("paid_legs"),
                 sa.literal(0 if is_paid else 1).label("received_legs"),
             )
             .join(t.settlement, t.settlement.c.id == t.leg.c.settlement_id)
+            .outerjoin(calendar_plan, calendar_plan.c.settlement_id == t.settlement.c.id)
             .where(t.leg.c.state == LegState.POSTED.value)
         )
         if batch is not None:
@@ -85,9 +89,9 @@ def settlement_report(
         if currency is not None:
             side = side.where(t.leg.c.currency == currency)
         if value_date_from is not None:
-            side = side.where(t.settlement.c.value_date >= value_date_from)
+            side = side.where(day >= value_date_from)
         if value_date_to is not None:
-            side = side.where(t.settlement.c.value_date <= value_date_to)
+            side = side.where(day <= value_date_to)
         sides.append(side)
     both = sa.union_all(*sides).subquery()
     key = (both.c.value_date, both.c.batch, both.c.participant, both.c.currency)

@@ -157,9 +157,11 @@ def _post(
         # Not the token: an ECDSA signature of the same text is another one each time.
         if signed is not None and jws.peek_payload(signed) == jws.peek_payload(token):
             return known, False
-    of_provider, of_pair = store.count_live(connection, terms, now=now)
+    of_provider, of_pair, of_both = store.count_live(connection, terms, now=now)
     standing = None if known is None else known.standing
-    refused = judge_quote(terms, standing, now=now, live_of_provider=of_provider, live_of_pair=of_pair)
+    refused = judge_quote(
+        terms, standing, now=now, live_of_provider=of_provider, live_of_pair=of_pair, own_of_pair=of_both
+    )
     if refused is not None:
         raise ProblemError(*refused)
     store.save_quote(

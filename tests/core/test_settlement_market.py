@@ -21,6 +21,7 @@ from settlement.domain.market import (
     FEE_PPM_MAX,
     FILLS_OF_A_HOP_MAX,
     LIFETIME_MAX,
+    QUOTES_OF_A_PAIR_KEPT,
     QUOTES_OF_A_PAIR_MAX,
     QUOTES_OF_A_PROVIDER_MAX,
     STALE_AFTER,
@@ -296,18 +297,23 @@ GOOD = quote(1, (CNY, AED), bid="0.50", offer="0.52").terms
     ],
 )
 def test_a_quote_keeps_its_bounds(changes: dict[str, object], refusal: R | None) -> None:
-    found = judge_quote(replace(GOOD, **changes), None, now=NOW, live_of_provider=0, live_of_pair=0)  # type: ignore[arg-type]
+    found = judge_quote(replace(GOOD, **changes), None, now=NOW, live_of_provider=0, live_of_pair=0, own_of_pair=0)  # type: ignore[arg-type]
     assert (found and found[0]) == refusal
 
 
-def test_quotes_are_bounded_in_number() -> None:
-    for provider, pair in ((QUOTES_OF_A_PROVIDER_MAX, 0), (0, QUOTES_OF_A_PAIR_MAX)):
-        found = judge_quote(GOOD, None, now=NOW, live_of_provider=provider, live_of_pair=pair)
-        assert found is not None and found[0] is R.FX_TOO_MANY_QUOTES
-        assert (
-            judge_quote(GOOD, None, now=NOW, live_of_provider=max(0, provider - 1), live_of_pair=max(0, pair - 1))
-            is None
-        )
+@pytest.mark.parametrize(
+    ("of_provider", "of_pair", "own", "is_refused"),
+    [
+        (QUOTES_OF_A_PROVIDER_MAX, 0, 0, True),
+        (QUOTES_OF_A_PROVIDER_MAX - 1, 0, 0, False),
+        (50, QUOTES_OF_A_PAIR_MAX, QUOTES_OF_A_PAIR_KEPT, True),
+        (50, QUOTES_OF_A_PAIR_MAX - 1, QUOTES_OF_A_PAIR_KEPT, False),
+        (50, QUOTES_OF_A_PAIR_MAX, QUOTES_OF_A_PAIR_KEPT - 1, False),  # a full pair keeps nobody out of it
+    ],
+)
+def test_quotes_are_bounded_in_number(of_provider: int, of_pair: int, own: int, is_refused: bool) -> None:
+    found = judge_quote(GOOD, None, now=NOW, live_of_provider=of_provider, live_of_pair=of_pair, own_of_pair=own)
+    assert (found is not None and found[0] is R.FX_TOO_MANY_QUOTES) is is_refused
 
 
 @pytest.mark.parametrize(
@@ -327,7 +333,7 @@ def test_an_amendment_is_the_providers_newer_and_never_below_what_is_used(
     changes: dict[str, object], known: dict[str, object], refusal: R | None
 ) -> None:
     standing = replace(StandingQuote(GOOD, 1), **known)  # type: ignore[arg-type]
-    found = judge_quote(replace(GOOD, **changes), standing, now=NOW, live_of_provider=0, live_of_pair=0)  # type: ignore[arg-type]
+    found = judge_quote(replace(GOOD, **changes), standing, now=NOW, live_of_provider=0, live_of_pair=0, own_of_pair=0)  # type: ignore[arg-type]
     assert (found and found[0]) == refusal
 
 

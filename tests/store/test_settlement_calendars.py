@@ -24,7 +24,7 @@ from settlement.domain.calendars import DayRule, MissedCutOff
 from settlement.domain.escrow import Decision, LegState, SettlementState
 from settlement.domain.refusals import AbortReason
 from settlement.settings import ClearOutEntry
-from settlement.store import batches, gates, tables
+from settlement.store import batches, gates, reports, tables
 from settlement.store import calendars as store
 from settlement.store.gates import GateKind
 from settlement.usecases.calendars import CalendarCheck, CalendarRules, open_due_gates
@@ -252,6 +252,31 @@ def test_an_engine_that_is_back_before_the_calendar_takes_nothing_out_of_hours(
     world.at(at("2026-11-24T04:00:00"))
     world.run()
     assert world.row(key).state is SettlementState.SETTLED
+
+
+def test_a_report_is_of_the_day_for_which_it_was_carried_out(new_world: Callable[..., OversightWorld]) -> None:
+    """Asked for Saturday, carried out for Monday: on Saturday no ledger moved anything."""
+    world = new_world("2026-11-27T05:00:00")
+    saturday, monday = date(2026, 11, 28), date(2026, 11, 30)
+    world.submit(world.instruction(value_date=saturday))
+    world.at(at("2026-11-30T04:00:00"))
+    world.run()
+
+    def report(day: date) -> list[tuple[date, int]]:
+        with world.database.transaction(isolation="READ COMMITTED") as connection:
+            rows = reports.settlement_report(
+                connection,
+                batch=None,
+                participant=BANK_A,
+                currency="CNY",
+                value_date_from=day,
+                value_date_to=day,
+                after=None,
+                limit=10,
+            )
+        return [(row.value_date, row.paid_minor) for row in rows]
+
+    assert (report(saturday), report(monday)) == ([], [(monday, 10_000)])
 
 
 def test_what_is_given_up_after_its_window_is_still_ended(new_world: Callable[..., OversightWorld]) -> None:

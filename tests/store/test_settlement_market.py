@@ -27,6 +27,7 @@ from kernel.money import Money
 from settlement.domain.compliance import ListScreen, Policy, ScreeningList
 from settlement.domain.escrow import SettlementState
 from settlement.domain.instructions import Instruction, Priority
+from settlement.domain.market import QUOTES_OF_A_PAIR_KEPT
 from settlement.domain.refusals import SettlementRefusal as R
 from settlement.islands.authorisers import FakeAuthoriser
 from settlement.islands.fake import FakeIsland
@@ -250,6 +251,24 @@ def test_an_amended_price_loses_its_place_in_time_and_a_smaller_size_does_not(wo
     world.post(P1, "CNY/AED", bid="0.51", size=90, quote=first, revision=3)
     world.post(P1, "CNY/AED", bid="0.50", size=90, quote=first, revision=4)
     assert [fill.quote for fill in world.fills(world.sell(10))] == [second]
+
+
+def test_two_providers_cannot_fill_a_pair_so_that_nobody_else_quotes_it(world: World) -> None:
+    with psycopg.connect(world.owner_dsn, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO fx_quote (id, provider, base, counter, revision, bid, bid_size_minor, offer_size_minor,"
+            " fee_ppm, priority, issued_at, valid_until, posted_at) SELECT gen_random_uuid(),"
+            " CASE WHEN n %% 2 = 0 THEN %s ELSE %s END, 'CNY', 'AED', 1, '0.1', 1, 0, 0, n, %s, %s, %s"
+            " FROM generate_series(1, 198) AS n",
+            [P1, P2, world.clock(), world.clock() + timedelta(minutes=9), world.clock()],
+        )
+    for _ in range(QUOTES_OF_A_PAIR_KEPT):
+        mine = world.post(P3, "CNY/AED", bid="0.50")
+    assert refusal_of(lambda: world.post(P3, "CNY/AED", bid="0.50")) is R.FX_TOO_MANY_QUOTES
+    assert refusal_of(lambda: world.post(P1, "CNY/AED", bid="0.50")) is R.FX_TOO_MANY_QUOTES
+    world.post(P3, "AED/USD", bid="0.27")  # another pair
+    withdraw_quote(world.market, mine, provider=P3)
+    world.post(P3, "CNY/AED", bid="0.50")
 
 
 def test_quotes_expire(world: World) -> None:
