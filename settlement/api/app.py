@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,7 +57,7 @@ from settlement.store.decision_log import DecisionLog
 from settlement.store.islands import IslandMemory
 from settlement.store.tables import request_nonce
 from settlement.usecases.breaks import Officers
-from settlement.usecases.compliance import screen_anew
+from settlement.usecases.compliance import Compliance, find_barred, screen_anew
 from settlement.usecases.control import Control, ControlWatch
 from settlement.usecases.evidence import Books
 from settlement.usecases.keeper import Keeper
@@ -211,6 +211,7 @@ class _Running:
             clock=clock,
             lock_time=timedelta(seconds=settings.fx_lock_seconds),
             screen_anew=None if oversight.compliance is None else partial(screen_anew, compliance=oversight.compliance),
+            find_barred=_barred(oversight.compliance, directory),
         )
         self._market_watch = MarketWatch(market)
         desk = Desk(
@@ -304,6 +305,12 @@ class _Running:
         self._database.close()
         if self._server is not None:
             self._server.stop()
+
+
+def _barred(compliance: Compliance | None, directory: Directory) -> Callable[[datetime], Collection[str]]:
+    if compliance is None:
+        return lambda _: ()
+    return lambda now: find_barred(compliance, directory.institutions, now=now)
 
 
 def connect_over_http(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -24,6 +24,7 @@ from kernel.ids import new_uuid7
 from settlement.domain.compliance import (
     ComplianceData,
     FindRate,
+    ListScreen,
     Policy,
     QuotaClaim,
     QuotaDirection,
@@ -187,6 +188,25 @@ def screen_anew(connection: sa.Connection, subject: Subject, *, compliance: Comp
     reason = f"quoted anew; {found.reason}" if stopped else "quoted anew"
     record = Screening(Verdict.PASS, reason, found.version)
     return NewScreening(stopped, (_decision(compliance, subject, record, of_new, now=now),))
+
+
+def find_barred(compliance: Compliance, institutions: Collection[str], *, now: datetime) -> frozenset[str]:
+    """Whom a list names for what it is itself: with it in its legs a payment would be held or refused, whoever pays.
+
+    For the market, which looks for somebody else: else one listed provider with the best price would stop all payments
+    of a pair. A screening service is not asked: it judges payments.
+    """
+    subjects = [Subject(UUID(int=0), UUID(int=0), party, party, (), now.date(), None) for party in sorted(institutions)]
+    found: set[str] = set()
+    for screen in compliance.screens:
+        if isinstance(screen, ListScreen):
+            answers = screen.screen(subjects, on=now.date())
+            found |= {
+                subject.debtor
+                for subject, answer in zip(subjects, answers, strict=True)
+                if answer.verdict is not Verdict.PASS
+            }
+    return frozenset(found)
 
 
 def keep_to_screened(connection: sa.Connection, subject: Subject, *, now: datetime) -> NewScreening:

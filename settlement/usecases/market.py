@@ -92,6 +92,8 @@ class Market:
     """How long a quote is locked for a settlement that the engine has not taken."""
     screen_anew: ScreenAnew | None = None
     """Who of new legs may not be in them; None without compliance: then who was not screened, if the others were."""
+    find_barred: Callable[[datetime], Collection[str]] = lambda _: ()
+    """Whose quotes nobody takes, since compliance would stop a payment with them in its legs."""
 
 
 # --- quotes
@@ -281,7 +283,7 @@ def preview(market: Market, order: Order) -> tuple[Found, list[StandingQuote], d
     now = market.clock()
     return_released(market)
     with market.database.transaction(isolation="READ COMMITTED") as connection:
-        found, quotes = look(connection, market, order, now=now)
+        found, quotes = look(connection, market, order, now=now, without=market.find_barred(now))
     return found, quotes, now
 
 
@@ -335,7 +337,8 @@ def execute(
                 )
             return 200, render(connection, known)
         store.return_released(connection)
-        found, quotes, route = _find_and_lock(connection, market, request.order, now=now)
+        barred = market.find_barred(now)
+        found, quotes, route = _find_and_lock(connection, market, request.order, now=now, without=barred)
         legs = _terms(market.directory, request.order, route)
         wish = request.order.wish
         stored = store_settlement(

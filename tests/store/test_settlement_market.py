@@ -38,7 +38,7 @@ from settlement.store import market as store
 from settlement.store.batches import find_settlement
 from settlement.store.decision_log import DecisionLog
 from settlement.usecases import liquidity
-from settlement.usecases.compliance import Compliance, ComplianceCheck, NewScreening, screen_anew
+from settlement.usecases.compliance import Compliance, ComplianceCheck, NewScreening, find_barred, screen_anew
 from settlement.usecases.liquidity import Desk, RunRequest, SettleAs
 from settlement.usecases.market import (
     BATCH_LOCK_TIME,
@@ -689,7 +689,11 @@ def _screened(world: World, *listed: tuple[ParticipantId, str]) -> tuple[World, 
     )
     policy = Policy.model_validate({"name": "test", "version": "1", "valid_from": date(2020, 1, 1), "source": "test"})
     compliance = Compliance(policy, (ListScreen([found]),), None, lambda *_: None)
-    market = replace(world.market, screen_anew=partial(screen_anew, compliance=compliance))
+    market = replace(
+        world.market,
+        screen_anew=partial(screen_anew, compliance=compliance),
+        find_barred=lambda now: find_barred(compliance, INSTITUTIONS, now=now),
+    )
     return replace(world, market=market), ComplianceCheck(compliance)
 
 
@@ -697,6 +701,21 @@ def _decisions(world: World, settlement: UUID) -> list[tuple[str, dict[str, str]
     with world.market.database.transaction(isolation="READ COMMITTED") as connection:
         rows = compliance_store.decisions_of(connection, [settlement])[settlement]
     return [(row.verdict, None if row.institutions is None else dict(row.institutions)) for row in rows]
+
+
+@pytest.mark.parametrize("action", ["refuse", "review"])
+def test_a_listed_provider_with_the_best_price_stops_nobodys_payment(world: World, action: str) -> None:
+    screened, check = _screened(world, (P2, action))
+    listed = world.post(P2, "CNY/AED", bid="0.60")
+    world.post(P1, "CNY/AED", bid="0.50")
+    found, quotes, _ = preview(screened.market, world.request(10_000, None).order)
+    assert found.best is not None and found.best.received_minor == 5_000
+    assert {quote.terms.provider for quote in quotes} == {P1}
+    settlement = screened.sell(10_000, checks=(check,))
+    world.run()
+    assert world.state(settlement) is SettlementState.SETTLED
+    assert world.used(listed) == (0, 0) and world.moved(PAYEE) == (0, 0, 5_000)
+    assert _decisions(world, settlement) == [("pass", {PAYER: "pass", PAYEE: "pass", P1: "pass"})]
 
 
 @pytest.mark.parametrize("action", ["refuse", "review"])
