@@ -49,8 +49,8 @@ from wallet.contract.programs import (
     sign_statement,
 )
 from wallet.domain.program_records import Spend
-from wallet.usecases import programs, vouchers
-from wallet.usecases.programs import Known
+from wallet.usecases import program_books, program_funding, program_statements, programs, vouchers
+from wallet.usecases.program_books import Known
 
 
 @dataclass
@@ -317,12 +317,12 @@ class ProgramBank(Bank):
         return sign_statement(said, actors.keys[role])
 
     def say(self, known: Known, actors: Actors, role: str, event: str, ordinal: int = 1) -> Known:
-        return programs.take_statement(self.context, self.statement(known, actors, role, event, ordinal))
+        return program_statements.take_statement(self.context, self.statement(known, actors, role, event, ordinal))
 
     def holds(self, known: Known, key: PrivateKey, *, valid_for: timedelta = timedelta(minutes=10)) -> list[str]:
         return [
-            sign_instruction(hold_terms(known.terms, hold), ledger="cny", valid_until=self.clock() + valid_for, key=key)
-            for hold in known.terms.holds
+            sign_instruction(hold, ledger="cny", valid_until=self.clock() + valid_for, key=key)
+            for hold in hold_terms(known.terms)
         ]
 
     def propose(self, request: ProgramRequest, actors: Actors) -> Known:
@@ -335,7 +335,7 @@ class ProgramBank(Bank):
     def fund(self, known: Known, actors: Actors) -> Known:
         agreement = self.statement(known, actors, "payer", "agree")
         holds = self.holds(known, actors.keys["payer"])
-        return programs.fund(self.context, known.program.id, agreement=agreement, instructions=holds)
+        return program_funding.fund(self.context, known.program.id, agreement=agreement, instructions=holds)
 
     def funded(self, request: ProgramRequest, actors: Actors) -> Known:
         return self.fund(self.propose(request, actors), actors)
@@ -377,7 +377,7 @@ class ProgramBank(Bank):
 
     def check(self, program_id: UUID) -> Mapping[str, int]:
         """released + returned + held = funded, in the program's totals, in its parts, and in the ledger."""
-        known = programs.find(self.context, program_id)
+        known = program_books.find(self.context, program_id)
         program = known.program
         sums = {"held": 0, "released": 0, "returned": 0, "proposed": 0}
         for part in known.parts:

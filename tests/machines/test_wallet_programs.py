@@ -24,7 +24,7 @@ from ledger.contract import HoldStatus, TransferItem, TransferKind, TransferTerm
 from tests.programs_world import ProgramBank
 from tests.roles import as_service
 from wallet.domain.rules import WalletClass
-from wallet.usecases import programs, vouchers
+from wallet.usecases import program_books, program_statements, vouchers
 from wallet.usecases.program_pass import resume_programs
 
 EXAMPLES = int(os.environ.get("JIAOZI_EXAMPLES", "8"))
@@ -46,8 +46,8 @@ class Machine(RuleBasedStateMachine):
         self.vault = bank.ledger.accounts[bank.vault].balance
         self.actors = bank.actors(self.payer, self.payee, "courier")
         self.issuer = bank.actors(self.payer, None)
-        self.drips: list[programs.Known] = []
-        self.campaigns: list[programs.Known] = []
+        self.drips: list[program_books.Known] = []
+        self.campaigns: list[program_books.Known] = []
         self.said: list[str] = []
         self.bought: list[str] = []
 
@@ -92,7 +92,7 @@ class Machine(RuleBasedStateMachine):
             known = data.draw(st.sampled_from(self.drips))
             token = self.bank.statement(known, self.actors, *what, ordinal if what[1] == "delivered" else 1)
             self.said.append(token)
-            self._may_fail(lambda: programs.take_statement(self.bank.context, token))
+            self._may_fail(lambda: program_statements.take_statement(self.bank.context, token))
 
     @rule(data=st.data(), amount=st.integers(1, 500))
     def buy(self, data: st.DataObject, amount: int) -> None:
@@ -107,7 +107,7 @@ class Machine(RuleBasedStateMachine):
     def repeat(self, data: st.DataObject) -> None:
         if self.said:
             token = data.draw(st.sampled_from(self.said))
-            self._may_fail(lambda: programs.take_statement(self.bank.context, token))
+            self._may_fail(lambda: program_statements.take_statement(self.bank.context, token))
         if self.bought:
             bought = data.draw(st.sampled_from(self.bought))
             self._may_fail(lambda: vouchers.spend(self.bank.context, bought))
@@ -117,9 +117,9 @@ class Machine(RuleBasedStateMachine):
         """Whoever reads a decided secret may end the hold himself."""
         if not self.drips:
             return
-        known = programs.find(self.bank.context, data.draw(st.sampled_from(self.drips)).program.id)
+        known = program_books.find(self.bank.context, data.draw(st.sampled_from(self.drips)).program.id)
         for part in known.parts:
-            secret = programs.decided_secret(self.bank.context, known, part)
+            secret = program_books.decided_secret(self.bank.context, known, part)
             if secret is not None:
                 terms = TransferTerms(
                     id=self.bank.new_id(),
@@ -168,7 +168,7 @@ class Machine(RuleBasedStateMachine):
             resume_programs(bank.context)
         released = 0
         for known in (*self.drips, *self.campaigns):
-            found = programs.find(bank.context, known.program.id)
+            found = program_books.find(bank.context, known.program.id)
             assert found.program.state in ("finished", "refused", "proposed")
             released += found.program.released_minor
             for part in found.parts:

@@ -28,7 +28,7 @@ from wallet.contract.requests import REQUEST_LIFE_DAYS_MAX, REQUEST_TYP
 from wallet.domain.families import ChildCaps
 from wallet.domain.limits import Caps
 from wallet.domain.rules import WalletClass
-from wallet.usecases import bulk, devices, incoming, offline, programs, refunds, requests, vouchers
+from wallet.usecases import bulk, devices, incoming, offline, program_statements, refunds, requests, vouchers
 from wallet.usecases.exchange import exchange_out
 from wallet.usecases.hardware import register_card, report_card
 from wallet.usecases.listings import find_payment
@@ -138,9 +138,9 @@ def test_known_document_under_a_forged_signature_is_answered_to_nobody(bank: Pro
     actors = bank.actors(payer, payee, "courier")
     known = bank.funded(bank.request("prepaid-drip", actors, [100, 200], **DRIP), actors)
     said = bank.statement(known, actors, "courier", "delivered")
-    programs.take_statement(bank.context, said)
-    programs.take_statement(bank.context, said)
-    assert refused(lambda: programs.take_statement(bank.context, forged(said))) == "statement-invalid"
+    program_statements.take_statement(bank.context, said)
+    program_statements.take_statement(bank.context, said)
+    assert refused(lambda: program_statements.take_statement(bank.context, forged(said))) == "statement-invalid"
 
 
 def test_known_objection_under_a_forged_signature_is_answered_to_nobody(bank: ProgramBank) -> None:

@@ -24,7 +24,7 @@ from wallet.domain.families import ChildCaps
 from wallet.domain.offline.policy import POLICY
 from wallet.domain.offline.vocabulary import Disposition
 from wallet.store import families as family_store
-from wallet.usecases import closing, families, lifecycle, offline, programs
+from wallet.usecases import closing, families, lifecycle, offline, program_books
 from wallet.usecases import wallets as wallet_usecases
 
 LESSONS: Any = {"quiet_days": 14, "subject": "ten lessons"}
@@ -103,7 +103,7 @@ def test_active_program_keeps_payer_and_payee_open(bank: ProgramBank, end: str) 
         bank.say(known, actors, "courier", "delivered", 1)
     else:
         bank.say(known, actors, "payee", "give_up")
-    assert programs.find(bank.context, known.program.id).program.state == "finished"
+    assert program_books.find(bank.context, known.program.id).program.state == "finished"
     closed, paid_out = (payer, payee) if end == "released" else (payee, payer)
     assert (close(bank, closed), close(bank, paid_out)) == ("done", "waiting")
 

@@ -13,7 +13,7 @@ import pytest
 from kernel.database import Database
 from kernel.errors import ProblemError, RequestRefusal
 from tests.programs_world import ProgramBank
-from wallet.usecases import program_pass, programs
+from wallet.usecases import program_books, program_pass, program_steps
 from wallet.usecases.context import Context
 from wallet.usecases.program_pass import TRIED_AGAIN_AFTER, ProgramPass
 
@@ -39,7 +39,7 @@ def stopped_at_deadline(bank: ProgramBank, count: int) -> list[UUID]:
 
 
 def states(bank: ProgramBank, made: list[UUID]) -> list[str]:
-    return [programs.find(bank.context, program).program.state for program in made]
+    return [program_books.find(bank.context, program).program.state for program in made]
 
 
 def test_a_round_is_bounded_and_the_next_goes_on(bank: ProgramBank) -> None:
@@ -56,13 +56,13 @@ def test_programs_that_fail_are_left_alone_for_a_while(bank: ProgramBank, monkey
         tried.append(program_id)
         if program_id in made[:2]:
             raise ProblemError(RequestRefusal.SERVICE_UNAVAILABLE)
-        return programs.step(context, program_id)
+        return program_steps.step(context, program_id)
 
     monkeypatch.setattr(program_pass, "step", step)
     assert [worker() for _ in range(3)] == [0, 2, 0]
     assert tried == made
     assert states(bank, made) == ["active", "active", "finished", "finished"]
     bank.clock.advance(TRIED_AGAIN_AFTER)
-    monkeypatch.setattr(program_pass, "step", programs.step)
+    monkeypatch.setattr(program_pass, "step", program_steps.step)
     assert [worker(), worker()] == [2, 0]
     assert states(bank, made) == ["finished"] * 4

@@ -23,7 +23,7 @@ from tests.roles import as_service, dsn
 from wallet.contract.programs import MerchantRequest, MerchantStatement, sign_merchant
 from wallet.domain.rules import WalletClass
 from wallet.store.wallets import find_wallet
-from wallet.usecases import programs, vouchers
+from wallet.usecases import program_books, program_funding, program_statements, programs, vouchers
 from wallet.usecases.context import SUBMISSION_GRACE, SUBMISSION_LIFE
 from wallet.usecases.program_pass import resume_programs
 
@@ -71,7 +71,7 @@ def test_what_is_not_earned_returns(bank: ProgramBank, how: str) -> None:
     else:
         bank.clock.advance(15 * DAY if how == "quiet" else 10 * DAY)
         resume_programs(bank.context)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, found.program.released_minor) == ("finished", 100)
     assert found.program.returned_minor == found.program.funded_minor - 100
     assert bank.ledger.total() == 1000 + bank.ledger.accounts[bank.vault].balance
@@ -88,7 +88,7 @@ def test_who_may_say_what_is_closed(bank: ProgramBank) -> None:
             actors.keys[role], kept = actors.keys[key], actors.keys[role]
             token = bank.statement(known, actors, role, event, ordinal)
             actors.keys[role] = kept
-        return refusal_of(programs.take_statement, bank.context, token)
+        return refusal_of(program_statements.take_statement, bank.context, token)
 
     assert say("payee", "delivered") == "statement-not-allowed"
     assert say("payer", "give_up") == "statement-not-allowed"
@@ -98,10 +98,10 @@ def test_who_may_say_what_is_closed(bank: ProgramBank) -> None:
     other = bank.propose(bank.request("prepaid-drip", actors, [100], **DRIP), actors)
     swapped = replace(known, program=replace(known.program, terms_sha256=other.program.terms_sha256))
     token = bank.statement(swapped, actors, "courier", "delivered")
-    assert refusal_of(programs.take_statement, bank.context, token) == "program-terms-mismatch"
+    assert refusal_of(program_statements.take_statement, bank.context, token) == "program-terms-mismatch"
     token = bank.statement(known, actors, "courier", "delivered")
-    programs.take_statement(bank.context, token)
-    programs.take_statement(bank.context, token)
+    program_statements.take_statement(bank.context, token)
+    program_statements.take_statement(bank.context, token)
     assert say("courier", "delivered") == "statement-exists"
     assert bank.balance(payee) == 100
 
@@ -117,7 +117,7 @@ def test_the_payer_signs_exactly_the_terms_or_nothing_is_reserved(bank: ProgramB
             "agreement": bank.statement(known, actors, "payer", "agree"),
             "instructions": bank.holds(known, payer.key),
         } | changes
-        return refusal_of(programs.fund, bank.context, known.program.id, **given)
+        return refusal_of(program_funding.fund, bank.context, known.program.id, **given)
 
     assert fund() == "program-not-accepted"
     for role in known.awaited:
@@ -133,7 +133,7 @@ def test_the_payer_signs_exactly_the_terms_or_nothing_is_reserved(bank: ProgramB
     assert bank.ledger.held() == 0
     funded = bank.fund(known, actors)
     assert funded.program.state == "active"
-    assert {hold.terms.reference for hold in bank.ledger.holds.values()} == {programs.reference(known)}
+    assert {hold.terms.reference for hold in bank.ledger.holds.values()} == {program_books.reference(known)}
 
 
 def test_funding_is_all_or_nothing_and_a_late_copy_is_kept_out(bank: ProgramBank) -> None:
@@ -141,7 +141,7 @@ def test_funding_is_all_or_nothing_and_a_late_copy_is_kept_out(bank: ProgramBank
     actors = bank.actors(payer, payee, "courier")
     known = bank.propose(bank.request("prepaid-drip", actors, [100, 200], **DRIP), actors)
     assert refusal_of(bank.fund, known, actors) == "insufficient-funds"
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, bank.ledger.held(), bank.balance(payer)) == ("refused", 0, 250)
     bank.ledger.fund(payer.account, 1000)
     # The signed holds are still valid; whoever kept them cannot place them any more.
@@ -159,10 +159,10 @@ def test_a_lost_answer_to_the_funding_is_found_again(bank: ProgramBank) -> None:
     known = bank.propose(bank.request("prepaid-drip", actors, [100, 200], **DRIP), actors)
     bank.ledger.lose_answers = 1
     assert refusal_of(bank.fund, known, actors) == "outcome-unknown"
-    assert programs.find(bank.context, known.program.id).program.state == "funding"
+    assert program_books.find(bank.context, known.program.id).program.state == "funding"
     bank.clock.advance(timedelta(seconds=11))
     resume_programs(bank.context)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, bank.ledger.held()) == ("active", 300)
 
 
@@ -175,7 +175,7 @@ def test_a_lost_trigger_or_answer_neither_loses_nor_doubles(bank: ProgramBank) -
     assert (stuck.parts[0].state, stuck.parts[0].outcome) == ("held", "release")
     bank.ledger.unreachable = False
     # The decided secret is shown: the payee's bank, or anybody, can post the hold without this service.
-    secret = programs.decided_secret(bank.context, stuck, stuck.parts[0])
+    secret = program_books.decided_secret(bank.context, stuck, stuck.parts[0])
     post = TransferTerms(
         id=bank.new_id(), kind=TransferKind.POST, currency="CNY", hold=stuck.parts[0].id, secret=secret
     )
@@ -183,13 +183,13 @@ def test_a_lost_trigger_or_answer_neither_loses_nor_doubles(bank: ProgramBank) -
     bank.clock.advance(timedelta(seconds=11))
     resume_programs(bank.context)
     resume_programs(bank.context)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.parts[0].state, bank.balance(payee), found.program.held_minor) == ("released", 100, 200)
     bank.ledger.lose_answers = 1
     bank.say(found, actors, "payer", "delivered", 2)
     bank.clock.advance(timedelta(seconds=11))
     resume_programs(bank.context)
-    assert programs.find(bank.context, known.program.id).program.state == "finished"
+    assert program_books.find(bank.context, known.program.id).program.state == "finished"
     assert bank.balance(payee) == 300
 
 
@@ -201,7 +201,7 @@ def test_the_ledger_itself_returns_the_money_when_the_service_is_gone(bank: Prog
     assert bank.ledger.held() == 0
     assert bank.balance(payer) == 1000
     resume_programs(bank.context)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, found.program.returned_minor) == ("finished", 300)
 
 
@@ -219,7 +219,7 @@ def test_a_gift_opens_by_itself_even_if_the_service_slept_over_day_and_deadline(
     assert refusal_of(bank.say, known, actors, "payer", "decline") == "statement-not-allowed"
     bank.clock.advance(7 * DAY)  # the day is past, and so is the deadline
     resume_programs(bank.context)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, bank.balance(child)) == ("finished", 500)
     assert found.parts[0].decided_at is not None
     assert found.parts[0].decided_at.isoformat() == "2026-06-19T16:00:00+00:00"  # midnight in Shanghai
@@ -232,10 +232,10 @@ def test_delivery_versus_payment_by_a_secret_shown_here_or_at_the_ledger(bank: P
         secret = hashlib.sha256(place.encode()).digest()
         lock = hashlib.sha256(secret).hexdigest()
         known = bank.funded(bank.request("delivery-versus-payment", actors, [100], secret_hash=lock), actors)
-        wrong = refusal_of(programs.show_secret, bank.context, known.program.id, b"x" * 32)
+        wrong = refusal_of(program_statements.show_secret, bank.context, known.program.id, b"x" * 32)
         assert wrong == "hold-secret-wrong"
         if place == "here":
-            programs.show_secret(bank.context, known.program.id, secret)
+            program_statements.show_secret(bank.context, known.program.id, secret)
         else:
             post = TransferTerms(
                 id=bank.new_id(), kind=TransferKind.POST, currency="CNY", hold=known.parts[0].id, secret=secret
@@ -243,7 +243,7 @@ def test_delivery_versus_payment_by_a_secret_shown_here_or_at_the_ledger(bank: P
             bank.ledger.submit([TransferItem(terms=post)])
             bank.clock.advance(timedelta(seconds=31))
             resume_programs(bank.context)
-        found = programs.find(bank.context, known.program.id)
+        found = program_books.find(bank.context, known.program.id)
         assert (found.program.state, found.program.released_minor) == ("finished", 100)
     assert bank.balance(payee) == 200
 
@@ -286,8 +286,8 @@ def test_a_dispute_stops_the_clock_and_the_arbiter_decides(bank: ProgramBank) ->
     bank.say(disputed, actors, "payer", "dispute")
     bank.clock.advance(7 * DAY)
     resume_programs(bank.context)
-    assert programs.find(bank.context, silent.program.id).program.released_minor == 100
-    assert programs.find(bank.context, disputed.program.id).program.held_minor == 200
+    assert program_books.find(bank.context, silent.program.id).program.released_minor == 100
+    assert program_books.find(bank.context, disputed.program.id).program.held_minor == 200
     done = bank.say(disputed, actors, "arbiter", "for_buyer")
     assert (done.program.returned_minor, bank.balance(payer), bank.balance(payee)) == (200, 900, 100)
 
@@ -354,7 +354,7 @@ def test_holds_count_towards_the_class_limits_and_give_back_what_returns(bank: P
     known = bank.funded(bank.request("prepaid-drip", actors, [200_000, 200_000], **DRIP), actors)
     second = bank.propose(bank.request("prepaid-drip", actors, [100_001], **DRIP), actors)
     assert refusal_of(bank.fund, second, actors) == "day-limit-exceeded"
-    assert programs.find(bank.context, second.program.id).program.state == "proposed"
+    assert program_books.find(bank.context, second.program.id).program.state == "proposed"
     bank.say(known, actors, "payer", "stop")
     assert bank.fund(second, actors).program.state == "active"
 
@@ -366,7 +366,7 @@ def test_secrets_are_sealed_at_rest_and_only_the_decided_one_is_shown(bank: Prog
     payer, payee = bank.holder(funds=1000), bank.holder()
     actors = bank.actors(payer, payee, "courier")
     known = bank.funded(bank.request("prepaid-drip", actors, [100, 200], **DRIP), actors)
-    seed = programs.seed_of(bank.context, known.program)
+    seed = program_books.seed_of(bank.context, known.program)
     with bank.database.engine.connect() as connection:
         rows = [
             str(row)
@@ -380,10 +380,10 @@ def test_secrets_are_sealed_at_rest_and_only_the_decided_one_is_shown(bank: Prog
             part = known.parts[number - 1]
             hashed = getattr(known.terms.holds[number - 1], f"{kind}_hash")
             assert hashlib.sha256(secret).digest() == hashed
-            assert programs.decided_secret(bank.context, known, part) is None
+            assert program_books.decided_secret(bank.context, known, part) is None
     known = bank.say(known, actors, "courier", "delivered", 1)
-    assert programs.decided_secret(bank.context, known, known.parts[0]) == seed.secret("commit", 1)
-    assert programs.decided_secret(bank.context, known, known.parts[1]) is None
+    assert program_books.decided_secret(bank.context, known, known.parts[0]) == seed.secret("commit", 1)
+    assert program_books.decided_secret(bank.context, known, known.parts[1]) is None
 
 
 def test_the_database_refuses_what_the_code_never_does(bank: ProgramBank) -> None:
@@ -426,12 +426,12 @@ def test_a_changed_template_or_term_in_the_database_stops_the_program(bank: Prog
     with psycopg.connect(dsn(url), autocommit=True) as connection:
         connection.execute("UPDATE program SET terms = jsonb_set(terms, '{parameters,quiet_days}', '1')")
     with pytest.raises(InvariantBroken, match="I8"):
-        programs.find(bank.context, known.program.id)
+        program_books.find(bank.context, known.program.id)
     # It stands still; the others go on.
     other = bank.funded(bank.request("prepaid-drip", actors, [100], days=2, **DRIP), actors)
     bank.clock.advance(34 * DAY)
     resume_programs(bank.context)
-    assert programs.find(bank.context, other.program.id).program.state == "finished"
+    assert program_books.find(bank.context, other.program.id).program.state == "finished"
     assert (bank.ledger.held(), bank.balance(payer)) == (0, 1000)  # the ledger's own expiry returned the first
 
 
@@ -459,7 +459,7 @@ def test_a_voucher_is_spent_in_steps_at_fitting_merchants_and_the_rest_returns(b
     assert bank.check(known.program.id)["held"] == 2_000
     bank.clock.advance(30 * DAY)
     resume_programs(bank.context)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, found.program.released_minor, found.program.returned_minor) == (
         "finished",
         4_700,
@@ -508,7 +508,7 @@ def test_a_single_voucher_gives_its_change_to_the_recipient(bank: ProgramBank) -
     )
     bank.spend(voucher.voucher, shop, 2_999, guest)
     assert (bank.balance(shop), bank.balance(guest), bank.balance(issuer)) == (2_999, 1, 7_000)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, found.program.released_minor) == ("finished", 3_000)
 
 

@@ -35,8 +35,9 @@ from wallet.domain.limits import Caps
 from wallet.domain.payer_holds import make_payer_code
 from wallet.domain.requests import Terms
 from wallet.store.schema import metadata as isolated
-from wallet.usecases import families, lifecycle, offline, payer_codes, programs, requests
+from wallet.usecases import families, lifecycle, offline, payer_codes, program_books, program_steps, requests
 from wallet.usecases.pay import Declined, pay, pay_one
+from wallet.usecases.program_pass import resume_programs
 from wallet.usecases.wallets import find_wallet
 
 DAY = timedelta(days=1)
@@ -89,7 +90,7 @@ def no_own_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     def of_class(pack: Any, wallet_class: Any, **values: Any) -> Caps:
         return lifecycle_rules.caps_in_force(pack, wallet_class, changing_to=None, own=Caps())
 
-    for module in ("pay", "offline", "payer_codes", "programs"):
+    for module in ("pay", "offline", "payer_codes", "program_funding"):
         monkeypatch.setattr(f"wallet.usecases.{module}.caps_in_force", of_class)
 
 
@@ -222,6 +223,24 @@ def redeem(bank: ProgramBank, holder: Holder, payee: Holder, amount: int) -> Non
         raise said.value
 
 
+def test_the_change_of_a_purchase_has_been_spent(bank: ProgramBank) -> None:
+    """Its holds were posted: the ledger gives none of it back to the day, nor do the two counts. The rest returns."""
+    holder, worker, shop = bank.holder(funds=100_000), bank.holder(), bank.merchant()
+    set_caps(bank, holder, single_max_minor=5_000, day_max_minor=20_000)
+    actors, voucher = bank.actors(holder, None), bank.voucher(worker, 5_000)
+    meals: dict[str, Any] = {"categories": ["5411"], "places": ["3301"], "step": "500"}
+    known = bank.funded(bank.request("voucher-multi", actors, vouchers=[voucher], days=1, **meals), actors)
+    assert bank.spend(voucher.voucher, shop, 1_200, worker).change_minor == 300
+    found = program_books.find(bank.context, known.program.id).program
+    assert (found.released_minor, found.returned_minor, found.change_minor) == (1_200, 300, 300)
+    at_ledger = bank.ledger.accounts[holder.account]
+    assert counts_agree(bank, holder) == (5_000, 5_000) == (at_ledger.spent_day, at_ledger.spent_year)
+    bank.clock.advance(DAY)
+    resume_programs(bank.context)
+    assert program_books.find(bank.context, known.program.id).program.state == "finished"
+    assert counts_agree(bank, holder)[1] == 1_500 == at_ledger.spent_year
+
+
 @pytest.mark.parametrize(
     "door",
     ["purse", "program", "code"],
@@ -263,7 +282,7 @@ def test_what_is_booked_of_a_refused_program_counts_after_all(bank: ProgramBank)
     bank.ledger.before_call = lambda method: setattr(bank.ledger, "before_call", silent)
     with pytest.raises(ProblemError, match="insufficient-funds"):
         bank.fund(known, actors)
-    found = programs.find(bank.context, known.program.id)
+    found = program_books.find(bank.context, known.program.id)
     assert (found.program.state, counts_agree(bank, holder)) == ("refusing", (0, 0))
     bank.ledger.before_call = lambda method: None
     bank.ledger.fund(holder.account, 1_000)
@@ -271,7 +290,7 @@ def test_what_is_booked_of_a_refused_program_counts_after_all(bank: ProgramBank)
     (part,) = found.parts
     post = TransferTerms(id=bank.new_id(), kind=TransferKind.POST, currency="CNY", hold=part.id, secret=secret)
     bank.ledger.submit([TransferItem(terms=post)])
-    program = programs.step(bank.context, known.program.id).program
+    program = program_steps.step(bank.context, known.program.id).program
     assert (program.state, program.released_minor, program.counted_on) == ("finished", 400, date(2026, 6, 15))
     assert (bank.balance(payee), counts_agree(bank, holder)) == (400, (400, 400))
     assert said(bank, holder, payee.account, 600) == "final"

@@ -29,9 +29,9 @@ from wallet.domain.program_records import Merchant, Part, Program, Spend, Vouche
 from wallet.domain.program_templates import ACCEPT, AGREE, Plan, Range, Step, Template
 from wallet.domain.programs import Verdict
 from wallet.program_template_files import sign_template
-from wallet.usecases import programs
+from wallet.usecases import program_books, program_decisions
 from wallet.usecases.context import Context
-from wallet.usecases.programs import Known
+from wallet.usecases.program_books import Known
 
 
 def template_view(template: Template, context: Context) -> TemplateView:
@@ -57,7 +57,7 @@ def program_view(known: Known, context: Context) -> ProgramView:
         version=known.terms.version,
         terms=known.terms,
         terms_sha256=program.terms_sha256,
-        reference=programs.reference(known),
+        reference=program_books.reference(known),
         triggers=_triggers(known.plan.template),
         awaited=known.awaited if program.state == "proposed" else [],
         funded_minor=program.funded_minor,
@@ -98,7 +98,7 @@ def _hold_view(known: Known, part: Part, context: Context) -> ProgramHoldView:
     if part.state == "held" and part.outcome is not None:
         state = HoldState.RELEASING if part.outcome == "release" else HoldState.RETURNING
     is_open = part.state == "held" and part.outcome is None and part.spend_id is None
-    decided = programs.decide_now(context, known, part, now=context.clock()) if is_open else None
+    decided = program_decisions.decide_now(context, known, part, now=context.clock()) if is_open else None
     return ProgramHoldView(
         hold=part.id,
         number=part.number,
@@ -109,7 +109,7 @@ def _hold_view(known: Known, part: Part, context: Context) -> ProgramHoldView:
         because=part.because,
         decided_at=part.decided_at,
         ended_at=part.ended_at,
-        secret=programs.decided_secret(context, known, part),
+        secret=program_books.decided_secret(context, known, part),
         why_not_yet=decided.because if decided is not None and decided.outcome is None else None,
         release=_verdict(decided.release) if decided is not None else None,
         returns=_verdict(decided.return_) if decided is not None else None,

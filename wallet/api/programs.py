@@ -51,7 +51,7 @@ from wallet.contract.programs import (
     VoucherView,
 )
 from wallet.domain.programs import Said
-from wallet.usecases import listings, programs, vouchers
+from wallet.usecases import listings, program_books, program_funding, program_statements, programs, vouchers
 
 router = strict_router(tags=["programs"])
 _R = WalletRefusal
@@ -168,7 +168,7 @@ def list_programs(
 ) -> Page[ProgramSummary]:
     filters = {"list": "programs", "wallet": wallet}
     after = None if cursor is None else listings.position_of_id(decode(cursor, filters, shape=(str,)))
-    rows = programs.list_programs(context, wallet, after=after, limit=limit)
+    rows = program_books.list_programs(context, wallet, after=after, limit=limit)
     return Page[ProgramSummary](
         items=[program_summary(row) for row in rows],
         next_cursor=encode([str(rows[-1].id)], filters) if len(rows) == limit else None,
@@ -182,7 +182,7 @@ def list_programs(
     responses=problems(*SIGNED, _R.PROGRAM_NOT_FOUND, statuses=STATUSES),
 )
 def get_program(program: Annotated[ProgramRef, Path()], context: Services, client: Reader) -> ProgramView:
-    return program_view(programs.find(context, program), context)
+    return program_view(program_books.find(context, program), context)
 
 
 @router.post(
@@ -202,7 +202,7 @@ def get_program(program: Annotated[ProgramRef, Path()], context: Services, clien
     ),
 )
 def fund_program(body: FundRequest, context: Services) -> ProgramView:
-    known = programs.fund(context, body.program, agreement=body.agreement, instructions=body.instructions)
+    known = program_funding.fund(context, body.program, agreement=body.agreement, instructions=body.instructions)
     return program_view(known, context)
 
 
@@ -214,7 +214,7 @@ def fund_program(body: FundRequest, context: Services) -> ProgramView:
     responses=problems(*_SAID, _R.STATEMENT_INVALID, _R.STATEMENT_EXISTS, _R.STATEMENT_NOT_ALLOWED, statuses=STATUSES),
 )
 def create_program_statement(body: StatementRequest, context: Services) -> ProgramView:
-    return program_view(programs.take_statement(context, body.statement), context)
+    return program_view(program_statements.take_statement(context, body.statement), context)
 
 
 @router.post(
@@ -227,7 +227,7 @@ def create_program_statement(body: StatementRequest, context: Services) -> Progr
     ),
 )
 def show_program_secret(program: Annotated[ProgramRef, Path()], body: SecretRequest, context: Services) -> ProgramView:
-    return program_view(programs.show_secret(context, program, body.secret), context)
+    return program_view(program_statements.show_secret(context, program, body.secret), context)
 
 
 # --- vouchers --------------------------------------------------------------------------------------------------------

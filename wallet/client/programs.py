@@ -145,10 +145,7 @@ class ProgramMethods:
     ) -> list[str]:
         """The payer's signature on every hold of the terms, in their order; nothing is sent."""
         until = valid_until or self._clock() + FUNDING_LIFE
-        return [
-            sign_instruction(hold_terms(terms, hold), ledger=terms.ledger, valid_until=until, key=key)
-            for hold in terms.holds
-        ]
+        return [sign_instruction(hold, ledger=terms.ledger, valid_until=until, key=key) for hold in hold_terms(terms)]
 
     def fund_program(self, terms: ProgramTerms, *, key: PrivateKey) -> ProgramView:
         """Agree to the terms and place all their holds, signed with the payer's device key."""

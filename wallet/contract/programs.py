@@ -152,21 +152,25 @@ def reference_of(sha256: bytes) -> UUID:
     return UUID(int=value & ~(0xF << 76) & ~(0x3 << 62) | 8 << 76 | 2 << 62)
 
 
-def hold_terms(terms: ProgramTerms, hold: ProgramHold) -> TransferTerms:
-    """Exactly what the payer signs for one part."""
+def hold_terms(terms: ProgramTerms) -> list[TransferTerms]:
+    """Exactly what the payer signs, part by part. All at once: each names the hash of the whole terms."""
     payer = next(party.account for party in terms.parties if party.role == "payer")
-    return TransferTerms(
-        id=hold.hold,
-        kind=TransferKind.HOLD,
-        debit=payer,
-        credit=AccountNumber(hold.credit),
-        amount_minor=hold.amount_minor,
-        currency=terms.currency,
-        reference=reference_of(terms_sha256(terms)),
-        expires_at=terms.expires_at,
-        commit_hash=hold.commit_hash,
-        abort_hash=hold.abort_hash,
-    )
+    reference = reference_of(terms_sha256(terms))
+    return [
+        TransferTerms(
+            id=hold.hold,
+            kind=TransferKind.HOLD,
+            debit=payer,
+            credit=AccountNumber(hold.credit),
+            amount_minor=hold.amount_minor,
+            currency=terms.currency,
+            reference=reference,
+            expires_at=terms.expires_at,
+            commit_hash=hold.commit_hash,
+            abort_hash=hold.abort_hash,
+        )
+        for hold in terms.holds
+    ]
 
 
 # --- what parties sign -----------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ class Program:
     held_minor: int
     released_minor: int
     returned_minor: int
+    change_minor: int
+    """Of what was returned: purchases' change. Their holds were released, so it is spent, as in the ledger (I9)."""
     deadline: datetime
     expires_at: datetime
     created_at: datetime

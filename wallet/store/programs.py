@@ -84,13 +84,15 @@ def save_program(connection: Connection, program: Program) -> None:
     """Everything that changes; its row must be locked."""
     connection.execute(
         "UPDATE program SET shown_secret = %s, state = %s, held_minor = %s, released_minor = %s, returned_minor = %s,"
-        " funded_at = %s, evaluated_at = %s, wake_at = %s, counted_on = %s, refusal = %s, detail = %s WHERE id = %s",
+        " change_minor = %s, funded_at = %s, evaluated_at = %s, wake_at = %s, counted_on = %s, refusal = %s,"
+        " detail = %s WHERE id = %s",
         (
             program.shown_secret,
             program.state,
             program.held_minor,
             program.released_minor,
             program.returned_minor,
+            program.change_minor,
             program.funded_at,
             program.evaluated_at,
             program.wake_at,

@@ -37,6 +37,8 @@ program = sa.Table(
     sa.Column("held_minor", sa.BigInteger, nullable=False),
     sa.Column("released_minor", sa.BigInteger, nullable=False),
     sa.Column("returned_minor", sa.BigInteger, nullable=False),
+    # Of what was returned: the change of purchases.
+    sa.Column("change_minor", sa.BigInteger, nullable=False),
     sa.Column("deadline", _Moment, nullable=False),
     sa.Column("expires_at", _Moment, nullable=False),
     sa.Column("created_at", _Moment, nullable=False),
@@ -55,6 +57,7 @@ program = sa.Table(
     sa.CheckConstraint("length(terms_sha256) = 32", name="terms_sha256"),
     sa.CheckConstraint("funded_minor > 0", name="funded_positive"),
     sa.CheckConstraint("held_minor >= 0 AND released_minor >= 0 AND returned_minor >= 0", name="not_negative"),
+    sa.CheckConstraint("0 <= change_minor AND change_minor <= returned_minor", name="change_is_returned"),
     sa.CheckConstraint(
         "held_minor + released_minor + returned_minor ="
         " CASE WHEN state IN ('active', 'finished') THEN funded_minor ELSE 0 END",

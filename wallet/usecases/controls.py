@@ -26,7 +26,7 @@ from wallet.store import controls as store
 from wallet.store.carriage import Connection
 from wallet.store.controls import Signatory
 from wallet.usecases.context import Context
-from wallet.usecases.programs import check_signed, read_document
+from wallet.usecases.program_documents import check_signed, read_document
 
 _R = WalletRefusal
 

@@ -21,7 +21,7 @@ from wallet.store import hardware as store
 from wallet.store import wallets as wallet_store
 from wallet.usecases import wallets
 from wallet.usecases.context import Context
-from wallet.usecases.programs import check_signed, read_document
+from wallet.usecases.program_documents import check_signed, read_document
 
 
 def register_card(

@@ -30,6 +30,7 @@ _W = WalletRefusal
 
 REFUSALS: Mapping[str, tuple[Refusal, str]] = {
     # Triggers of migrations 0003, 0007, 0013, 0014: they name themselves as constraints.
+    "program_hold_as_signed_i8": (_W.PROGRAM_TERMS_MISMATCH, "an instruction is not the hold of the terms"),
     "payment_approved_i8": (_W.APPROVAL_NEEDED, "it is above what one signature may pay"),
     "payment_alone_day_i9": (_W.APPROVAL_NEEDED, "one signature has paid all that it may in a day"),
     "pays_by_payments_i8": (TransferRefusal.KIND_NOT_ALLOWED, "a wallet with rules of its own pays by payments alone"),
@@ -78,7 +79,9 @@ BROKEN: Mapping[str, str] = {
     "wallet_usage_i9_ck": "I9",
     "spent_day_minor_ck": "I9",
     "program_conserved_i6_ck": "I6",
+    "program_is_its_parts_i3": "I3",
     "program_hold_ends_once_i6_ck": "I6",
+    "program_hold_stays_i6": "I6",
     "program_hold_spent_i6_ck": "I6",
     "program_hold_signed_i8_ck": "I8",
     "schedule_payment_cancelled_is_forgotten_i8_ck": "I8",

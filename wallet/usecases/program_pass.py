@@ -11,7 +11,7 @@ from kernel.errors import InvariantBroken, ProblemError
 from wallet.personal_data import PersonalDataUnreadable
 from wallet.store import programs as store
 from wallet.usecases.context import Context
-from wallet.usecases.programs import step
+from wallet.usecases.program_steps import step
 from wallet.usecases.vouchers import resume_spends
 
 PASS_MAX = 200

@@ -47,7 +47,7 @@ from wallet.domain.program_templates import stamps_for
 from wallet.store import carriage
 from wallet.store import programs as store
 from wallet.store.carriage import Connection
-from wallet.usecases import programs
+from wallet.usecases import program_books, program_documents, program_steps
 from wallet.usecases.context import (
     SUBMISSION_GRACE,
     SUBMISSION_LIFE,
@@ -58,7 +58,9 @@ from wallet.usecases.context import (
 )
 from wallet.usecases.kept_twice import KeptByDatabase
 from wallet.usecases.peers import canonical, peer_unavailable, signed_document
-from wallet.usecases.programs import RETRY_AFTER, Known, check_signed, keys_of, must_fit, read_document, seed_of
+from wallet.usecases.program_books import RETRY_AFTER, Known, seed_of
+from wallet.usecases.program_documents import check_signed, keys_of, read_document
+from wallet.usecases.programs import must_fit
 
 _R = WalletRefusal
 
@@ -104,7 +106,7 @@ def find_voucher(context: Context, voucher_id: UUID) -> tuple[Voucher, Known, in
     voucher = context.database.run_session(lambda connection: store.find_voucher(connection, voucher_id))
     if voucher is None:
         raise ProblemError(_R.VOUCHER_NOT_FOUND)
-    known = programs.find(context, voucher.program_id)
+    known = program_books.find(context, voucher.program_id)
     return voucher, known, sum(amount for _, amount in _free(known, voucher_id))
 
 
@@ -173,7 +175,7 @@ def _record(connection: Connection, context: Context, order: VoucherSpend, token
     voucher = store.find_voucher(connection, order.voucher)
     if voucher is None:
         raise ProblemError(_R.VOUCHER_NOT_FOUND)
-    known = programs.locked(connection, context, voucher.program_id)
+    known = program_books.locked(connection, context, voucher.program_id)
     keys = _recipient_keys(connection, voucher)
     check_signed(token, keys, typ=SPEND_TYP, refusal=_R.SPEND_INVALID)
     now = context.clock()
@@ -248,7 +250,7 @@ def carry(context: Context, spend_id: UUID) -> Spend:
     row, earlier = context.database.run_session(begin)
     if row.state != "initiated":
         return row
-    known = programs.find(context, row.program_id)
+    known = program_books.find(context, row.program_id)
     try:
         results = context.ledgers.home.client.submit(_chain(context, known, row), expires_at=now + SUBMISSION_LIFE)
     except ServiceUnreachable:
@@ -266,7 +268,7 @@ def carry(context: Context, spend_id: UUID) -> Spend:
         )
     chained = TransferRefusal.LINKED_TRANSFER_REFUSED.value
     cause = next((item for item in refused if item.refusal != chained), refused[0])
-    if programs.is_passing(cause):
+    if program_steps.is_passing(cause):
         return row
     if earlier is not None and context.clock() <= earlier:
         return _second_look(context, row, earlier=earlier)
@@ -277,7 +279,7 @@ def _chain(context: Context, known: Known, row: Spend) -> list[TransferItem]:
     """Post the holds, pay the merchant, give the change: linked, so all or nothing."""
     seed = seed_of(context, known.program)
     entry = context.ledgers.home
-    vault, currency, reference = context.ledgers.vault(entry), known.terms.currency, programs.reference(known)
+    vault, currency, reference = context.ledgers.vault(entry), known.terms.currency, program_books.reference(known)
     terms = [
         TransferTerms(
             id=seed.transfer_id(f"commit:{part.number}"),
@@ -334,7 +336,7 @@ def _final(connection: Connection, context: Context, spend_id: UUID, *, seq: int
         return row
     if row.state == "refused":  # never: a refusal is written when no copy can be booked any more
         raise ProblemError(LedgerRefusal.OUTCOME_UNKNOWN, "the purchase was refused and is booked; it is looked into")
-    program = programs.locked(connection, context, row.program_id).program
+    program = program_books.locked(connection, context, row.program_id).program
     for part in store.parts_of_spend(connection, row.id):
         store.end_part(connection, part.id, state="released", ended_at=booked_at)
     done = replace(row, state="final", seq=seq, booked_at=booked_at, unknown_until=None)
@@ -342,8 +344,9 @@ def _final(connection: Connection, context: Context, spend_id: UUID, *, seq: int
     store.add_to_voucher(connection, row.voucher_id, spent_minor=row.amount_minor, change_minor=row.change_minor)
     to_issuer = row.change_minor if row.change_to == "issuer" else 0
     used = row.amount_minor + row.change_minor
-    programs.save_totals(
-        connection, context, program, released=used - to_issuer, returned=to_issuer, now=context.clock()
+    released, now = used - to_issuer, context.clock()
+    program_steps.save_totals(
+        connection, context, program, released=released, returned=to_issuer, change=to_issuer, now=now
     )
     return done
 
@@ -363,7 +366,7 @@ def _lock_spend(connection: Connection, context: Context, spend_id: UUID) -> Spe
     row = store.find_spend(connection, spend_id)
     if row is None:
         raise ProblemError(_R.SPEND_NOT_FOUND)
-    programs.locked(connection, context, row.program_id)
+    program_books.locked(connection, context, row.program_id)
     return store.find_spend(connection, spend_id) or row
 
 
@@ -415,7 +418,7 @@ def take_merchant_statement(context: Context, token: str) -> Merchant:
         raise ProblemError(_R.MERCHANT_STATEMENT_INVALID, f"{statement.participant} is not on this ledger")
 
     def work(connection: Connection) -> Merchant:
-        keys = programs.keys_of(connection, None, view.key)
+        keys = program_documents.keys_of(connection, None, view.key)
         check_signed(token, keys, typ=MERCHANT_TYP, refusal=_R.MERCHANT_STATEMENT_INVALID)
         if statement.account in carriage.lock_payers(connection, [statement.account]):
             raise ProblemError(_R.MERCHANT_STATEMENT_INVALID, "the account is a wallet of this institution")

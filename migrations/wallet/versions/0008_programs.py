@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("held_minor", sa.BigInteger(), nullable=False),
         sa.Column("released_minor", sa.BigInteger(), nullable=False),
         sa.Column("returned_minor", sa.BigInteger(), nullable=False),
+        sa.Column("change_minor", sa.BigInteger(), nullable=False),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -74,6 +75,9 @@ def upgrade() -> None:
         sa.CheckConstraint("funded_minor > 0", name=op.f("program_funded_positive_ck")),
         sa.CheckConstraint(
             "held_minor >= 0 AND released_minor >= 0 AND returned_minor >= 0", name=op.f("program_not_negative_ck")
+        ),
+        sa.CheckConstraint(
+            "0 <= change_minor AND change_minor <= returned_minor", name=op.f("program_change_is_returned_ck")
         ),
         sa.CheckConstraint("length(terms_sha256) = 32", name=op.f("program_terms_sha256_ck")),
         sa.ForeignKeyConstraint(

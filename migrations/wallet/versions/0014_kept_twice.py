@@ -1,5 +1,6 @@
 """Rules of the service's own, kept a second time by the database alone: what children spend and what is spent under a
-holder's own caps, added up anew; and no way out but payments for a wallet whose rules are decided payment by payment.
+holder's own caps, added up anew; no way out but payments for a wallet whose rules are decided payment by payment; and
+what a program says it holds, has released and returned, against its parts and what the payer has signed for each.
 
 The functions run as the tables' owner, whom row security may not bind: every statement names the tenant. The service's
 role can read what they write and change none of it.
@@ -22,6 +23,9 @@ _FUNCTIONS = (
     "spending_begin",
     "refuse_round_own_rules",
     "refuse_program_begun",
+    "refuse_hold_unsigned",
+    "refuse_hold_changed",
+    "program_count_holds",
 )
 _AS_OWNER = "LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp"
 
@@ -58,8 +62,8 @@ STATEMENTS = (
     CONSTRAINT spent_day_tenant_ck CHECK (tenant <> '')
 )""",
     # What one row of a table counts towards, and how much: nothing without a day. A program's single payments are its
-    # holds. What a child pays to its parent counts towards no cap of the child's own. `tried` is when the row says that
-    # it was sent; of a program, when it is looked at again, seconds later.
+    # holds; their change is spent. What a child pays to its parent counts towards no cap of the child's own. `tried` is
+    # when the row says that it was sent; of a program, when it is looked at again, seconds later.
     """CREATE FUNCTION spending_of(source text, item jsonb, OUT tenant text, OUT wallet_id uuid, OUT day date,
     OUT minor bigint, OUT child_minor bigint, OUT largest_minor bigint, OUT tried timestamptz)
 LANGUAGE plpgsql STABLE AS $$
@@ -77,7 +81,7 @@ BEGIN
             day := NULL;
         END IF;
     ELSIF source = 'program' THEN
-        minor := minor - (item ->> 'returned_minor')::bigint;
+        minor := minor - (item ->> 'returned_minor')::bigint + (item ->> 'change_minor')::bigint;
         SELECT max(amount_minor) INTO largest_minor FROM program_hold AS part
         WHERE part.program_id = (item ->> 'id')::uuid AND part.tenant = spending_of.tenant;
     END IF;
@@ -236,6 +240,51 @@ BEGIN
     RETURN NEW;
 END
 $$""",
+    # A program's money is what its payer has signed, part by part: read from the instruction, as the ledger reads it.
+    """CREATE FUNCTION refuse_hold_unsigned() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    said jsonb := convert_from(jws_part(NEW.instruction, 2), 'UTF8')::jsonb -> 'terms';
+BEGIN
+    IF (said ->> 'kind', said ->> 'id', said ->> 'amount_minor')
+        IS DISTINCT FROM ('hold', 'trf_' || NEW.id, NEW.amount_minor::text)
+    THEN
+        RAISE EXCEPTION 'a part of a program is not the hold that was signed'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'program_hold_as_signed_i8';
+    END IF;
+    RETURN NEW;
+END
+$$""",
+    """CREATE FUNCTION refuse_hold_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'a part of a program stays what it was, and ends once'
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'program_hold_stays_i6';
+END
+$$""",
+    # At the transaction's end, when both sides are written. The program's row is the lock.
+    f"""CREATE FUNCTION program_count_holds() RETURNS trigger {_AS_OWNER} AS $$
+DECLARE
+    counted uuid := coalesce(to_jsonb(NEW) ->> 'program_id', to_jsonb(NEW) ->> 'id');
+    said record;
+    parts record;
+    change numeric;
+BEGIN
+    SELECT * INTO said FROM program WHERE program.id = counted AND program.tenant = NEW.tenant FOR UPDATE;
+    SELECT sum(amount_minor) AS all_minor, coalesce(sum(amount_minor) FILTER (WHERE state = 'held'), 0) AS held_minor,
+        coalesce(sum(amount_minor) FILTER (WHERE state = 'released'), 0) AS released_minor
+    INTO parts FROM program_hold AS part WHERE part.program_id = counted AND part.tenant = NEW.tenant;
+    SELECT coalesce(sum(spend.change_minor), 0) INTO change FROM program_spend AS spend
+    WHERE spend.program_id = counted AND spend.tenant = NEW.tenant AND spend.state = 'final'
+    AND spend.change_to = 'issuer';
+    IF said.funded_minor IS DISTINCT FROM parts.all_minor OR said.state IN ('active', 'finished')
+        AND (said.held_minor, said.released_minor + said.change_minor, said.change_minor)
+            <> (parts.held_minor, parts.released_minor, change)
+    THEN
+        RAISE EXCEPTION 'a program does not say what its parts say'
+            USING ERRCODE = 'check_violation', CONSTRAINT = 'program_is_its_parts_i3';
+    END IF;
+    RETURN NULL;
+END
+$$""",
     """CREATE TRIGGER spending_begins AFTER INSERT ON child_wallet FOR EACH ROW EXECUTE FUNCTION spending_begin()""",
     """CREATE TRIGGER spending_begins AFTER INSERT OR UPDATE OF single_max_minor, day_max_minor, year_max_minor
     ON wallet FOR EACH ROW WHEN (num_nonnulls(NEW.single_max_minor, NEW.day_max_minor, NEW.year_max_minor) > 0)
@@ -259,11 +308,26 @@ $$""",
         OR OLD.counted_on IS DISTINCT FROM NEW.counted_on OR OLD.purse_id <> NEW.purse_id)
     EXECUTE FUNCTION spending_follow()""",
     """CREATE TRIGGER spending_changed_i9 AFTER UPDATE ON program FOR EACH ROW
-    WHEN (OLD.counted_on IS DISTINCT FROM NEW.counted_on OR OLD.returned_minor <> NEW.returned_minor
-        OR OLD.funded_minor <> NEW.funded_minor OR OLD.wallet_id <> NEW.wallet_id)
+    WHEN (OLD.counted_on IS DISTINCT FROM NEW.counted_on OR OLD.funded_minor <> NEW.funded_minor
+        OR OLD.returned_minor - OLD.change_minor <> NEW.returned_minor - NEW.change_minor
+        OR OLD.wallet_id <> NEW.wallet_id)
     EXECUTE FUNCTION spending_follow()""",
     """CREATE TRIGGER program_begins_proposed_i9 BEFORE INSERT ON program FOR EACH ROW
     WHEN (NEW.state <> 'proposed' OR NEW.counted_on IS NOT NULL) EXECUTE FUNCTION refuse_program_begun()""",
+    """CREATE TRIGGER program_hold_as_signed_i8 BEFORE INSERT OR UPDATE OF instruction ON program_hold FOR EACH ROW
+    WHEN (NEW.instruction IS NOT NULL) EXECUTE FUNCTION refuse_hold_unsigned()""",
+    """CREATE TRIGGER program_hold_stays_i6 BEFORE UPDATE ON program_hold FOR EACH ROW
+    WHEN (OLD.id <> NEW.id OR OLD.program_id <> NEW.program_id OR OLD.amount_minor <> NEW.amount_minor
+        OR OLD.instruction <> NEW.instruction OR OLD.state <> NEW.state AND OLD.state IN ('released', 'returned'))
+    EXECUTE FUNCTION refuse_hold_changed()""",
+    *(
+        f"""CREATE CONSTRAINT TRIGGER program_is_its_parts_i3 AFTER INSERT OR UPDATE OF {columns} ON {table}
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION program_count_holds()"""
+        for table, columns in (
+            ("program", "state, funded_minor, held_minor, released_minor, returned_minor, change_minor"),
+            ("program_hold", "state"),
+        )
+    ),
     *(
         f"""CREATE TRIGGER pays_by_payments_i8 BEFORE INSERT OR UPDATE OF instruction ON {table} FOR EACH ROW
     WHEN (NEW.instruction IS NOT NULL) EXECUTE FUNCTION refuse_round_own_rules()"""
@@ -283,11 +347,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("program_hold", "purse_funding", "redemption"):
-        op.execute(f"DROP TRIGGER pays_by_payments_i8 ON {table}")
-    for function in ("spending_begin", "spending_follow", "spending_take_payments", "refuse_program_begun"):
+    for function in _FUNCTIONS:
         op.execute(f"DROP FUNCTION {function} CASCADE")
-    op.execute("DROP FUNCTION refuse_round_own_rules")
     op.execute("DROP FUNCTION spending_count")
     op.execute("DROP FUNCTION spending_of")
     for table in reversed(TABLES):
