@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +141,9 @@ class _GuardedBackend(httpcore.SyncBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         try:
-            addresses = self._resolver(host, port)[:ADDRESSES_MAX]
+            addresses = self._resolved(host, port)[:ADDRESSES_MAX]
+        except TimeoutError:
+            raise httpcore.ConnectTimeout("the name server does not answer") from None
         except OSError:
             raise httpcore.ConnectError("the name leads nowhere") from None
         if not addresses:
@@ -150,6 +154,19 @@ class _GuardedBackend(httpcore.SyncBackend):
             addresses[0], port, _left(self._deadline, httpcore.ConnectTimeout), local_address, socket_options
         )
         return _BoundedStream(stream, self._deadline)
+
+    def _resolved(self, host: str, port: int) -> list[str]:
+        """The system's resolver has a patience of its own and cannot be told another: it is waited for, not joined."""
+        found: Future[list[str]] = Future()
+
+        def ask() -> None:
+            try:
+                found.set_result(self._resolver(host, port))
+            except Exception as error:  # raised where the answer is waited for
+                found.set_exception(error)
+
+        threading.Thread(target=ask, name="webhook-name", daemon=True).start()
+        return found.result(_left(self._deadline, httpcore.ConnectTimeout))
 
     def connect_unix_socket(
         self,

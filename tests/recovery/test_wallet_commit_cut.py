@@ -1,6 +1,6 @@
 """Goal: a connection to the wallet service's own database that is cut around COMMIT (it is lost, or only its answer)
-leaves nothing in doubt: the customer asks again, the service recovers, and a payment, an exchange and an offline sync
-are settled once.
+leaves nothing in doubt: the customer asks again, the service recovers, and a payment, an exchange, a purse's loading
+and an offline sync are settled once.
 
 Method: the wallet service behind a proxy that cuts its connection to PostgreSQL at the n-th COMMIT of a request, for
 one n after another; a real ledger; both sides' books are compared afterwards. JIAOZI_KILLS cuts of each kind and saga,
@@ -141,6 +141,32 @@ def exchange_out(town: Town) -> Saga:
     return Saga(lambda: town.client.exchange_out(token).deposit_credited_at is not None, check)
 
 
+def offline_load(town: Town) -> Saga:
+    wallet, account, key = town.wallet(funds=FUNDS)
+    purse, escrow = town.purse(wallet)
+    funding, until, before = ids.new_uuid7(), system_clock() + timedelta(minutes=5), town.balance(escrow)
+
+    def do() -> bool:
+        view = town.client.fund_purse(
+            key=key,
+            ledger="cny",
+            debit=account,
+            escrow=escrow,
+            purse=purse.id,
+            amount_minor=AMOUNT,
+            currency="CNY",
+            valid_until=until,
+            funding=funding,
+        )
+        return view.message is not None
+
+    def check() -> None:
+        assert (town.balance(account), town.balance(escrow)) == (FUNDS - AMOUNT, before + AMOUNT)
+        assert town.scheme.wallet("operator").purse_escrow().claims_minor == before + AMOUNT
+
+    return Saga(do, check)
+
+
 def offline_sync(town: Town) -> Saga:
     (wallet, account, key), (payee_wallet, payee_account, _) = town.wallet(funds=FUNDS), town.wallet()
     (payer, escrow), (payee, _) = town.purse(wallet), town.purse(payee_wallet)
@@ -173,7 +199,10 @@ def offline_sync(town: Town) -> Saga:
 
 SAGAS = (
     payment,
-    *(pytest.param(each, marks=pytest.mark.extended) for each in (exchange_in, exchange_out, offline_sync)),
+    *(
+        pytest.param(each, marks=pytest.mark.extended)
+        for each in (exchange_in, exchange_out, offline_load, offline_sync)
+    ),
 )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from hashlib import sha256
 from typing import Any, cast
 from uuid import UUID
@@ -239,6 +239,34 @@ def test_the_change_of_a_purchase_has_been_spent(bank: ProgramBank) -> None:
     resume_programs(bank.context)
     assert program_books.find(bank.context, known.program.id).program.state == "finished"
     assert counts_agree(bank, holder)[1] == 1_500 == at_ledger.spent_year
+
+
+def test_the_year_ends_at_midnight_in_shanghai_in_both_counts(
+    bank: ProgramBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the server's own calendar says; and what returns of the old year gives the new one no allowance."""
+    bank.clock.advance(datetime(2026, 12, 31, 15, 59, 59, tzinfo=UTC) - bank.clock())
+    payer, payee = bank.holder(funds=10_000), bank.holder()
+    set_caps(bank, payer, single_max_minor=600, day_max_minor=600, year_max_minor=600)
+    actors = bank.actors(payer, payee, "courier")
+    known = bank.funded(bank.request("prepaid-drip", actors, [100, 200], quiet_days=14, subject="x"), actors)
+    assert said(bank, payer, payee.account, 300) == "final"
+    assert said(bank, payer, payee.account, 1) == "day-limit-exceeded class II of ecny-2021-06"
+    bank.clock.advance(timedelta(seconds=1))
+    assert said(bank, payer, payee.account, 500) == "final"
+    bank.say(known, actors, "payer", "stop")
+    assert counts_agree(bank, payer) == (500, 500)
+    assert {day: spent for day, (spent, _) in counted(bank, payer.wallet.id).items()} == {
+        date(2026, 12, 31): 300,
+        date(2027, 1, 1): 500,
+    }
+    no_own_caps(monkeypatch)
+    assert said(bank, payer, payee.account, 101) == by_database("day-limit-exceeded")
+    assert said(bank, payer, payee.account, 100) == "final"
+    bank.clock.advance(DAY - timedelta(seconds=1))
+    assert said(bank, payer, payee.account, 1) == by_database("day-limit-exceeded"), "the last second of the day"
+    bank.clock.advance(timedelta(seconds=1))
+    assert said(bank, payer, payee.account, 1) == by_database("year-limit-exceeded")
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from ledger.contract import (
     TransferTerms,
 )
 from wallet.domain.rules import Evidence, WalletClass
+from wallet.domain.shown_text import SHOWN_TEXT
 
 BATCH_ITEMS_MAX = 1_000
 """Items in one bulk request: one ledger batch, one page of results."""
@@ -391,7 +392,7 @@ LedgerName = Annotated[str, Field(min_length=1, max_length=64)]
 
 class CustomerRequest(Model):
     customer: CustomerRef
-    name: Annotated[str, Field(max_length=140)] = ""
+    name: Annotated[str, Field(max_length=140, pattern=SHOWN_TEXT)] = ""
     phone: Annotated[str, Field(pattern=r"^(\+[0-9]{6,15})?$")] = ""
     evidence: list[Evidence]
     """What has been verified; decides the highest class."""

@@ -12,6 +12,7 @@ from kernel.crypto.keys import from_base64url
 from ledger.contract import AccountRef, Amount, CurrencyCode, Jwk, Model, Moment, SignedAmount, Token, TransferRef
 from wallet.contract import CustomerRef, PaymentResult, WalletRef, WalletState, id_type
 from wallet.domain.rules import WalletClass
+from wallet.domain.shown_text import SHOWN_TEXT
 
 AliasRef = Annotated[UUID, *id_type("als")]
 CHILDREN_MAX = 50
@@ -130,7 +131,7 @@ class ChargeRequest(Model):
 class CorporateRequest(Model):
     """At least one identifier; both are checked by their check characters."""
 
-    legal_name: Annotated[str, Field(min_length=1, max_length=140)]
+    legal_name: Annotated[str, Field(min_length=1, max_length=140, pattern=SHOWN_TEXT)]
     lei: Annotated[str, Field(pattern=r"^([A-Z0-9]{18}[0-9]{2})?$")] = ""
     """ISO 17442."""
     social_credit_code: Annotated[str, Field(pattern=r"^([0-9A-Z]{18})?$")] = ""

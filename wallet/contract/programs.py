@@ -38,6 +38,7 @@ from ledger.contract import (
 from wallet.contract import id_type
 from wallet.domain.program_templates import HOLDS_MAX, INSTALMENTS_MAX, VOUCHERS_MAX
 from wallet.domain.programs import COUNT_MAX, LIST_MAX, MerchantCategory, MerchantPlace, Name
+from wallet.domain.shown_text import SHOWN_TEXT
 
 STATEMENT_TYP = "jiaozi-program-statement+jws"
 SPEND_TYP = "jiaozi-voucher-spend+jws"
@@ -53,7 +54,7 @@ SpendRef = Annotated[UUID, *id_type("spd")]
 TemplateName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{2,39}$", examples=["prepaid-drip"])]
 TemplateVersion = Annotated[int, Field(ge=1, le=9_999)]
 ParameterValue = (
-    Annotated[str, Field(min_length=1, max_length=140)]
+    Annotated[str, Field(min_length=1, max_length=140, pattern=SHOWN_TEXT)]
     | Annotated[int, Field(ge=0, le=1_000_000)]
     | Annotated[list[Annotated[str, Field(max_length=40)]], Field(min_length=1, max_length=LIST_MAX)]
 )
@@ -209,7 +210,7 @@ class MerchantStatement(Model):
 
     participant: ParticipantRef
     account: AccountRef
-    name: Annotated[str, Field(max_length=140)]
+    name: Annotated[str, Field(max_length=140, pattern=SHOWN_TEXT)]
     category: MerchantCategory
     place: MerchantPlace
     valid_until: Moment
@@ -464,7 +465,7 @@ class SpendView(Model):
 
 class MerchantRequest(Model):
     account: AccountRef
-    name: Annotated[str, Field(max_length=140)]
+    name: Annotated[str, Field(max_length=140, pattern=SHOWN_TEXT)]
     category: MerchantCategory
     place: MerchantPlace
 

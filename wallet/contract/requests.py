@@ -22,6 +22,7 @@ from ledger.contract import (
     TransferRef,
 )
 from wallet.contract import LedgerName, WalletRef, id_type
+from wallet.domain.shown_text import SHOWN_TEXT
 
 REQUEST_TYP = "jiaozi-payment-request+jws"
 """A payment request, signed by the payee's institution."""
@@ -35,10 +36,10 @@ QR_SCALE_MAX = 32
 """Pixels a module: the largest code is then under 3,000 pixels wide."""
 
 RequestRef = Annotated[UUID, *id_type("req")]
-PayeeName = Annotated[str, Field(min_length=1, max_length=70, examples=["Teahouse at the bridge"])]
+PayeeName = Annotated[str, Field(min_length=1, max_length=70, pattern=SHOWN_TEXT, examples=["Teahouse at the bridge"])]
 """As the payee wants to be shown; ISO 20022 Max70Text."""
-Description = Annotated[str, Field(max_length=140, examples=["Two pots of longjing"])]
-PayeeReference = Annotated[str, Field(max_length=35, examples=["ORDER-2041"])]
+Description = Annotated[str, Field(max_length=140, pattern=SHOWN_TEXT, examples=["Two pots of longjing"])]
+PayeeReference = Annotated[str, Field(max_length=35, pattern=SHOWN_TEXT, examples=["ORDER-2041"])]
 """The payee's own reference; ISO 20022 Max35Text."""
 
 

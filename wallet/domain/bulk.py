@@ -17,6 +17,7 @@ from kernel.ids import derive_uuid7
 from kernel.money import Currency, Money, format_minor
 from ledger.contract import TransferRefusal
 from wallet.domain.limits import Caps, Usage, decide_payment
+from wallet.domain.shown_text import NEVER_SHOWN
 
 HEADER = ("line_id", "payee", "amount", "description")
 RESULT_HEADER = ("line_id", "payee", "amount", "description", "state", "refusal", "detail", "payment", "booked_at")
@@ -32,7 +33,7 @@ _BOM = b"\xef\xbb\xbf"
 _LINE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}", re.ASCII)
 _FIELD = re.compile(r'"((?:[^"]|"")*)"|([^",]*)')
 _FORMULA_STARTS = frozenset("=+-@\t\r\n＝＋－＠")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_NEVER_SHOWN = re.compile(f"[{NEVER_SHOWN}]")
 
 
 class FileUnreadable(ValueError):
@@ -149,8 +150,8 @@ def _reason(error: ValueError) -> str:
 
 def _fields(text: str) -> list[str]:
     """The fields of one RFC 4180 record. Raises: ValueError."""
-    if _CONTROL.search(text) is not None:
-        raise ValueError("control characters and line breaks are not taken, quoted or not")
+    if _NEVER_SHOWN.search(text) is not None:
+        raise ValueError("control characters, line breaks and changes of direction are not taken, quoted or not")
     fields = []
     position = 0
     while True:
@@ -176,7 +177,7 @@ def csv_cell(value: str) -> str:
 
     Source: OWASP, "CSV Injection".
     """
-    text = _CONTROL.sub(" ", value)
+    text = _NEVER_SHOWN.sub(" ", value)
     if value[:1] in _FORMULA_STARTS or text[:1] in _FORMULA_STARTS:
         text = "'" + text
     if any(character in text for character in ",\"'") or text != text.strip():

@@ -193,7 +193,7 @@ def check_url(url: str, *, is_sandbox: bool) -> tuple[str, int]:
     """(host, port) of an acceptable endpoint address. Raises: AddressRefused."""
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         raise AddressRefused("the address cannot be read") from None
     if len(url) > URL_CHARACTERS_MAX or not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
@@ -202,6 +202,9 @@ def check_url(url: str, *, is_sandbox: bool) -> tuple[str, int]:
         raise AddressRefused("an address begins with https://")
     if not host or parts.username is not None or parts.password is not None or parts.fragment:
         raise AddressRefused("an address has a host, and no user, password or fragment")
+    if port == 0:
+        raise AddressRefused("nobody answers at port 0")
+    port = port or (443 if parts.scheme == "https" else 80)
     try:
         literal = ipaddress.ip_address(host)
     except ValueError:
