@@ -20,7 +20,7 @@ from settlement.contract.reconciliation import (
     TableMappingBody,
 )
 from settlement.domain.refusals import SettlementRefusal as R
-from settlement.sources import SourceFormat
+from settlement.sources import SourceFormat, is_validated
 from settlement.store import reconciliation as store
 from settlement.store.reconciliation import SourceRow
 from settlement.usecases import reconcile as work
@@ -141,6 +141,8 @@ def _source_view(row: SourceRow) -> SourceView:
         currency=row.currency,
         statement_id=row.statement_id,
         sequence_number=row.sequence_number,
+        message=row.message,
+        is_schema_validated=is_validated(row.message),
         created_by=row.created_by,
         created_at=row.created_at,
     )

@@ -116,6 +116,8 @@ def run(
         _print_json(view)
     else:
         _print_run(view)
+        if theirs.is_schema_validated is False:
+            console.print(f"Their file is a {theirs.message}: read without a schema, not schema-validated.")
     if view.break_count:
         raise typer.Exit(1)
 

@@ -97,6 +97,10 @@ class SourceView(Model):
     currency: str | None
     statement_id: str | None
     sequence_number: int | None
+    message: str | None
+    """The version that a camt file is of."""
+    is_schema_validated: bool | None
+    """False of a version whose schema this service does not have; None of a table."""
     created_by: str
     created_at: Moment
 

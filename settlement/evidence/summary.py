@@ -69,7 +69,8 @@ def _side(source: Mapping[str, Any]) -> str:
     """Whose word a side is: the bridge's, or that of whoever handed the file in."""
     if source["is_bridge_record"]:
         return "the bridge's own record"
-    return f"a file handed in as {source['counterparty']}'s, not the bridge's record"
+    text = f"a file handed in as {source['counterparty']}'s, not the bridge's record"
+    return text if source["is_schema_validated"] is not False else f"{text}; {source['message']}, not schema-validated"
 
 
 def _count(breaks: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from settlement.domain.reconciliation.mapping import CANONICAL, TableMapping
 from settlement.domain.statements import Direction, StatementEntry
 from settlement.evidence import summary
 from settlement.evidence.archive import PackRefused, read_archive
-from settlement.sources import SourceFormat, SourceRead, papers_of, read_source
+from settlement.sources import SourceFormat, SourceRead, is_validated, papers_of, read_source
 
 MANIFEST_TYPE = "jiaozi-evidence-manifest+jws"
 MANIFEST_BYTES_MAX = 64 * 1024 * 1024
@@ -138,6 +138,14 @@ def _rerun(members: Mapping[str, bytes], manifest: Mapping[str, Any], found: Ver
     ours, theirs = (_read(members, manifest, side) for side in ("ours", "theirs"))
     if ours.lines is None or theirs.lines is None:
         raise PackRefused("an input cannot be read by its mapping")
+    for side, read in (("ours", ours), ("theirs", theirs)):
+        said = manifest["inputs"][side]
+        if (said["message"], said["is_schema_validated"]) != (read.message, is_validated(read.message)):
+            found.findings.append(f"the manifest is wrong about the message that {said['file']} is")
+        if is_validated(read.message) is False:
+            found.notes.append(
+                f"{said['file']} is a {read.message}: it was read without a schema, not schema-validated"
+            )
     outcome = sessions.run_session(
         ours.lines,
         theirs.lines,

@@ -1,5 +1,6 @@
 """camt.053 (BankToCustomerStatement), and its siblings: camt.052, the report of a day that is not over, and camt.054,
-notifications of single debits and credits. Streamed out, and read back, in every version of `versions`.
+notifications of single debits and credits. Streamed out, and read back, in every version of `versions`; read too:
+those of `versions.UNVALIDATED`, whose schemas are not here (`unvalidated`).
 
 | statement | element of Stmt (camt.052: Rpt, camt.054: Ntfctn) |
 |---|---|
@@ -62,14 +63,17 @@ from settlement.domain.statements import (
     summarise,
 )
 from settlement.iso20022.statement_pages import PAGES_MAX, Page, PagesRefused, chosen, join
+from settlement.iso20022.unvalidated import ShapeRefused, check_shape
 from settlement.iso20022.unwrapping import Unwrapped
-from settlement.iso20022.versions import DEFAULT, VERSIONS, kind_of
+from settlement.iso20022.versions import DEFAULT, UNVALIDATED, VERSIONS, kind_of
 from settlement.iso20022.xml_reader import MessageReader, line_of, local_name
 from settlement.iso20022.xml_writer import XmlWriter, amount_text, datetime_text, document_writer, minor_text
 
 MESSAGE = DEFAULT["camt.053"]
 ENTRIES_MAX = 1_000_000
 BYTES_MAX = 1024 * 1024 * 1024
+ENTRY_BYTES_MAX = 16 * 1024 * 1024
+"""Of one Ntry, which is held in memory: the batch booking of some 10,000 payments."""
 
 _UETR_HEX = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}", re.ASCII)
 _AMOUNT = re.compile(r"\+?(?P<units>[0-9]*)(?:\.(?P<fraction>[0-9]*))?", re.ASCII)
@@ -110,6 +114,8 @@ class StatementReadResult:
     statement: Statement | None
     problems: tuple[StatementProblem, ...]
     findings: tuple[Break, ...] = ()
+    message: str = ""
+    """The version that was read; of pages in several, one without a schema if there is any."""
 
 
 def write_camt053(
@@ -192,29 +198,32 @@ def read_pages(
 ) -> StatementReadResult:
     """One statement whose pages are in several messages, in any order; the same page twice counts once."""
     pages: list[Page] = []
+    versions: set[str] = set()
     for source in sources:
-        found, problems = _read_message(
+        version, found, problems = _read_message(
             source, entries_max=entries_max, bytes_max=bytes_max, messages=messages, zone=ZoneInfo(zone)
         )
         if problems:
             return StatementReadResult(None, problems)
         pages += found
+        versions.add(version)
         entries_max -= sum(len(page.entries) for page in found)
     try:
-        statement = join(chosen(pages, account))  # the schema demands at least one
+        statement = join(chosen(pages, account))
     except PagesRefused as refused:
         return StatementReadResult(None, (StatementProblem(refused.refusal, 0, 0, refused.reason[:300]),))
-    return StatementReadResult(statement, (), check_statement(statement, as_of=statement.to_at.date()))
+    message = min(versions)  # those without a schema are the oldest
+    return StatementReadResult(statement, (), check_statement(statement, as_of=statement.to_at.date()), message)
 
 
 def _read_message(
     source: BinaryIO | Path, *, entries_max: int, bytes_max: int, messages: Sequence[str], zone: ZoneInfo
-) -> tuple[list[Page], tuple[StatementProblem, ...]]:
+) -> tuple[str, list[Page], tuple[StatementProblem, ...]]:
     part = _SHAPES[kind_of(messages[0])][1]
     with Unwrapped(source, messages) as document:
         if document.problem is not None:
             refusal = _REFUSAL_BY_CODE[document.problem.refusal.value]
-            return [], (StatementProblem(refusal, 0, document.problem.line, document.problem.reason),)
+            return "", [], (StatementProblem(refusal, 0, document.problem.line, document.problem.reason),)
         return _read_document(
             document.file, part, entries_max=entries_max, bytes_max=bytes_max, messages=document.messages, zone=zone
         )
@@ -222,13 +231,14 @@ def _read_message(
 
 def _read_document(
     source: BinaryIO, part: str, *, entries_max: int, bytes_max: int, messages: Sequence[str], zone: ZoneInfo
-) -> tuple[list[Page], tuple[StatementProblem, ...]]:
+) -> tuple[str, list[Page], tuple[StatementProblem, ...]]:
     reader = MessageReader(
         source,
         messages=messages,
         tags=("GrpHdr", "Ntry", part),
         repeated="Ntry",
         bytes_max=bytes_max,
+        part_bytes_max=ENTRY_BYTES_MAX,
         problems_max=PROBLEMS_MAX,
     )
     entries: list[_Entry] = []
@@ -240,6 +250,8 @@ def _read_document(
     for element in reader:
         line = line_of(element)
         try:
+            if reader.message in UNVALIDATED.get(kind_of(reader.message), ()):
+                check_shape(element)
             if local_name(element) == "GrpHdr":
                 of_message = _page_of(element, "MsgPgntn")
                 continue
@@ -256,6 +268,10 @@ def _read_document(
                 raise _Refused(StatementRefusal.TOO_MANY_STATEMENTS, f"a message has at most {PAGES_MAX:,} pages")
             pages.append(_read_page(element, entries, kind_of(reader.message), of_message, zone))
             entries = []
+        except ShapeRefused as refused:
+            place = index + 1 if local_name(element) == "Ntry" else 0
+            problems.append(StatementProblem(StatementRefusal.SCHEMA_INVALID, place, line, str(refused)[:300]))
+            break
         except _Refused as refused:
             place = index if local_name(element) == "Ntry" else 0
             problems.append(StatementProblem(refused.refusal, place, line, refused.reason[:300]))
@@ -266,7 +282,9 @@ def _read_document(
         StatementProblem(_REFUSAL_BY_CODE[found.refusal.value], found.index, found.line, found.reason)
         for found in reader.problems
     ]
-    return pages, tuple([*xml_problems, *problems][:PROBLEMS_MAX])
+    if not pages and not xml_problems and not problems:  # a schema demands one
+        problems.append(StatementProblem(StatementRefusal.SCHEMA_INVALID, 0, 0, f"there is no {part}"))
+    return reader.message, pages, tuple([*xml_problems, *problems][:PROBLEMS_MAX])
 
 
 class _Refused(Exception):
@@ -436,8 +454,8 @@ def _check_near(day: date) -> None:
 
 
 def _bic(element: etree._Element | None) -> ParticipantId | None:
-    """BICFI, of which the schema has checked the shape already."""
-    text = _text(element, "FinInstnId", "BICFI")
+    """BICFI (camt.053.001.02: BIC), of which the schema has checked the shape already."""
+    text = _text(element, "FinInstnId", "BICFI") or _text(element, "FinInstnId", "BIC")
     return None if text is None else parse_participant(text)
 
 
@@ -476,7 +494,7 @@ def _read_page(
     number_of_page, statement_id = _page_number(page), _required(element, "Id")
     return Page(
         number=number_of_page,
-        is_last=last not in ("false", "0"),
+        is_last=(last or "").strip() not in ("false", "0"),
         statement_id=statement_id,
         sequence_number=_sequence_number(_text(element, "ElctrncSeqNb")),
         account=number,
@@ -587,9 +605,10 @@ def _read_entry(element: etree._Element, zone: ZoneInfo) -> _Entry:
         raise _Refused(StatementRefusal.FIELD_MISSING, "Amt")
     currency = _currency(str(amount.get("Ccy", "")))
     direction = Direction(_required(element, "CdtDbtInd"))
-    status = _STATUSES.get(_text(element, "Sts", "Cd") or "")
+    code = _text(element, "Sts", "Cd") or (_text(element, "Sts") or "").strip()  # bare before camt.053.001.08
+    status = _STATUSES.get(code)
     if status is None:
-        said = _text(element, "Sts", "Cd") or _text(element, "Sts", "Prtry") or ""
+        said = code or _text(element, "Sts", "Prtry") or ""
         raise _Refused(StatementRefusal.STATUS_UNKNOWN, f"{said[:35]!r}")
     details = [
         each for part in element if local_name(part) == "NtryDtls" for each in part if local_name(each) == "TxDtls"
@@ -609,7 +628,7 @@ def _read_entry(element: etree._Element, zone: ZoneInfo) -> _Entry:
             status=status,
             group_reference=_group(element),
             instructed=_instructed(element),
-            is_reversal=_text(element, "RvslInd") in ("true", "1"),
+            is_reversal=(_text(element, "RvslInd") or "").strip() in ("true", "1"),
         ),
     )
     if len(details) > 1:

@@ -95,7 +95,7 @@ def read_csv_chunks(
             raise _refused(InstructionRefusal.FILE_TOO_LARGE, f"more than {bytes_max:,} bytes", number)
         if len(text) > LINE_BYTES_MAX:
             raise _refused(
-                InstructionRefusal.FIELD_TOO_LONG, f"the line has more than {LINE_BYTES_MAX:,} bytes", number
+                InstructionRefusal.FIELD_TOO_LONG, f"line {number} has more than {LINE_BYTES_MAX:,} bytes", number
             )
         if text.strip(b"\r\n"):  # a wholly empty line says nothing
             index += 1
@@ -145,7 +145,7 @@ def _header(source: BinaryIO) -> list[str]:
     if not text:
         raise _refused(InstructionRefusal.NO_INSTRUCTIONS, "the file is empty", 1)
     if len(text) > LINE_BYTES_MAX:
-        raise _refused(InstructionRefusal.FIELD_TOO_LONG, f"the line has more than {LINE_BYTES_MAX:,} bytes", 1)
+        raise _refused(InstructionRefusal.FIELD_TOO_LONG, f"line 1 has more than {LINE_BYTES_MAX:,} bytes", 1)
     columns = _fields(text.removeprefix(b"\xef\xbb\xbf"))
     if not isinstance(columns, list):
         raise _refused(*columns, 1)

@@ -19,6 +19,11 @@ VERSIONS: dict[str, tuple[str, ...]] = {
 }
 """Oldest first."""
 
+UNVALIDATED: dict[str, tuple[str, ...]] = {
+    "camt.053": tuple(f"camt.053.001.{number:02}" for number in range(2, 8)),
+}
+"""Read from others without a schema, by the checks of `unvalidated`; never written."""
+
 DEFAULT = {message: versions[0] for message, versions in VERSIONS.items()}
 """What is written unless another version is asked for: the 2019 set."""
 

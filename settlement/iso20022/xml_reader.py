@@ -6,9 +6,11 @@ Rules:
 3. `<!DOCTYPE` and `<!ENTITY` are refused on the bytes, before the parser sees them (ISO 20022-4 messages have neither);
    the parser, too, resolves no entity, opens no network and keeps libxml2's limits (nesting 256, text 10 MB).
 4. The root must be the expected message and version.
-5. The whole message is validated while it streams. A fault in the last line shows only at the end, so a caller must
+5. The whole message is validated while it streams, unless it is of `versions.UNVALIDATED`: then whoever reads it
+   checks what it reads. A fault in the last line shows only at the end, so a caller must
    *stage* what it reads and use nothing before the iterator has ended with `problems` empty.
-6. Memory is bounded: each part is handed out complete and emptied afterwards.
+6. Memory is bounded: each part is handed out complete and emptied afterwards; no part, nor all that is beside the
+   parts, may have more than `part_bytes_max` bytes.
 Source: `etree.iterparse(schema=...)` reported an error of entry 50,000 after all 100,000 had been yielded; a pull
 parser fed element by element reports it at its place.
 """
@@ -27,10 +29,12 @@ from typing import Any, BinaryIO
 from lxml import etree
 
 from kernel.errors import Refusal
+from settlement.iso20022.versions import UNVALIDATED
 
 CHUNK_BYTES = 65_536
 NAMESPACE_PREFIX = "urn:iso:std:iso:20022:tech:xsd:"
 REASON_LENGTH_MAX = 300
+_WITHOUT_SCHEMA = frozenset(message for messages in UNVALIDATED.values() for message in messages)
 
 _DECLARED_ENCODING = re.compile(rb"<\?xml[^>]*?encoding\s*=\s*[\"']([^\"']*)[\"']")
 _FORBIDDEN = re.compile(rb"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
@@ -146,6 +150,7 @@ class MessageReader:
         tags: Sequence[str],
         repeated: str,
         bytes_max: int,
+        part_bytes_max: int,
         problems_max: int,
     ) -> None:
         self.problems: list[XmlProblem] = []
@@ -157,6 +162,7 @@ class MessageReader:
         self._repeated_name = repeated
         self._repeated = ""
         self._bytes_max = bytes_max
+        self._part_bytes_max = part_bytes_max
         self._problems_max = problems_max
         # Cut behind every tag of the repeated part: a schema error is then known to lie in this element and no other.
         self._cut = re.compile(rb"<(/?)(?:[\w.-]+:)?" + repeated.encode("ascii") + rb"\s*>")
@@ -164,6 +170,8 @@ class MessageReader:
         self._is_inside = False
         self._line = 1
         self._closings = 0
+        self._inside_bytes = 0
+        self._around_bytes = 0
         self._errors_seen = 0
         # lxml's validating pull parser is silent about a truncated file (6.1.3), so a second one that builds
         # nothing and validates nothing says whether the file is well-formed.
@@ -185,6 +193,8 @@ class MessageReader:
                     if not self._check_root(piece):
                         return
                     parser = self._parser()
+                if not self._has_room(piece):
+                    return
                 parser.feed(piece)
                 self._closings += int(piece.endswith(b">") and self._is_inside and not opens)
                 self._note_schema_errors(parser)
@@ -211,6 +221,22 @@ class MessageReader:
             if not self.problems:
                 self._refuse(XmlRefusal.NOT_XML, error.msg or "not well-formed", index=self._place())
 
+    def _has_room(self, piece: bytes) -> bool:
+        """Count the bytes of a repeated part, and those of all that is around them: both are held in memory whole."""
+        if self._is_inside:
+            self._inside_bytes += len(piece)
+        else:
+            self._inside_bytes = 0
+            self._around_bytes += len(piece)
+        if self._inside_bytes > self._part_bytes_max:
+            reason = f"one {self._repeated_name} of more than {self._part_bytes_max:,} bytes"
+        elif self._around_bytes > self._part_bytes_max:
+            reason = f"more than {self._part_bytes_max:,} bytes beside its {self._repeated_name}"
+        else:
+            return True
+        self._refuse(XmlRefusal.PART_TOO_LARGE, reason, index=self._place())
+        return False
+
     def _parser(self) -> etree.XMLPullParser:
         """Of the message that the root names."""
         prefix = f"{{{namespace_of(self.message)}}}"
@@ -218,7 +244,7 @@ class MessageReader:
         return etree.XMLPullParser(
             events=("end",),
             tag=[prefix + tag for tag in self._tags],
-            schema=schema_of(self.message),
+            schema=None if self.message in _WITHOUT_SCHEMA else schema_of(self.message),
             encoding="utf-8",
             resolve_entities=False,
             no_network=True,

@@ -69,6 +69,8 @@ class SourceRead:
     account: str | None = None
     """As a camt file names it."""
     currency: str | None = None
+    message: str | None = None
+    """The version that a camt file is of."""
     findings: tuple[Break, ...] = ()
 
 
@@ -155,13 +157,13 @@ def _pages_of(content: bytes) -> list[bytes] | SourceProblem:
 def _read_camt(contents: Sequence[bytes], source_format: SourceFormat, zone: str, account: str | None) -> SourceRead:
     # Here, for the readers need schemas of megabytes that a reader of tables does not.
     from settlement.iso20022.camt053 import read_pages
-    from settlement.iso20022.versions import VERSIONS
+    from settlement.iso20022.versions import UNVALIDATED, VERSIONS
 
     kind = "camt.053" if source_format is SourceFormat.CAMT_053_PAGES else source_format.value
     read = read_pages(
         [io.BytesIO(content) for content in contents],
         bytes_max=SOURCE_BYTES_MAX,
-        messages=VERSIONS[kind],
+        messages=VERSIONS[kind] + UNVALIDATED.get(kind, ()),
         zone=zone,
         account=account,
     )
@@ -176,8 +178,16 @@ def _read_camt(contents: Sequence[bytes], source_format: SourceFormat, zone: str
         statement=statement if has_papers else None,
         account=statement.account,
         currency=statement.currency.code,
+        message=read.message,
         findings=read.findings if has_papers else (),
     )
+
+
+def is_validated(message: str | None) -> bool | None:
+    """Whether a file of this message was held against its published schema; None of a table."""
+    from settlement.iso20022.versions import UNVALIDATED
+
+    return None if message is None else message not in UNVALIDATED.get(message[:8], ())
 
 
 def papers_of(read: SourceRead) -> StatementPapers | None:

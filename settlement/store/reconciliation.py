@@ -52,6 +52,7 @@ class SourceRow:
     opening_minor: int | None
     closing_minor: int | None
     to_at: datetime | None
+    message: str | None
     created_by: str
     created_at: datetime
 

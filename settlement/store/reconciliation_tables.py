@@ -50,6 +50,7 @@ source = sa.Table(
     sa.Column("opening_minor", sa.BigInteger),
     sa.Column("closing_minor", sa.BigInteger),
     sa.Column("to_at", _MOMENT),
+    sa.Column("message", sa.Text),
     sa.Column("created_by", sa.Text, nullable=False),
     sa.Column("created_at", _MOMENT, nullable=False),
     sa.UniqueConstraint(
@@ -131,7 +132,11 @@ match = sa.Table(
     sa.Column("difference_minor", sa.BigInteger, nullable=False),
     sa.PrimaryKeyConstraint("run_id", "number", name="reconciliation_match_pk"),
     sa.CheckConstraint(
-        "cardinality(our_references) > 0 AND cardinality(their_references) > 0", name="reconciliation_match_two_sides"
+        "CASE rule WHEN 'reversed' THEN abs(cardinality(our_references) - cardinality(their_references)) = 2 AND "
+        "cardinality(our_references || their_references) = 2 AND difference_minor = 0 "
+        "WHEN 'replaced' THEN cardinality(our_references || their_references) = 1 AND difference_minor = 0 "
+        "ELSE cardinality(our_references) > 0 AND cardinality(their_references) > 0 END",
+        name="reconciliation_match_sides",
     ),
 )
 """The other matches, and those that an officer made (rule `manual`)."""

@@ -29,7 +29,7 @@ from settlement.evidence import summary
 from settlement.evidence.archive import write_archive
 from settlement.evidence.verify import BREAKS_MAX, FORMAT, MANIFEST_TYPE
 from settlement.islands.port import Island
-from settlement.sources import papers_of
+from settlement.sources import is_validated, papers_of
 from settlement.store import reconciliation as store
 from settlement.store import tables as t
 from settlement.store.reconciliation import BreakRow, RunRow, SourceRow
@@ -83,6 +83,8 @@ def make_evidence(run: RunRow, *, books: Books, database: Database, files_direct
             "account": source.account,
             "counterparty": source.counterparty,
             "is_bridge_record": source.counterparty == JOURNAL,
+            "message": source.message,
+            "is_schema_validated": is_validated(source.message),
         }
     members["selection.json"] = _json(run.selection)
     outcome = _outcome(run, sources, database, files_directory)

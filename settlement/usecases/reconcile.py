@@ -226,6 +226,7 @@ def _source_row(
         opening_minor=None if statement is None else statement.opening_minor,
         closing_minor=None if statement is None else statement.closing_minor,
         to_at=None if statement is None else statement.to_at,
+        message=read.message,
         created_by=wanted.created_by,
         created_at=now,
     )

@@ -34,7 +34,7 @@ from settlement.contract import SettlementState
 from settlement.contract.reconciliation import BreakView
 from settlement.domain.instructions import Instruction, Priority
 from settlement.domain.reconciliation.lifecycle import DecisionDocument, DecisionKind, Repair, RepairKind
-from settlement.domain.statements import Statement
+from settlement.domain.statements import EntryStatus, Statement, StatementEntry
 from settlement.evidence.verify import verify_pack
 from settlement.islands.authorisers import FakeAuthoriser
 from settlement.islands.fake import FakeIsland
@@ -51,6 +51,7 @@ CNY, AED = Currency.of("CNY"), Currency.of("AED")
 ACCOUNTS = {BANK_A: (11, 21), BANK_B: (12, 22)}
 START = 10_000_000
 K = DecisionKind
+PAPERS = frozenset({"sequence-gap", "opening-not-previous-closing"})
 
 
 @dataclass
@@ -290,6 +291,74 @@ def test_a_line_that_comes_with_the_next_statement_finds_its_carried_counterpart
         assert client.break_detail(today.breaks[0].id).found.state == "closed"
         pack = client.evidence(tomorrow.reconciliation)
     assert verify_pack(pack, bridge_key=world.keys[BRIDGE].public).findings == []
+
+
+def test_what_a_counterparty_books_later_or_undoes_and_books_again_closes_its_own_breaks(world: World) -> None:
+    start = datetime.now(UTC)
+    whole = statement_of(world, settled(world))
+    end = datetime.now(UTC)
+    paid = whole.entries[0]
+    undone = replace(paid, reference=uuid4().hex, direction=paid.direction.opposite, is_reversal=True)
+    with world.client(BANK_A) as client:
+
+        def compare(lines: list[StatementEntry], since: datetime, until: datetime) -> Any:
+            at = since if until <= start or since >= end else None
+            named = replace(whole, statement_id=uuid4().hex, sequence_number=None).with_entries(
+                [line if at is None else replace(line, booked_at=at) for line in lines]
+            )
+            source = client.add_source(
+                camt053_bytes(named), source_format="camt.053", participant=BANK_A, counterparty="fickle"
+            )
+            return client.run_reconciliation(
+                participant=BANK_A,
+                counterparty="fickle",
+                currency="CNY",
+                their_source=source.source,
+                booked_from=since,
+                booked_to=until,
+            )
+
+        def types(run: Any) -> list[str]:
+            return [item.type.value for item in run.breaks if item.type.value not in PAPERS]
+
+        # Pending with them before we have it, then booked.
+        hours = [timedelta(hours=number) for number in range(4)]
+        pending = replace(paid, reference=uuid4().hex, status=EntryStatus.PENDING)
+        first = compare([pending], start - timedelta(days=30), start - timedelta(days=29))
+        assert types(first) == ["missing-here"]
+        second = compare(list(whole.entries), start, end)
+        assert (types(second), second.matched, second.carried_theirs, second.closed_count) == ([], 6, 1, 1)
+        matches = list(client.matches(second.reconciliation))
+        assert [(item.our_positions, item.their_positions) for item in matches if item.rule == "replaced"] == [
+            ([], [6])
+        ]
+        # They reverse it, and book it again the hour after.
+        third = compare([undone], end, end + hours[1])
+        assert types(third) == ["reversed"]
+        fourth = compare([replace(paid, reference=uuid4().hex)], end + hours[2], end + hours[3])
+        assert (types(fourth), fourth.matched, fourth.closed_count) == ([], 0, 1)
+        for run in (first, third):
+            (found,) = [item for item in run.breaks if item.type.value not in PAPERS]
+            assert [event.kind.value for event in client.break_detail(found.id).history] == ["opened", "late-side"]
+        packs = [client.evidence(run.reconciliation) for run in (second, fourth)]
+    assert [verify_pack(pack, bridge_key=world.keys[BRIDGE].public).findings for pack in packs] == [[], []]
+
+
+def test_a_statement_read_without_a_schema_says_so_wherever_it_is_shown(world: World) -> None:
+    batch = settled(world)
+    content = camt053_bytes(statement_of(world, batch)).replace(b"camt.053.001.08", b"camt.053.001.07")
+    told = {"source_format": "camt.053", "participant": BANK_A, "counterparty": "old"}
+    with world.client(BANK_A) as client:
+        source = client.add_source(content, **told)
+        assert (source.message, source.is_schema_validated) == ("camt.053.001.07", False)
+        run = client.reconcile(content, batch=batch, participant=BANK_A, currency="CNY", counterparty="old")
+        assert (run.matched, run.breaks) == (6, [])
+        pack = client.evidence(run.reconciliation)
+        refused_by = refused(lambda: client.add_source(content.replace(b"<CdtDbtInd>DBIT", b"<CdtDbtInd>DEBT"), **told))
+    assert refused_by == "statement-invalid"
+    verified = verify_pack(pack, bridge_key=world.keys[BRIDGE].public)
+    assert verified.findings == [] and any("not schema-validated" in note for note in verified.notes)
+    assert b"camt.053.001.07, not schema-validated" in pack
 
 
 def test_a_repair_by_instruction_goes_through_the_engine_and_then_closes_the_break(world: World) -> None:

@@ -363,6 +363,14 @@ def test_csv_fault_is_refused(old: str, new: str, refusal: InstructionRefusal) -
     assert result.problems[0].refusal is refusal
 
 
+def test_csv_line_that_is_too_long_is_named_with_the_bound() -> None:
+    head, *rows = write_csv(batch()).splitlines(keepends=True)
+    for number, lines in ((3, [head, rows[0], b"I2" + b"X" * 2_048 + rows[1], *rows[2:]]), (1, [b"x" * 2_049, *rows])):
+        (problem,) = read_csv(io.BytesIO(b"".join(lines))).problems
+        assert (problem.refusal, problem.line) == (R.FIELD_TOO_LONG, number)
+        assert problem.reason == f"line {number} has more than 2,048 bytes"
+
+
 def test_csv_takes_any_column_order_and_a_byte_order_mark_and_lf() -> None:
     rows = list(csv.reader(io.StringIO(write_csv(batch()).decode(), newline="")))
     text = "\n".join(",".join(reversed(row)) for row in rows)

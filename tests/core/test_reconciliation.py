@@ -31,6 +31,7 @@ from settlement.domain.reconciliation import (
     reconcile,
     reconcile_statements,
 )
+from settlement.domain.reconciliation.model import ONE_SIDED
 from settlement.domain.statements import Direction, EntryStatus, Statement, StatementEntry, reference_of
 
 CNY, AED = Currency.of("CNY"), Currency.of("AED")
@@ -181,6 +182,95 @@ def test_one_end_to_end_id_for_many_payments_on_both_sides_matches() -> None:
     assert kinds(reconcile(rent, rent[:2], as_of=AS_OF)) == [B.DUPLICATE]
 
 
+def rules_and_breaks(ours: Lines, theirs: Lines) -> list[tuple[object, ...]]:
+    """Each match as its rule and references, each break as its type and references."""
+    result = reconcile(ours, theirs, as_of=AS_OF)
+    assert_conserved(result, ours, theirs)
+    assert result.totals.matched == sum(match.rule not in ONE_SIDED for match in result.matched)
+    return [
+        *((x.rule, [y.reference for y in x.ours], [y.reference for y in x.theirs]) for x in result.matched),
+        *((x.type, list(x.our_references), list(x.their_references)) for x in result.breaks),
+    ]
+
+
+OURS = entry(1, reference="ours")
+BOOKED, PENDING = entry(1, reference="book"), entry(1, reference="pend", status=EntryStatus.PENDING)
+NO_ID = {"uetr": None, "end_to_end_id": None, "reference": "one"}
+
+
+def test_a_booked_line_replaces_the_pending_one_of_its_payment() -> None:
+    matched = (MatchRule.UETR, ["ours"], ["book"])
+    replaced = (MatchRule.REPLACED, [], ["pend"])
+    for theirs in ([PENDING, BOOKED], [BOOKED, PENDING], [PENDING, PENDING, BOOKED]):
+        assert rules_and_breaks([OURS], theirs) == [*[replaced] * (len(theirs) - 1), matched]
+    # A pending line of ours does not bring theirs back: they have booked it.
+    still = replace(OURS, status=EntryStatus.PENDING)
+    assert rules_and_breaks([still], [PENDING, BOOKED]) == [replaced, (B.STATUS, ["ours"], ["book"])]
+    assert rules_and_breaks([], [PENDING, BOOKED]) == [replaced, (B.MISSING_HERE, [], ["book"])]
+    # Under the servicer's reference alone, and with another amount under the reference and an id of the payment.
+    bare = [replace(line, **NO_ID) for line in (OURS, PENDING, BOOKED)]  # type: ignore[arg-type]
+    assert rules_and_breaks(bare[:1], bare[1:]) == [
+        (MatchRule.REPLACED, [], ["one"]),
+        (MatchRule.REFERENCE, ["one"], ["one"]),
+    ]
+    estimate = replace(PENDING, reference="book", amount=Money(1_101, CNY))
+    assert rules_and_breaks([OURS], [estimate, BOOKED]) == [(MatchRule.REPLACED, [], ["book"]), matched]
+    # On our side as on theirs.
+    assert rules_and_breaks([PENDING, OURS], [BOOKED]) == [(MatchRule.REPLACED, ["pend"], []), matched]
+
+
+def test_what_is_booked_twice_or_two_payments_are_replaced_by_nothing() -> None:
+    again = replace(BOOKED, reference="again")
+    assert (B.DUPLICATE, [], ["again"]) in rules_and_breaks([OURS], [BOOKED, again])
+    twice = [PENDING, replace(PENDING, reference="pend2")]
+    assert [x[0] for x in rules_and_breaks([OURS], twice)] == [B.STATUS, B.DUPLICATE]
+    other = entry(2, reference="pend", amount=BOOKED.amount, direction=BOOKED.direction, status=EntryStatus.PENDING)
+    assert [x[0] for x in rules_and_breaks([OURS], [BOOKED, other])] == [MatchRule.UETR, B.MISSING_HERE]
+    dearer = replace(PENDING, amount=Money(1_101, CNY))
+    assert MatchRule.REPLACED not in [x[0] for x in rules_and_breaks([OURS], [BOOKED, dearer])]
+
+
+def test_a_payment_that_was_reversed_and_booked_again_is_one_match() -> None:
+    undone = replace(BOOKED, reference="undo", direction=Direction.DEBIT)
+    again = replace(BOOKED, reference="again")
+    for marked in (False, True):
+        theirs = [BOOKED, replace(undone, is_reversal=marked), again]
+        assert rules_and_breaks([OURS], theirs) == [
+            (MatchRule.REVERSED, [], ["book", "undo"]),
+            (MatchRule.UETR, ["ours"], ["again"]),
+        ]
+    # The booking that we have stays: here the first.
+    later = replace(again, value_date=date(2026, 11, 3))
+    assert rules_and_breaks([OURS], [BOOKED, undone, later]) == [
+        (MatchRule.REVERSED, [], ["again", "undo"]),
+        (MatchRule.UETR, ["ours"], ["book"]),
+    ]
+    # Booked wrongly, reversed, and booked as it should be.
+    wrong = [replace(line, amount=Money(1_100, CNY)) for line in (BOOKED, undone)]
+    assert [x[0] for x in rules_and_breaks([OURS], [*wrong, again])] == [MatchRule.REVERSED, MatchRule.UETR]
+    # Ours, undone by us.
+    ours = [OURS, replace(undone, reference="undo"), replace(OURS, reference="ours2")]
+    assert [x[0] for x in rules_and_breaks(ours, [BOOKED])] == [MatchRule.REVERSED, MatchRule.UETR]
+    # A statement later only the reversal, which says so, and what was booked again are left.
+    assert rules_and_breaks([], [replace(undone, is_reversal=True), again]) == [
+        (MatchRule.REVERSED, [], ["again", "undo"])
+    ]
+
+
+def test_a_reversal_that_is_not_made_good_stays_a_break() -> None:
+    undone = replace(BOOKED, reference="undo", direction=Direction.DEBIT)
+    assert rules_and_breaks([OURS], [BOOKED, undone]) == [
+        (MatchRule.UETR, ["ours"], ["book"]),
+        (B.REVERSED, [], ["undo"]),
+    ]
+    # A payment and its return, which we have too, or which nobody calls a reversal and we know nothing of.
+    both = [OURS, replace(undone, reference="back")]
+    assert [x[0] for x in rules_and_breaks(both, [BOOKED, undone])] == [MatchRule.UETR, MatchRule.UETR]
+    assert [x[0] for x in rules_and_breaks([], [BOOKED, undone])] == [B.MISSING_HERE, B.MISSING_HERE]
+    other = replace(undone, amount=Money(1_100, CNY))
+    assert MatchRule.REVERSED not in [x[0] for x in rules_and_breaks([OURS], [BOOKED, other, BOOKED])]
+
+
 def test_gross_value_is_never_netted() -> None:
     theirs = changed(changed(BASE, 0, amount=Money(1_101, CNY)), 2, amount=Money(903, CNY))
     result = reconcile(BASE, theirs, as_of=AS_OF)
@@ -302,6 +392,8 @@ def test_every_line_is_accounted_for_once_even_in_a_muddle(data: st.DataObject) 
     result = reconcile(ours, theirs, as_of=AS_OF)
     assert_conserved(result, ours, theirs)
     for match in result.matched:
+        if match.rule in ONE_SIDED:
+            continue
         ours_sum, theirs_sum = (sum(line.amount.amount_minor for line in lines) for lines in (match.ours, match.theirs))
         assert ours_sum == theirs_sum  # one payment may be booked in parts
         assert len({(line.direction, line.amount.currency) for line in (*match.ours, *match.theirs)}) == 1

@@ -6,7 +6,7 @@ Method: a real PostgreSQL as the tables' owner; each forbidden row by plain SQL.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -118,11 +118,35 @@ def test_history_is_never_changed(connection: psycopg.Connection[Any], table: st
             connection.execute(change.encode())
 
 
+@pytest.mark.parametrize(
+    ("rule", "ours", "theirs", "is_kept"),
+    [
+        ("uetr", 1, 1, True),
+        ("uetr", 0, 1, False),
+        ("subset", 1, 0, False),
+        ("reversed", 0, 2, True),
+        ("reversed", 2, 0, True),
+        ("reversed", 1, 1, False),
+        ("reversed", 0, 3, False),
+        ("replaced", 0, 1, True),
+        ("replaced", 1, 1, False),
+        ("replaced", 0, 0, False),
+    ],
+)
+def test_only_what_one_side_settles_with_itself_is_a_match_of_one_side(
+    connection: psycopg.Connection[Any], rule: str, ours: int, theirs: int, is_kept: bool
+) -> None:
+    connection.execute("ALTER TABLE reconciliation_match DROP CONSTRAINT reconciliation_match_run_id_fkey")
+    insert = "INSERT INTO reconciliation_match VALUES (gen_random_uuid(), 1, %s, '{}', '{}', %s, %s, 0)"
+    with nullcontext() if is_kept else pytest.raises(psycopg.errors.CheckViolation):
+        connection.execute(insert, [rule, ["r"] * ours, ["r"] * theirs])
+
+
 def statement(number: int | None, minor: int, *, day: int, name: str = "STMT") -> SourceRow:
     moment = datetime(2026, 11, day, tzinfo=UTC)
     return SourceRow(
         new_uuid7(), ParticipantId("BANKAEAD"), "BANKB", "camt.053", 0, bytes([minor]) * 32, 1, 1, "acc_1", "AED",
-        name, number, 0, minor, moment, "BANKAEAD", moment,
+        name, number, 0, minor, moment, None, "BANKAEAD", moment,
     )  # fmt: skip
 
 

@@ -38,6 +38,7 @@ STATEMENTS: tuple[str, ...] = (
     opening_minor BIGINT,
     closing_minor BIGINT,
     to_at TIMESTAMP WITH TIME ZONE,
+    message TEXT,
     created_by TEXT NOT NULL,
     created_at TIMESTAMP WITH TIME ZONE NOT NULL,
     PRIMARY KEY (id),
@@ -104,8 +105,11 @@ STATEMENTS: tuple[str, ...] = (
     their_references TEXT[] NOT NULL,
     difference_minor BIGINT NOT NULL,
     CONSTRAINT reconciliation_match_pk PRIMARY KEY (run_id, number),
-    CONSTRAINT reconciliation_match_two_sides CHECK (cardinality(our_references) > 0 AND
-        cardinality(their_references) > 0),
+    CONSTRAINT reconciliation_match_sides CHECK (CASE rule
+        WHEN 'reversed' THEN abs(cardinality(our_references) - cardinality(their_references)) = 2 AND
+            cardinality(our_references || their_references) = 2 AND difference_minor = 0
+        WHEN 'replaced' THEN cardinality(our_references || their_references) = 1 AND difference_minor = 0
+        ELSE cardinality(our_references) > 0 AND cardinality(their_references) > 0 END),
     FOREIGN KEY(run_id) REFERENCES reconciliation_run (id)
 )""",
     """CREATE TABLE reconciliation_break (

@@ -26,6 +26,7 @@ from settlement.domain.reconciliation.keys import ALONE, BLOCK_LINES, CROWDED, N
 from settlement.domain.reconciliation.lines import LineTable
 from settlement.domain.reconciliation.matcher import reconcile_rest
 from settlement.domain.reconciliation.model import (
+    ONE_SIDED,
     Elsewhere,
     MatchRule,
     ReconciliationResult,
@@ -89,7 +90,7 @@ def reconcile_tables(
     totals = Totals(
         lines_ours=len(ours),
         lines_theirs=len(theirs),
-        matched=sum(by_rule.values()),
+        matched=sum(count for rule, count in by_rule.items() if rule not in ONE_SIDED),
         matched_by_rule={rule: by_rule[rule] for rule in MatchRule if by_rule[rule]},
         breaks_by_type=rest.totals.breaks_by_type,
         breaks_by_bucket=rest.totals.breaks_by_bucket,

@@ -2,10 +2,13 @@
 
 Recipe (each line ends in exactly one match or one break):
 1. Lines of an account that is not reconciled: `unknown-account`.
-2. Duplicates within a side: a line that occurs again, with its reference and direction, and with its amount and no id
+2. Within a side: a booking and what undoes it, of one payment and amount and not on the other side, cancel each other
+   (`reversed`), if a reversal says that it is one or the other side has the payment too (it was booked again). Then
+   duplicates: a line that occurs again, with its reference and direction, and with its amount and no id
    that contradicts it or with an id of it; or the same payment (UETR, or else end-to-end id) booked again in the same
    direction and amount more often than the other side has it. Not so if all lines of a payment add up to the one of
-   the other side. The line that the other side knows survives.
+   the other side. The line that the other side knows survives;
+   but a booked line before a pending one, which it replaces (`replaced`).
 3. Matching by id, in passes by UETR, by end-to-end id, by reference. A pair that differs by more than the rules let
    pass is one break, named after the first difference in the order of `BreakType`; the others are listed in `also`.
    One line against several smaller ones of its id: their sum agrees, or it is `split-incomplete`.
@@ -36,6 +39,7 @@ from itertools import combinations
 from kernel.money import Currency
 from settlement.domain.reconciliation.checks import check_statement
 from settlement.domain.reconciliation.model import (
+    ONE_SIDED,
     SUBSET_CANDIDATES_MAX,
     AgeBucket,
     Break,
@@ -50,7 +54,7 @@ from settlement.domain.reconciliation.model import (
     View,
     age_bucket,
 )
-from settlement.domain.statements import Direction, Statement, StatementEntry, is_id
+from settlement.domain.statements import Direction, EntryStatus, Statement, StatementEntry, is_id
 
 _EXACT = Rules()
 _SUBSET_STEPS_MAX = 500_000
@@ -113,7 +117,8 @@ def reconcile_rest(
     )
     if accounts is not None:
         run.find_unknown_accounts(frozenset(accounts))  # 1
-    run.find_duplicates()  # 2
+    run.find_undone()  # 2
+    run.find_duplicates()
     run.match_by(MatchRule.UETR, lambda line: line.entry.uetr)  # 3
     run.match_by(MatchRule.END_TO_END_ID, lambda line: line.end_to_end_id)
     run.match_by(MatchRule.REFERENCE, lambda line: line.entry.reference)
@@ -167,6 +172,32 @@ class _Run:
                     sentence = f"{_describe(line)}: of account {line.entry.account[:64]}, which is not reconciled here."
                     self._one_sided(BreakType.UNKNOWN_ACCOUNT, side, line, sentence)
 
+    def find_undone(self) -> None:
+        """Bookings that one side has made and undone by itself: nothing of them is left to agree on."""
+        known_ours = Counter(_repeat_key(line) for line in self._ours if not line.is_done)
+        known_theirs = Counter(_repeat_key(line) for line in self._theirs if not line.is_done)
+        for side, lines, others, known, elsewhere in (
+            (Side.OURS, self._ours, self._theirs, known_theirs, self._elsewhere.theirs),
+            (Side.THEIRS, self._theirs, self._ours, known_ours, self._elsewhere.ours),
+        ):
+            payments_there = {_two_way_key(line) for line in others if not line.is_done}
+            rank = _ranking(others, elsewhere)
+
+            # A line that says that it undoes another goes first, one that the other side knows last.
+            def order(line: _Line, rank: Callable[[_Line], _Rank] = rank) -> tuple[bool, bool, bool, int]:
+                _, is_unlike, is_unknown, position = rank(line)
+                return (not line.entry.is_reversal, not is_unlike, not is_unknown, position)
+
+            for group in _groups(lines, _booking_key):
+                is_marked = any(line.entry.is_reversal for line in group)
+                if not is_marked and _two_way_key(group[0]) not in payments_there:
+                    continue
+                ways = [[line for line in group if line.direction is direction] for direction in Direction]
+                count = min(len(way) - known[_repeat_key(way[0])] if way else 0 for way in ways)
+                if count > 0:
+                    for pair in zip(*(sorted(way, key=order)[:count] for way in ways), strict=True):
+                        self._match_alone(side, pair, MatchRule.REVERSED)
+
     def find_duplicates(self) -> None:
         known_ours = Counter(_repeat_key(line) for line in self._ours if not line.is_done)
         known_theirs = Counter(_repeat_key(line) for line in self._theirs if not line.is_done)
@@ -174,36 +205,24 @@ class _Run:
             (Side.OURS, self._ours, self._theirs, known_theirs, self._elsewhere.theirs),
             (Side.THEIRS, self._theirs, self._ours, known_ours, self._elsewhere.ours),
         ):
-            terms_there = {_full_key(line) for line in others}
-            references_there = {line.entry.reference for line in others} | elsewhere
-
-            # The line that the other side knows survives; among equals the first.
-            def rank(
-                line: _Line,
-                terms_there: set[Hashable] = terms_there,
-                references_there: set[str] | frozenset[str] = references_there,
-            ) -> tuple[bool, bool, int]:
-                return (
-                    _full_key(line) not in terms_there,
-                    line.entry.reference not in references_there,
-                    line.position,
-                )
-
+            rank = _ranking(others, elsewhere)
+            booked = {_repeat_key(line) for line in lines if line.entry.status is EntryStatus.BOOKED} - {None}
             wholes, sums = _wholes_of_payments(others), _sums_of_payments(lines)
             in_parts = {key for key, whole in wholes.items() if sums.get(key) == whole}
             for group in _groups(lines, lambda line: (line.entry.reference, *line.terms[:2])):
                 first: list[_Line] = []
                 for line in sorted(group, key=rank):
-                    if _payment_key(line) in in_parts or not any(self._is_again(side, line, other) for other in first):
+                    kept = [other for other in first if self._is_again(side, line, other)]
+                    if _payment_key(line) in in_parts or not kept:
                         first.append(line)
                     else:
-                        self._duplicate(side, line)
+                        self._again(side, line, booked, kept)
             for group in _groups(lines, _repeat_key):
                 if _payment_key(group[0]) in in_parts:
                     continue
                 allowed = max(1, known[_repeat_key(group[0])])
                 for surplus in sorted(group, key=rank)[allowed:]:
-                    self._duplicate(side, surplus)
+                    self._again(side, surplus, booked)
 
     def _is_again(self, side: Side, line: _Line, other: _Line) -> bool:
         """Whether two lines of one reference, currency and direction are one booking twice: banks give one reference to
@@ -517,8 +536,13 @@ class _Run:
             return BreakType.FEE
         return BreakType.AMOUNT
 
-    def _duplicate(self, side: Side, line: _Line) -> None:
+    def _again(self, side: Side, line: _Line, booked: set[Hashable], kept: Sequence[_Line] = ()) -> None:
+        """A line of a payment that others of its side (`kept`) stand for already; `booked` by `_repeat_key`."""
         if line.is_done:
+            return
+        is_booked = _repeat_key(line) in booked or any(other.entry.status is EntryStatus.BOOKED for other in kept)
+        if is_booked and line.entry.status is EntryStatus.PENDING:
+            self._match_alone(side, [line], MatchRule.REPLACED)
             return
         whose = (
             "we have it more than once" if side is Side.OURS else "the counterparty's statement has it more than once"
@@ -547,6 +571,9 @@ class _Run:
             "nothing says which."
         )
         self._break(BreakType.AMBIGUOUS, ours, theirs, difference, sentence)
+
+    def _match_alone(self, side: Side, lines: Sequence[_Line], rule: MatchRule) -> None:
+        self._match(*((lines, []) if side is Side.OURS else ([], lines)), rule, 0)
 
     def _match(self, ours: Sequence[_Line], theirs: Sequence[_Line], rule: MatchRule, difference_minor: int) -> None:
         self._done(ours, theirs)
@@ -622,7 +649,7 @@ def summed(
     totals = Totals(
         lines_ours,
         lines_theirs,
-        len(in_order),
+        sum(match.rule not in ONE_SIDED for match in in_order),
         {rule: by_rule[rule] for rule in MatchRule if by_rule[rule]},
         {kind: by_type[kind] for kind in BreakType if by_type[kind]},
         {bucket: by_bucket[bucket] for bucket in AgeBucket if by_bucket[bucket]},
@@ -671,6 +698,37 @@ def _repeat_key(line: _Line) -> Hashable | None:
     """One payment booked twice under two references has the same id, direction and amount."""
     identity = line.entry.uetr or line.end_to_end_id
     return None if identity is None else (identity, *line.terms[:3])
+
+
+def _booking_key(line: _Line) -> Hashable | None:
+    """A booking of a payment's amount, in whichever direction."""
+    identity = line.entry.uetr or line.end_to_end_id
+    is_booked = line.entry.status is EntryStatus.BOOKED
+    return (identity, line.terms[0], line.terms[2]) if is_booked and identity is not None else None
+
+
+def _two_way_key(line: _Line) -> Hashable:
+    """A payment in its currency, whatever its direction."""
+    return (line.entry.uetr or line.end_to_end_id, line.terms[0])
+
+
+_Rank = tuple[bool, bool, bool, int]
+
+
+def _ranking(others: list[_Line], elsewhere: frozenset[str]) -> Callable[[_Line], _Rank]:
+    """Which of several lines of a payment survives: a booked one, one that the other side knows, the first."""
+    terms_there = {_full_key(line) for line in others}
+    references_there = {line.entry.reference for line in others} | elsewhere
+
+    def rank(line: _Line) -> _Rank:
+        return (
+            line.entry.status is not EntryStatus.BOOKED,
+            _full_key(line) not in terms_there,
+            line.entry.reference not in references_there,
+            line.position,
+        )
+
+    return rank
 
 
 def _payment_key(line: _Line) -> Hashable | None:

@@ -99,9 +99,17 @@ class MatchRule(StrEnum):
     """The only set of lines that adds up."""
     MANUAL = "manual"
     """An officer's decision."""
+    REVERSED = "reversed"
+    """A booking and its reversal on one side: they cancel each other, and the other side has neither."""
+    REPLACED = "replaced"
+    """A pending line whose payment the same side has booked since."""
 
 
-CERTAIN = frozenset({MatchRule.UETR, MatchRule.END_TO_END_ID, MatchRule.REFERENCE, MatchRule.GROUP, MatchRule.MANUAL})
+ONE_SIDED = frozenset({MatchRule.REVERSED, MatchRule.REPLACED})
+"""Settle lines of one side among themselves; they are no agreement of two books, and not counted as one."""
+CERTAIN = ONE_SIDED | frozenset(
+    {MatchRule.UETR, MatchRule.END_TO_END_ID, MatchRule.REFERENCE, MatchRule.GROUP, MatchRule.MANUAL}
+)
 """Rest on an id or a decision; the others are suggestions that a person may undo."""
 
 
@@ -207,7 +215,8 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """Lines that agree within the rules. Positions count each side's lines from 0."""
+    """Lines that agree within the rules; of a rule in `ONE_SIDED`, lines of one side. Positions count each side's lines
+    from 0."""
 
     ours: tuple[StatementEntry, ...]
     theirs: tuple[StatementEntry, ...]
@@ -261,7 +270,7 @@ class Totals:
     lines_ours: int
     lines_theirs: int
     matched: int
-    """Matches; of a match of several lines, one."""
+    """Matches of both sides; of a match of several lines, one."""
     matched_by_rule: Mapping[MatchRule, int]
     breaks_by_type: Mapping[BreakType, int]
     breaks_by_bucket: Mapping[AgeBucket, int]

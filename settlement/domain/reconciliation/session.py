@@ -23,7 +23,7 @@ from kernel.money import Currency
 from settlement.domain.reconciliation.checks import Finder, check_succession
 from settlement.domain.reconciliation.columnar import Pairs, ids_of, reconcile_tables
 from settlement.domain.reconciliation.lines import LineTable, entry_of_json, entry_to_json
-from settlement.domain.reconciliation.model import Break, BreakType, Match, MatchRule, Rules, Totals, View
+from settlement.domain.reconciliation.model import ONE_SIDED, Break, BreakType, Match, MatchRule, Rules, Totals, View
 from settlement.domain.statements import StatementEntry
 
 AUTO_CLOSED = frozenset(
@@ -203,7 +203,9 @@ def run_session(
                 opening_minor=papers.opening_minor,
             )
     carried = sum(int(((x.ours >= our_count) | (x.theirs >= their_count)).sum()) for x in pairs) + sum(
-        1 for x in matches if max(x.our_positions) >= our_count or max(x.their_positions) >= their_count
+        1
+        for x in matches
+        if x.rule not in ONE_SIDED and (max(x.our_positions) >= our_count or max(x.their_positions) >= their_count)
     )
     done_ours = _matched(our_count + len(selection.carried_ours), pairs, matches, is_ours=True)
     done_theirs = _matched(their_count + len(selection.carried_theirs), pairs, matches, is_ours=False)
