@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -80,7 +80,7 @@ class Meter:
         return int(str(self._one(query)))
 
     def _one(self, query: str, *parameters: object) -> object:
-        row = self._connection.execute(query, parameters).fetchone()  # type: ignore[arg-type]
+        row = self._connection.execute(query, parameters).fetchone()
         return row[0] if row is not None else 0
 
 
@@ -201,7 +201,7 @@ def _payment(world: LedgerWorld, wallets: list[int], keys: list[PrivateKey], num
     return TransferItem(instruction=world.instruction(terms, keys[payer], minutes=60))
 
 
-def _records(debit: np.ndarray, credit: np.ndarray, amount: int) -> np.ndarray:  # type: ignore[type-arg]
+def _records(debit: np.ndarray, credit: np.ndarray, amount: int) -> np.ndarray:
     records = np.zeros(len(debit), SUBMISSION)
     high = (int(time.time() * 1000) << 16 | 0x7000) + np.arange(len(debit), dtype=np.uint64) % 4096
     records["id_high"] = high
@@ -211,7 +211,7 @@ def _records(debit: np.ndarray, credit: np.ndarray, amount: int) -> np.ndarray: 
     return records
 
 
-def _all_booked(codes: np.ndarray) -> None:  # type: ignore[type-arg]
+def _all_booked(codes: np.ndarray) -> None:
     if codes.any():
         raise RuntimeError(f"{int((codes != 0).sum())} transfers were not booked")
 
@@ -219,7 +219,11 @@ def _all_booked(codes: np.ndarray) -> None:  # type: ignore[type-arg]
 def main() -> None:
     transfers = int(sys.argv[1]) if len(sys.argv) > 1 else 2 * RUN_TRANSFERS
     with scene() as stage:  # signed first: the server's WAL is one, and the bulk's tables are vacuumed afterwards
-        for name, measure in (("signed", lambda: signed(stage)), ("bulk", lambda: bulk(stage, transfers))):
+        measures: dict[str, Callable[[], dict[str, float]]] = {
+            "signed": lambda: signed(stage),
+            "bulk": lambda: bulk(stage, transfers),
+        }
+        for name, measure in measures.items():
             costs = measure()
             sys.stdout.write(json.dumps({"cost of": name, "unit": "bytes a transfer", **costs}, indent=1) + "\n")
 
