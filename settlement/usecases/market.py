@@ -22,7 +22,7 @@ from kernel import idempotency
 from kernel.clock import Clock
 from kernel.crypto import jws
 from kernel.crypto.keys import PublicKey
-from kernel.database import Database, sqlstate
+from kernel.database import Database
 from kernel.errors import ProblemError
 from kernel.ids import ParticipantId
 from kernel.money import Currency, Money
@@ -54,12 +54,12 @@ from settlement.store import batches, tables
 from settlement.store import market as store
 from settlement.usecases.compliance import NewScreening, keep_to_screened
 from settlement.usecases.intake import IntakeCheck
+from settlement.usecases.kept_twice import database_refusals
 from settlement.usecases.market_evidence import search_view, why
 from settlement.usecases.multileg import NewMultileg, store_settlement
 
 log = logging.getLogger("jiaozi.settlement.market")
 
-UNIQUE_VIOLATION = "23505"
 SEARCHES_MAX = 5
 """Of one execution, when quotes change between the search and their locks."""
 REQUOTES_MAX = 20
@@ -387,22 +387,16 @@ def execute(
             raise RuntimeError("the execution just stored is not there")
         return 201, render(connection, made)
 
-    try:
-        with market.database.transaction(isolation="READ COMMITTED") as connection:
-            return idempotency.run_once(
-                connection,
-                client=request.submitter,
-                key=request.idempotency_key,
-                fingerprint=print_,
-                work=work,
-                table=tables.idempotency,
-                clock=market.clock,
-            )
-    except sa.exc.IntegrityError as error:
-        if sqlstate(error) != UNIQUE_VIOLATION:
-            # The database's own check of a size, a limit or conservation: a bug of ours, and nothing is stored.
-            raise
-        raise ProblemError(SettlementRefusal.UETR_ALREADY_USED, "another request has just used this UETR") from error
+    with database_refusals(), market.database.transaction(isolation="READ COMMITTED") as connection:
+        return idempotency.run_once(
+            connection,
+            client=request.submitter,
+            key=request.idempotency_key,
+            fingerprint=print_,
+            work=work,
+            table=tables.idempotency,
+            clock=market.clock,
+        )
 
 
 def _find_and_lock(

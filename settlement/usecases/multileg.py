@@ -30,6 +30,7 @@ from settlement.domain.refusals import SettlementRefusal
 from settlement.settings import Directory
 from settlement.store import batches, gates, tables
 from settlement.usecases.intake import Candidate, Fault, IntakeCheck
+from settlement.usecases.kept_twice import database_refusals
 
 Origin = Literal["multileg", "route", "netting"]
 """What brought the settlement: the `format` of its batch of one."""
@@ -103,19 +104,16 @@ def submit_settlement(
         )
         return (201 if stored.is_new else 200), render(stored.row)
 
-    try:
-        with database.transaction(isolation="READ COMMITTED") as connection:
-            return idempotency.run_once(
-                connection,
-                client=submission.submitter,
-                key=submission.idempotency_key,
-                fingerprint=print_,
-                work=work,
-                table=tables.idempotency,
-                clock=clock,
-            )
-    except sa.exc.IntegrityError as error:
-        raise ProblemError(SettlementRefusal.UETR_ALREADY_USED, "another request has just used this UETR") from error
+    with database_refusals(), database.transaction(isolation="READ COMMITTED") as connection:
+        return idempotency.run_once(
+            connection,
+            client=submission.submitter,
+            key=submission.idempotency_key,
+            fingerprint=print_,
+            work=work,
+            table=tables.idempotency,
+            clock=clock,
+        )
 
 
 @dataclass(frozen=True, slots=True)

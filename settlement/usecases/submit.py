@@ -10,8 +10,6 @@ from datetime import datetime
 from typing import Any, Literal
 from uuid import UUID
 
-import sqlalchemy as sa
-
 from kernel import idempotency
 from kernel.clock import Clock
 from kernel.database import Database
@@ -28,6 +26,7 @@ from settlement.iso20022.csv_batch import read_csv
 from settlement.settings import Directory
 from settlement.store import batches, gates, messages, tables
 from settlement.usecases.intake import Candidate, Fault, IntakeCheck
+from settlement.usecases.kept_twice import database_refusals
 from settlement.usecases.market import CreditorPrices, Market
 
 BatchFormat = Literal["pacs.009", "csv"]
@@ -125,22 +124,16 @@ def submit_batch(
             raise RuntimeError("the batch just stored is not there")
         return 201, render(stored)
 
-    try:
-        with database.transaction(isolation="READ COMMITTED") as connection:
-            return idempotency.run_once(
-                connection,
-                client=submission.submitter,
-                key=submission.idempotency_key,
-                fingerprint=print_,
-                work=work,
-                table=tables.idempotency,
-                clock=clock,
-            )
-    except sa.exc.IntegrityError as error:
-        # Two different requests raced for one message id or UETR; the unique keys let one in.
-        raise ProblemError(
-            SettlementRefusal.UETR_ALREADY_USED, "another request has just used this message id or one of these UETRs"
-        ) from error
+    with database_refusals(), database.transaction(isolation="READ COMMITTED") as connection:
+        return idempotency.run_once(
+            connection,
+            client=submission.submitter,
+            key=submission.idempotency_key,
+            fingerprint=print_,
+            work=work,
+            table=tables.idempotency,
+            clock=clock,
+        )
 
 
 def _read(submission: Submission) -> ReadResult:
