@@ -63,6 +63,7 @@ STATUS_BY_REFUSAL: Mapping[Refusal, int] = {
     SettlementRefusal.COUNTER_CURRENCY_AMBIGUOUS: 422,
     SettlementRefusal.COUNTER_AMOUNT_OUT_OF_RANGE: 422,
     SettlementRefusal.UETR_ALREADY_USED: 409,
+    SettlementRefusal.RECALLED: 409,
     SettlementRefusal.BATCH_ID_REUSED: 409,
     SettlementRefusal.BATCH_NOT_FOUND: 404,
     SettlementRefusal.SETTLEMENT_NOT_FOUND: 404,

@@ -19,6 +19,7 @@ class SettlementRefusal(Refusal):
     COUNTER_CURRENCY_AMBIGUOUS = "counter-currency-ambiguous", False, "Name the counter currency: several are quoted."
     COUNTER_AMOUNT_OUT_OF_RANGE = "counter-amount-out-of-range", False, "The counter amount is nothing or too large."
     UETR_ALREADY_USED = "uetr-already-used", False, "Another batch has this UETR; a payment is settled once."
+    RECALLED = "recalled", False, "The payment was recalled before it was booked."
     BATCH_ID_REUSED = "batch-id-reused", False, "The message id was used with other content."
     BATCH_NOT_FOUND = "batch-not-found", True, "There is no such batch."
     SETTLEMENT_NOT_FOUND = "settlement-not-found", True, "There is no such settlement."

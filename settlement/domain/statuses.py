@@ -117,6 +117,7 @@ CODE_BY_REFUSAL: dict[str, str] = {refusal.value: code for refusal, code in CODE
     SettlementRefusal.ACCOUNT_MISSING.value: "AC01",
     SettlementRefusal.COUNTER_AMOUNT_OUT_OF_RANGE.value: "AM02",
     SettlementRefusal.UETR_ALREADY_USED.value: "AM05",
+    SettlementRefusal.RECALLED.value: "DS02",
     SettlementRefusal.VALUE_DATE_PAST.value: "DT01",
     SettlementRefusal.VALUE_DATE_TOO_FAR.value: "DT04",
     SettlementRefusal.VALUE_DATE_NOT_BUSINESS_DAY.value: "DT01",

@@ -87,6 +87,7 @@ class RecallItemRow:
     settlement_id: UUID | None
     was_open: bool
     fault: str = ""
+    stream_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,6 +409,62 @@ def settlements_by_uetr(connection: sa.Connection, uetrs: Sequence[UUID]) -> dic
         )
     )
     return {row.uetr: row.id for row in rows}
+
+
+_STAGED_OF = sa.text("""
+    SELECT json_agg(
+        json_build_array(number, line, instruction_id, uetr, terms::json, stream_id) ORDER BY stream_id, number
+    )::text
+    FROM stream_staged WHERE uetr = ANY(:uetrs)
+""")
+
+
+class _StagedElsewhere(_StagedItem, array_like=True):
+    stream: UUID
+
+
+_ELSEWHERE = msgspec.json.Decoder(list[_StagedElsewhere])
+
+
+def lock_staged(connection: sa.Connection, uetrs: Sequence[UUID]) -> list[tuple[StreamRow, Instruction]]:
+    """Lines of these UETRs that wait to be booked, and their streams, which until the transaction ends book nothing."""
+    wanted = list(uetrs)
+    if not connection.execute(sa.select(m.stream_staged.c.number).limit(1)).first():
+        return []
+    staged = m.stream_staged.c
+    streams = connection.execute(
+        sa.select(staged.stream_id)
+        .where(staged.uetr == sa.func.any(sa.cast(wanted, sa.ARRAY(sa.Uuid))))
+        .distinct()
+        .order_by(staged.stream_id)
+    ).scalars()
+    locked = {key: find_stream(connection, key, lock=True) for key in list(streams)}
+    # Looked at again: until it was locked, a stream may have booked what was seen of it.
+    lines = connection.execute(_STAGED_OF, {"uetrs": wanted}).scalar_one() if locked else None
+    found = [] if lines is None else _ELSEWHERE.decode(lines)
+    return [(stream, _instruction(row)) for row in found if (stream := locked.get(row.stream)) is not None]
+
+
+def is_file_unread(connection: sa.Connection, submitter: ParticipantId | None) -> bool:
+    """Whether a file, of this submitter's if one is named, is not read to its end yet."""
+    where: list[sa.ColumnElement[bool]] = [m.stream.c.state.in_(("receiving", "reading"))]
+    if submitter is not None:
+        where.append(m.stream.c.submitter == submitter)
+    return connection.execute(sa.select(m.stream.c.id).where(*where).limit(1)).first() is not None
+
+
+def recalled_of_stream(connection: sa.Connection, stream: UUID) -> set[UUID]:
+    """UETRs of its lines that were asked back before they were booked."""
+    return set(connection.execute(sa.select(m.recall_item.c.uetr).where(m.recall_item.c.stream_id == stream)).scalars())
+
+
+def refusal_of_uetr(connection: sa.Connection, stream: UUID, uetr: UUID) -> str | None:
+    """Why the stream's line of this UETR was refused."""
+    refusal = m.stream_refusal.c
+    found = connection.execute(
+        sa.select(refusal.refusal).where(refusal.stream_id == stream, refusal.uetr == uetr).order_by(refusal.number)
+    ).scalars()
+    return next(iter(found), None)
 
 
 def _recall(row: sa.Row[Any]) -> RecallRow:

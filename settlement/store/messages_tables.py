@@ -152,10 +152,17 @@ recall_item = sa.Table(
     sa.Column("settlement_id", sa.Uuid, sa.ForeignKey("settlement.id")),
     sa.Column("was_open", sa.Boolean, nullable=False),
     sa.Column("fault", sa.Text, nullable=False),
+    sa.Column("stream_id", sa.Uuid, sa.ForeignKey("stream.id")),
     sa.PrimaryKeyConstraint("recall_id", "number", name="recall_item_pk"),
     sa.CheckConstraint("settlement_id IS NOT NULL OR NOT was_open", name="recall_item_open_one_exists"),
     sa.CheckConstraint("fault = '' OR settlement_id IS NULL", name="recall_item_unlike_is_not_given_up"),
+    sa.CheckConstraint(
+        "stream_id IS NULL OR (settlement_id IS NULL AND uetr IS NOT NULL AND fault = '')",
+        name="recall_item_staged_is_not_settled",
+    ),
+    sa.Index("recall_item_staged", "stream_id", postgresql_where=sa.text("stream_id IS NOT NULL")),
 )
 """One payment asked back. `was_open`: it was undecided when asked, so the engine was told to give it up; whether it
 did, the settlement says. `fault`: what the recall says of the payment that is not so; it is none of its payments
-then."""
+then. `stream_id`: the payment was a line of this file and not booked yet when it was asked back; it is refused when its
+turn comes."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from kernel.errors import ProblemError
 from kernel.ids import AccountNumber, ParticipantId, derive_uuid7, new_uuid7
 from kernel.money import Currency, Money
 from settlement.domain.escrow import IN_DOUBT, Decision, SettlementState
+from settlement.domain.instructions import Instruction
 from settlement.domain.refusals import AbortReason, SettlementRefusal
 from settlement.domain.statements import Direction, Statement, StatementEntry, reference_of
 from settlement.domain.statuses import (
@@ -45,6 +46,7 @@ from settlement.iso20022.xml_reader import local_name
 from settlement.store import batches, messages
 from settlement.store.batches import BatchRow, SettlementRow
 from settlement.store.messages import EntryPlace, EntryRow, RecallItemRow, RecallRow, StreamRow
+from settlement.usecases.kept_twice import database_refusals
 
 CSV_MESSAGE = "csv"
 SETTLE_GRACE = timedelta(minutes=5)
@@ -259,6 +261,8 @@ def _entry(row: EntryRow, participant: ParticipantId, currency: Currency) -> Sta
 
 # --- recalls
 
+STILL_READ = "no payment of this UETR yet, but a file is still being read: recall it again when it is"
+
 
 @dataclass(frozen=True, slots=True)
 class RecallStanding:
@@ -266,6 +270,8 @@ class RecallStanding:
 
     row: RecallRow
     items: tuple[tuple[RecallItemRow, SettlementRow | None], ...]
+    staged: Mapping[int, CancellationStatus] = field(default_factory=dict)
+    """By the item's number: of payments that were lines of a file when they were asked back, where that stands."""
 
 
 def submit_recall(
@@ -290,30 +296,25 @@ def submit_recall(
     _check_parties(recall, submitter, is_operator=is_operator, bridge=bridge)
     digest = hashlib.sha256(content).digest()
     now = clock()
-    try:
-        with database.transaction(isolation="READ COMMITTED") as connection:
-            known = messages.find_recall_of(connection, submitter, recall.assignment_id)
-            if known is not None:
-                if known.content_sha256 != digest:
-                    raise ProblemError(SettlementRefusal.RECALL_ID_REUSED, f"assignment {recall.assignment_id}")
-                return _standing(connection, known), False
-            row = RecallRow(
-                id=new_uuid7(),
-                submitter=submitter,
-                message=recall.message,
-                assignment_id=recall.assignment_id,
-                case_id=recall.case_id,
-                assigner=recall.assigner,
-                content_sha256=digest,
-                received_at=now,
-            )
-            items = _asked_back(connection, recall, submitter, is_operator=is_operator, now=now)
-            messages.insert_recall(connection, row, items)
-            return _standing(connection, row), True
-    except sa.exc.IntegrityError as error:
-        raise ProblemError(
-            SettlementRefusal.RECALL_ID_REUSED, "it was sent twice at once: repeat the request"
-        ) from error
+    with database_refusals(), database.transaction(isolation="READ COMMITTED") as connection:
+        known = messages.find_recall_of(connection, submitter, recall.assignment_id)
+        if known is not None:
+            if known.content_sha256 != digest:
+                raise ProblemError(SettlementRefusal.RECALL_ID_REUSED, f"assignment {recall.assignment_id}")
+            return _standing(connection, known), False
+        row = RecallRow(
+            id=new_uuid7(),
+            submitter=submitter,
+            message=recall.message,
+            assignment_id=recall.assignment_id,
+            case_id=recall.case_id,
+            assigner=recall.assigner,
+            content_sha256=digest,
+            received_at=now,
+        )
+        items = _asked_back(connection, recall, submitter, is_operator=is_operator, now=now)
+        messages.insert_recall(connection, row, items)
+        return _standing(connection, row), True
 
 
 def _check_parties(recall: Recall, submitter: ParticipantId, *, is_operator: bool, bridge: ParticipantId) -> None:
@@ -329,7 +330,12 @@ def _check_parties(recall: Recall, submitter: ParticipantId, *, is_operator: boo
 def _asked_back(
     connection: sa.Connection, recall: Recall, submitter: ParticipantId, *, is_operator: bool, now: datetime
 ) -> list[RecallItemRow]:
-    found = messages.settlements_by_uetr(connection, [item.uetr for item in recall.items])
+    uetrs = [item.uetr for item in recall.items]
+    # First the files that are being booked: what leaves them before this is found as a settlement.
+    staged: dict[UUID, list[tuple[StreamRow, Instruction]]] = {}
+    for row, line in messages.lock_staged(connection, uetrs):
+        staged.setdefault(line.uetr, []).append((row, line))
+    found = messages.settlements_by_uetr(connection, uetrs)
     # In the order in which the engine locks them: a recall's own order could end in a deadlock with it.
     batches.lock_in_order(connection, list(found.values()))
     rows: list[RecallItemRow] = []
@@ -341,9 +347,20 @@ def _asked_back(
         if not is_operator and submitter not in asks:
             settlement = None
         # A recall of another payment than its UETR's must not end that one: the UETR alone may be a slip.
-        fault = "" if settlement is None or batch is None else _unlike(connection, item, settlement, batch)
+        fault = "" if settlement is None or batch is None else _unlike_settled(connection, item, settlement, batch)
         if fault:
             settlement = None
+        stream: UUID | None = None
+        if key is None:
+            for row, line in staged.get(item.uetr, ()):
+                if is_operator or submitter in (row.submitter, line.debtor):
+                    # Whose file is not read to its end may yet turn out to be no file, and has no message id.
+                    fault = _unlike_staged(item, row, line) if row.state == StreamState.BOOKING else STILL_READ
+                    stream = None if fault else row.id
+                    break
+            else:
+                if messages.is_file_unread(connection, None if is_operator else submitter):
+                    fault = STILL_READ
         was_open = False
         if settlement is not None:
             # Under the settlement's row lock: a decision that came first stays.
@@ -360,24 +377,41 @@ def _asked_back(
                 settlement_id=None if settlement is None else settlement.id,
                 was_open=was_open,
                 fault=fault,
+                stream_id=stream,
             )
         )
     return rows
 
 
-def _unlike(connection: sa.Connection, item: RecallItem, settlement: SettlementRow, batch: BatchRow) -> str:
-    """What a recall says of a payment that is not so, "" if nothing; what it leaves out is not asked for."""
+def _unlike_settled(connection: sa.Connection, item: RecallItem, settlement: SettlementRow, batch: BatchRow) -> str:
     message_id = None
     if item.original_message_id is not None and batch.format.startswith("pacs."):
         stream = messages.stream_of_batch(connection, batch.id)
         message_id = batch.message_id if stream is None else stream.message_id
     amount = settlement.legs[0].leg.terms.amount
+    return _unlike(item, message_id, settlement.instruction_id, settlement.end_to_end_id, amount, settlement.value_date)
+
+
+def _unlike_staged(item: RecallItem, stream: StreamRow, line: Instruction) -> str:
+    message_id = stream.message_id if stream.message else None  # a table's is made here
+    return _unlike(item, message_id, line.instruction_id, line.end_to_end_id, line.amount, line.value_date)
+
+
+def _unlike(
+    item: RecallItem,
+    message_id: str | None,
+    instruction_id: str,
+    end_to_end_id: str,
+    amount: Money,
+    value_date: date,
+) -> str:
+    """What a recall says of a payment that is not so, "" if nothing; what it leaves out is not asked for."""
     for name, says, holds in (
         ("OrgnlMsgId", item.original_message_id, message_id),
-        ("OrgnlInstrId", item.instruction_id, settlement.instruction_id),
-        ("OrgnlEndToEndId", item.end_to_end_id, settlement.end_to_end_id),
+        ("OrgnlInstrId", item.instruction_id, instruction_id),
+        ("OrgnlEndToEndId", item.end_to_end_id, end_to_end_id),
         ("OrgnlIntrBkSttlmAmt", item.amount, amount),
-        ("OrgnlIntrBkSttlmDt", item.value_date, settlement.value_date),
+        ("OrgnlIntrBkSttlmDt", item.value_date, value_date),
     ):
         if says is not None and holds is not None and says != holds:
             return f"{name} says {says}, the payment of this UETR has {holds}"
@@ -397,18 +431,40 @@ def _standing(connection: sa.Connection, row: RecallRow) -> RecallStanding:
             (item, None if item.settlement_id is None else batches.find_settlement(connection, item.settlement_id))
             for item in items
         ),
+        {
+            item.number: _staged_standing(connection, item.stream_id, item.uetr)
+            for item in items
+            if item.stream_id is not None and item.uetr is not None
+        },
     )
+
+
+def _staged_standing(connection: sa.Connection, stream: UUID, uetr: UUID) -> CancellationStatus:
+    """It is refused when its turn comes; a file that is refused as a whole had no such payment."""
+    row = messages.find_stream(connection, stream)
+    refusal = messages.refusal_of_uetr(connection, stream, uetr)
+    if refusal is None and row is not None and row.state == StreamState.BOOKING:
+        return CancellationStatus.PENDING
+    is_recalled = refusal == SettlementRefusal.RECALLED.value
+    return CancellationStatus.ACCEPTED if is_recalled else CancellationStatus.REJECTED
 
 
 def resolve(standing: RecallStanding) -> list[ResolvedItem]:
     """What came of each payment so far."""
-    return [_resolved(item, settlement) for item, settlement in standing.items]
+    return [_resolved(item, settlement, standing.staged.get(item.number)) for item, settlement in standing.items]
 
 
-def _resolved(item: RecallItemRow, settlement: SettlementRow | None) -> ResolvedItem:
+def _resolved(
+    item: RecallItemRow, settlement: SettlementRow | None, staged: CancellationStatus | None = None
+) -> ResolvedItem:
     reason: str | None = None
     texts: tuple[str, ...] = ()
-    if settlement is None:
+    status: CancellationStatus
+    if staged is CancellationStatus.PENDING:
+        status, texts = staged, texts_of("it waits in a file to be booked, and is refused when its turn comes")
+    elif staged is CancellationStatus.ACCEPTED:
+        status, texts = staged, texts_of("it was not booked")
+    elif settlement is None:
         status, reason = CancellationStatus.REJECTED, NO_ORIGINAL
         texts = texts_of(item.fault or "no payment of this UETR that the sender may recall")
     else:

@@ -538,6 +538,11 @@ def _settlements(
         if item.uetr in used:
             reason = f"UETR {item.uetr} belongs to another batch"
             refused[number] = Fault(SettlementRefusal.UETR_ALREADY_USED.value, number, reason)
+    recalled = messages.recalled_of_stream(connection, row.id)
+    for number, item in instructions.items():
+        if item.uetr in recalled and number not in refused:
+            reason = f"UETR {item.uetr} was recalled before it was booked"
+            refused[number] = Fault(SettlementRefusal.RECALLED.value, number, reason)
     first = min(instructions)
     while True:
         # Whatever quotes and checks record (a used quota, a taken quote) is of these lines exactly: a line's fault

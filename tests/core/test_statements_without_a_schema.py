@@ -6,16 +6,20 @@ one at a time, and the message must be refused.
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, date, datetime
 from uuid import UUID
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kernel.money import Currency, Money
 from settlement.domain.statements import Direction, EntryStatus
 from settlement.iso20022 import camt053
 from settlement.iso20022.versions import UNVALIDATED, VERSIONS
 from settlement.sources import SourceFormat, SourceRead, is_validated, read_source, zip_of_pages
+from tests.messages_world import spoiled
 
 EUR = Currency.of("EUR")
 UETR = "11111111-1111-4111-8111-111111111111"
@@ -196,3 +200,10 @@ def test_an_entry_and_what_is_beside_the_entries_are_bounded(text: str, monkeypa
     found = read(made)
     assert [(item.refusal, item.index) for item in found.problems] == [("part-too-large", place)]
     assert "4,000 bytes" in found.problems[0].reason
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(["02", "04"]), st.randoms(use_true_random=False))
+def test_a_spoiled_statement_is_read_or_refused(number: str, random_: random.Random) -> None:
+    found = read_source(spoiled(as_version(number).encode(), random_), SourceFormat.CAMT_053)
+    assert (found.lines is None) is bool(found.problems)

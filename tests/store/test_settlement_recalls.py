@@ -22,9 +22,11 @@ from kernel.ids import ParticipantId
 from kernel.money import Money
 from settlement.domain.statuses import CancellationStatus, Confirmation, confirmation_of
 from settlement.iso20022.head001 import envelope
+from settlement.iso20022.pacs009 import write_pacs009
 from settlement.iso20022.recalls import Recall, RecallItem, read_resolution, write_recall
+from settlement.usecases import streams
 from settlement.usecases.messages import RecallStanding, resolution_message, resolve, submit_recall
-from settlement.usecases.streams import work_on
+from settlement.usecases.streams import steps, work_on
 from tests.messages_world import AED, BANK_A, BANK_B, BRIDGE, CNY, CREATED_AT, World, instruction, pacs009
 
 PAID = instruction(1)
@@ -133,6 +135,65 @@ def test_the_same_recall_is_one_and_another_of_the_same_payment_stands_as_the_fi
     assert [item.status for item in resolve(second)] == [CancellationStatus.PENDING]
     assert refused(world, recall(RecallItem(instruction(2).uetr)))[0] == "recall-id-reused"
     assert (rows(world), given_up(world)) == (2, {PAID.uetr})
+
+
+WAITING = [instruction(number) for number in range(4, 10)]
+"""Of the file M2, two lines a step."""
+
+
+@pytest.fixture
+def waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> UUID:
+    """A file of which the first two lines are booked and the others staged."""
+    monkeypatch.setattr(streams, "BATCH_LINES", 2)
+    stream = world.send(write_pacs009(WAITING, message_id="M2", created_at=CREATED_AT))
+    for _ in steps(world.context, stream):
+        if world.row(stream).booked_number == 2:
+            break
+    return stream
+
+
+def test_a_payment_that_waits_in_its_file_is_refused_when_its_turn_comes(world: World, waiting: UUID) -> None:
+    last = WAITING[-1]
+    asked = RecallItem(last.uetr, original_message_id="M2", instruction_id=last.instruction_id, amount=last.amount)
+    content = recall(asked, RecallItem(WAITING[0].uetr))
+    standing, _ = send(world, content)
+    assert [item.status for item in resolve(standing)] == [CancellationStatus.PENDING] * 2
+    assert work_on(world.context, waiting)
+    assert (world.row(waiting).booked_count, world.refusals(waiting)) == (5, [(6, "recalled")])
+    again, is_new = send(world, content)
+    found = resolve(again)
+    assert not is_new and [item.status for item in found] == [CancellationStatus.ACCEPTED, CancellationStatus.PENDING]
+    assert given_up(world) == {WAITING[0].uetr}
+    answer = resolution_message(again, bridge=BRIDGE, version="camt.029.001.09", now=CREATED_AT)
+    assert [item.status for item in read_resolution(answer).items] == [item.status for item in found]
+
+
+@pytest.mark.parametrize(
+    ("item", "by"),
+    [
+        (RecallItem(WAITING[-1].uetr, end_to_end_id="E2E-1"), BANK_A),
+        (RecallItem(WAITING[-1].uetr, original_message_id="M1"), BANK_A),
+        (RecallItem(WAITING[-1].uetr), BANK_B),
+    ],
+)
+def test_a_payment_that_waits_is_ended_by_no_stranger_and_no_recall_unlike_it(
+    world: World, waiting: UUID, item: RecallItem, by: ParticipantId
+) -> None:
+    (found,) = resolve(send(world, recall(item, assigner=by), by)[0])
+    assert (found.status, found.reason) == (CancellationStatus.REJECTED, "NOOR")
+    assert work_on(world.context, waiting)
+    assert (world.row(waiting).booked_count, world.refusals(waiting)) == (6, [])
+
+
+def test_a_payment_in_a_file_that_is_still_read_may_be_recalled_again(world: World) -> None:
+    stream = world.send(write_pacs009(WAITING, message_id="M2", created_at=CREATED_AT))
+    asked = RecallItem(WAITING[-1].uetr)
+    (early,) = resolve(send(world, recall(asked))[0])
+    (strangers,) = resolve(send(world, recall(asked, assigner=BANK_B), BANK_B)[0])
+    assert "recall it again" in " ".join(early.texts) and "recall it again" not in " ".join(strangers.texts)
+    assert work_on(world.context, stream)
+    (later,) = resolve(send(world, recall(asked, name="R2"))[0])
+    assert later.status is CancellationStatus.PENDING and given_up(world) == {WAITING[-1].uetr}
 
 
 def test_a_stranger_may_recall_nothing_and_learns_nothing(world: World) -> None:

@@ -117,12 +117,17 @@ STATEMENTS: tuple[str, ...] = (
     settlement_id UUID,
     was_open BOOLEAN NOT NULL,
     fault TEXT NOT NULL,
+    stream_id UUID,
     CONSTRAINT recall_item_pk PRIMARY KEY (recall_id, number),
     CONSTRAINT recall_item_open_one_exists CHECK (settlement_id IS NOT NULL OR NOT was_open),
     CONSTRAINT recall_item_unlike_is_not_given_up CHECK (fault = '' OR settlement_id IS NULL),
+    CONSTRAINT recall_item_staged_is_not_settled CHECK (stream_id IS NULL OR
+        (settlement_id IS NULL AND uetr IS NOT NULL AND fault = '')),
     FOREIGN KEY(recall_id) REFERENCES recall (id),
-    FOREIGN KEY(settlement_id) REFERENCES settlement (id)
+    FOREIGN KEY(settlement_id) REFERENCES settlement (id),
+    FOREIGN KEY(stream_id) REFERENCES stream (id)
 )""",
+    "CREATE INDEX recall_item_staged ON recall_item (stream_id) WHERE stream_id IS NOT NULL",
 )
 
 
