@@ -227,7 +227,9 @@ class MessageReader:
             self._inside_bytes += len(piece)
         else:
             self._inside_bytes = 0
-            self._around_bytes += len(piece)
+            content = piece.strip()
+            if not self._cut.fullmatch(content):  # the tags and blanks between a million entries are nothing
+                self._around_bytes += len(content)
         if self._inside_bytes > self._part_bytes_max:
             reason = f"one {self._repeated_name} of more than {self._part_bytes_max:,} bytes"
         elif self._around_bytes > self._part_bytes_max:

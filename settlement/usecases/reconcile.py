@@ -562,7 +562,7 @@ def _store(
         new=new,
         findings=findings,
     )
-    reason = f"reconciliation {ids.show('rec', run.id)} has both sides"
+    reason = f"reconciliation {ids.show('rec', run.id)} has both sides, or says what came of the line"
     store.append_events(
         connection,
         [

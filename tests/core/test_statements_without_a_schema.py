@@ -202,6 +202,13 @@ def test_an_entry_and_what_is_beside_the_entries_are_bounded(text: str, monkeypa
     assert "4,000 bytes" in found.problems[0].reason
 
 
+def test_tags_and_blanks_between_many_entries_are_nothing_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(camt053, "ENTRY_BYTES_MAX", 4_000)
+    start, end = V02.rindex("   <Ntry>"), V02.index("  </Stmt>")
+    found = read(V02[:start] + (V02[start:end] + " " * 40) * 300 + V02[end:])
+    assert found.problems == ()
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(["02", "04"]), st.randoms(use_true_random=False))
 def test_a_spoiled_statement_is_read_or_refused(number: str, random_: random.Random) -> None:

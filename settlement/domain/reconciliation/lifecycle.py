@@ -50,7 +50,7 @@ class EventKind(StrEnum):
     """The instruction was cancelled: nothing was booked."""
     EXPLAINED = "explained"
     LATE_SIDE = "late-side"
-    """A later run has both sides."""
+    """A later run has both sides, or the line's own side has replaced or undone it."""
     REMATCHED = "rematched"
     REOPENED = "reopened"
 
